@@ -1,0 +1,184 @@
+"""The paper's claims as data: each a comparison of run records, with an interval and a verdict."""
+
+# pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import stats
+from .records import Records, estimate, paired
+from .types import Move, Need
+
+Values = Callable[[Records], pd.Series]  # numbers indexed by backbone, seed and anything else
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A number that the claim says is above 0; `words` say what it is."""
+
+    words: str
+    values: Values
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that holds if every comparison does, and fails if any does."""
+
+    key: str
+    text: str
+    comparisons: tuple[Comparison, ...]
+
+
+def methods(a: str, b: str, task: str) -> Comparison:
+    """Test success of method `a` minus method `b`, paired by seed and item, in the main comparison."""
+
+    def values(records: Records) -> pd.Series:
+        scores = records.main.scores
+        return paired(scores[scores.task == task], a, b)
+
+    return Comparison(f"test success on {task}: {a} - {b}", values)
+
+
+def remade(records: Records) -> pd.Series:
+    """Test success on math: trained on remade targets minus gold ones, paired by all other settings, seed and item."""
+    scores = records.scores[records.scores.task == "math"]
+    target = scores.settings.str.extract(r'"targets": "(\w+)"', expand=False)
+    rest = scores.settings.str.replace(r'"targets": "\w+"', "", regex=True)
+    return paired(scores.assign(targets=target, settings=rest), "remade", "gold", factor="targets")
+
+
+def area(rows: pd.DataFrame) -> pd.Series:
+    """AUROC - 0.5 of `score` for `label` per backbone and seed; those with one class only are left out."""
+    groups = {key: stats.auroc(group.label, group.score) - 0.5 for key, group in rows.groupby(["backbone", "seed"])}
+    index = pd.MultiIndex.from_tuples(list(groups), names=["backbone", "seed"]) if groups else area_index()
+    return pd.Series(list(groups.values()), index, dtype=float).dropna()
+
+
+def area_index() -> pd.MultiIndex:
+    """No backbone and no seed."""
+    return pd.MultiIndex.from_arrays([[], []], names=["backbone", "seed"])
+
+
+def saturation(column: str, sign: float) -> Values:
+    """How well a signal of `lora` runs tells that later moves bring less than gain_eps of dev reward (any task)."""
+
+    def values(records: Records) -> pd.Series:
+        steps = records.main.steps
+        rows = [pd.DataFrame(columns=["backbone", "seed", "label", "score"])]
+        for _, run in steps[steps.method == "lora"].sort_values("step").groupby("run_id"):
+            best_so_far, best = run["dev.value"].cummax(), run["dev.value"].max()
+            least = float(pd.Series(run.settings.iloc[0]).str.extract(r'"gain_eps": ([\d.e-]+)').iloc[0, 0])
+            known = (run.move == Move.NUMERICAL) & (run.step < run.step.max()) & run[column].notna()
+            rows.append(run.assign(label=best - best_so_far < least, score=sign * run[column])[known][rows[0].columns])
+        return area(pd.concat([row for row in rows if len(row)] or rows))
+
+    return values
+
+
+def needs_told(records: Records) -> pd.Series:
+    """How well P(content) of failing training items tells hidden content needs from style needs (task mixed)."""
+    steps = records.main.steps
+    routed = steps[(steps.task == "mixed") & steps.method.isin(("classifier", "neurosymbolic"))]
+    rows = [
+        (step.backbone, step.seed, need == Need.CONTENT, p_content)
+        for _, step in routed.iterrows()
+        for _, need, success, p_content in (step["detail.needs"] if step.step > 0 else ())
+        if success < 1 and need != Need.BOTH
+    ]
+    return area(pd.DataFrame(rows, columns=["backbone", "seed", "label", "score"]))
+
+
+def calls_avoided(records: Records) -> pd.Series:
+    """Share of textgrad's editor requests that neurosymbolic does not make (task mixed), replayed ones included."""
+    runs = records.main.runs
+    runs = runs[(runs.task == "mixed") & runs.method.isin(("neurosymbolic", "textgrad"))]
+    if runs.empty:
+        return pd.Series(index=area_index(), dtype=float)
+    requests = (runs["editor.calls"] + runs["editor.replayed"]).astype(float)
+    wide = runs.assign(requests=requests).pivot(index=["backbone", "seed", "rule"], columns="method", values="requests")
+    wide = wide.reindex(columns=["neurosymbolic", "textgrad"])
+    return (1 - wide.neurosymbolic / wide.textgrad.where(wide.textgrad > 0)).dropna()
+
+
+CLAIMS = (
+    Claim(
+        "facts-numerical", "New facts are learned by tuning weights rather than by rewriting prompts.",
+        (methods("lora", "textgrad", "facts"),),
+    ),
+    Claim(
+        "style-symbolic", "Style rules are learned by rewriting prompts rather than by tuning weights.",
+        (methods("textgrad", "lora", "style"),),
+    ),
+    Claim(
+        "saturation-signal", "A small relative change of the loss and a small gradient norm tell that LoRA saturated.",
+        (
+            Comparison("AUROC - 0.5 of C1 for 'later LoRA moves bring nothing'", saturation("signal.c1", 1.0)),
+            Comparison("AUROC - 0.5 of -C2 for 'later LoRA moves bring nothing'", saturation("signal.c2", -1.0)),
+        ),
+    ),
+    Claim(
+        "need-classifier", "A classifier of rewards tells which inputs need content and which need style.",
+        (Comparison("AUROC - 0.5 of P(content) for hidden content versus style needs", needs_told),),
+    ),
+    Claim(
+        "editor-only-when-needed", "The external LLM is called only when it is needed.",
+        (Comparison("share of textgrad's editor requests avoided by neurosymbolic on mixed", calls_avoided),),
+    ),
+    Claim(
+        "remade-data", "Data remade under refined prompts trains better than raw data where data are scarce (math).",
+        (Comparison("test success on math: remade - gold targets", remade),),
+    ),
+    Claim(
+        "beats-both", "Neurosymbolic adaptation beats purely numerical and purely symbolic adaptation.",
+        (methods("neurosymbolic", "lora", "mixed"), methods("neurosymbolic", "textgrad", "mixed")),
+    ),
+)  # fmt: skip
+
+
+def pooled(values: pd.Series) -> pd.Series:
+    """The values of backbones with at least LEAST_SEEDS seeds (of all, if none has), at the seeds they share."""
+    seeds = {key: set(group.index.get_level_values("seed")) for key, group in values.groupby("backbone")}
+    seeds = {key: own for key, own in seeds.items() if len(own) >= stats.LEAST_SEEDS} or seeds
+    shared = set.intersection(*seeds.values()) if seeds else set()
+    levels = values.index.get_level_values
+    return values[levels("backbone").isin(list(seeds)) & levels("seed").isin(list(shared))]
+
+
+def rounded(value: float) -> float | None:
+    """Six decimals, and None for what is not known, so that JSON stays strict and alike on every machine."""
+    return None if np.isnan(value) else round(value, 6) + 0.0
+
+
+def result(comparison: Comparison, backbone: str, values: pd.Series) -> dict[str, Any]:
+    """One row of claims.json; `n` counts seeds."""
+    interval = estimate(values)
+    return {
+        "comparison": comparison.words, "backbone": backbone,
+        "backbones": sorted(set(values.index.get_level_values("backbone"))),
+        "difference": rounded(interval.mean), "low": rounded(interval.low), "high": rounded(interval.high),
+        "n": interval.n, "interval": interval.kind, "verdict": stats.verdict(interval),
+    }  # fmt: skip
+
+
+def judge(claim: Claim, records: Records) -> dict[str, Any]:
+    """The claim with its comparisons, pooled over backbones ("all", which the verdict rests on) and for each."""
+    rows = []
+    for comparison in claim.comparisons:
+        values = comparison.values(records)
+        rows.append(result(comparison, "all", pooled(values)))
+        rows += [result(comparison, str(backbone), group) for backbone, group in values.groupby("backbone")]
+    verdicts = [row["verdict"] for row in rows if row["backbone"] == "all"]
+    verdict = "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
+    return {"key": claim.key, "claim": claim.text, "verdict": verdict, "comparisons": rows}
+
+
+def judged(records: Records) -> dict[str, Any]:
+    """All claims, as written to claims.json."""
+    return {"level": stats.LEVEL, "claims": [judge(claim, records) for claim in CLAIMS]}

@@ -1,0 +1,116 @@
+"""The settings of one run: validated, immutable, fingerprinted, and the source of all its randomness.
+
+Values the paper does not state are our choice; they are swept in the ablations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from .types import UserError
+
+TASKS = ("facts", "style", "math", "mixed")
+METHODS = (
+    "frozen", "lora", "textgrad", "alternate", "random", "monitor", "classifier", "neurosymbolic", "oracle",
+    "lora-demonstrated",
+)  # fmt: skip
+CHOICES = {
+    "targets": ("remade", "gold"),
+    "small": ("signed", "absolute"),
+    "signal_loss": ("train", "dev"),
+    "router": ("rule", "utility"),
+}
+POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
+            "max_new_tokens", "patience", "threads")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. Two runs with equal settings and weights make the same records."""
+
+    task: str = "mixed"  # facts, style, math, mixed, or own:<file.jsonl>
+    backbone: str = "smollm2-135m"  # a key of weights.BACKBONES, hub:<id>@<revision>, or a local folder
+    method: str = "neurosymbolic"  # one of METHODS
+    seed: int = 0
+    moves: int = 6  # budget of moves, equal for every method
+
+    items: int = 24  # facts (each in 5 training wordings), style questions, math problems: of each kind in the task
+    test_items: int = 36  # test items of each kind
+    rule: str = "end_phrase"  # the style rule of style and mixed (a key of rules.RULES)
+    max_new_tokens: int = 32  # longest reply, in tokens
+
+    rank: int = 16  # LoRA rank
+    lr: float = 5e-4  # AdamW learning rate
+    batch: int = 8  # training pairs per optimizer step
+    targets: str = "remade"  # train on verified replies in the current prompt's style, or on gold answers
+    replay: float = 0.5  # replay pairs per training pair: the frozen model's own replies under varied prompts
+
+    candidates: int = 3  # edits proposed per symbolic move
+    feedback: int = 2  # failing examples shown to the editor per symbolic move
+    prompt_tokens: int = 160  # longest prompt (system and template together), in backbone tokens
+    gate: bool = True  # keep an edit only if dev reward does not fall
+
+    c1_eps: float = 0.1  # |C1| or -C1 below this is small
+    c2_eps: float = 0.5  # gradient norm below this is small
+    gain_eps: float = 0.02  # symbolic gain below this is little
+    patience: int = 1  # consecutive small signals before the phase changes
+    demand_floor: float = 0.05  # share of examples below which a phase has no demand
+    small: str = "signed"  # reading of "small" for C1: signed (C1 > -eps) or absolute (|C1| < eps)
+    signal_loss: str = "train"  # C1 from the training loss or from the loss on dev gold answers
+    router: str = "rule"  # the paper's rule, or our utility extension
+
+    editor_url: str = "local"  # the llama.cpp server on loopback, or an OpenAI-compatible base URL
+    editor_model: str = "qwen2.5-coder-1.5b"
+    threads: int = 2  # CPU threads: other counts give other bits, so they belong to a run's identity
+
+    def __post_init__(self) -> None:
+        """Check every value; raises UserError with one sentence."""
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value, kind = getattr(self, f.name), hints[f.name]
+            if kind is float and type(value) is int:
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not kind:
+                raise UserError(f"setting {f.name} must be of type {kind.__name__}, not {value!r}.")
+        for name, allowed in {"method": METHODS, **CHOICES}.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}.")
+        if self.task not in TASKS and not self.task.startswith("own:"):
+            raise UserError(f"unknown task {self.task!r}; choose from {', '.join(TASKS)} or own:<file.jsonl>.")
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise UserError(f"setting {name} must be greater than 0, not {getattr(self, name)!r}.")
+        for name in ("replay", "c1_eps", "c2_eps", "gain_eps", "demand_floor", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"setting {name} must not be negative, not {getattr(self, name)!r}.")
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> RunConfig:
+        """Build from a mapping; an unknown key raises UserError."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise UserError(f"unknown setting {unknown[0]!r}; known settings: {', '.join(sorted(known))}.")
+        return cls(**settings)
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits over all settings but the seed, so that seeds of one experiment share it."""
+        settings = {k: v for k, v in asdict(self).items() if k != "seed"}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_id(self) -> str:
+        """Folder name of the run's record: readable, and unique per configuration."""
+        parts = (self.task, self.backbone, self.method, f"s{self.seed}", self.fingerprint)
+        return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """An independent generator per purpose, the same in every process and for every method at this seed."""
+        digest = hashlib.sha256(purpose.encode()).digest()
+        return np.random.default_rng([self.seed, *digest[:8]])

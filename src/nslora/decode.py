@@ -1,0 +1,204 @@
+"""What a backbone computes: logits at answer positions, mean negative log-likelihood, batched decoding.
+
+All three run the head only where its output is used: with a vocabulary of 150k it is a quarter of the work. Decoding
+and likelihood prefill the token prefix that all rows share (the system prompt) once. B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+BATCH = 64
+SCORE_BATCH = 16  # rows per likelihood batch: its head sees every answer token at once
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode (no LoRA dropout) and no gradients, with the former mode restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def answer_logits(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, answer_mask: Tensor, **forward: Any
+) -> tuple[Tensor, Tensor]:
+    """Logits that predict the answer tokens, and those tokens; gradients flow.
+
+    Args:
+        model: a causal LM, or a PeftModel around one.
+        input_ids: tokens, (B, T).
+        attention_mask: 1 for real tokens, (B, T), longer on the left by a cache given in `forward`.
+        answer_mask: true at answer tokens, (B, T); column 0 has no prediction and is ignored.
+
+    Returns:
+        logits (n, V) and targets (n,), n = answer_mask[:, 1:].sum(), in row-major order.
+    """
+    wanted = answer_mask[:, 1:].bool()
+
+    def only_wanted(_head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:, :-1][wanted],)
+
+    # a hook keeps the model's own forward, so whatever it does after its head (soft caps, scaling) still happens
+    hook = model.get_output_embeddings().register_forward_pre_hook(only_wanted)
+    try:
+        out = model(input_ids=input_ids, attention_mask=attention_mask, **{"use_cache": False, **forward})
+    finally:
+        hook.remove()
+    return out.logits, input_ids[:, 1:][wanted]
+
+
+def mean_nll(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Mean negative log-likelihood in nats per answer token of each (prompt ids, answer ids), in input order."""
+    nll = [0.0] * len(rows)
+    if not rows:
+        return nll
+    with _evaluating(model):
+        prefix, cache = _shared_prefix(model, [prompt for prompt, _ in rows])
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        for start in range(0, len(order), SCORE_BATCH):
+            batch = order[start : start + SCORE_BATCH]
+            tails = [(rows[i][0][prefix:], rows[i][1]) for i in batch]
+            logits, targets = answer_logits(model, **_padded_right(model, tails, prefix, cache))
+            losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+            for i, own in zip(batch, losses.split([len(rows[i][1]) for i in batch]), strict=True):
+                nll[i] = own.mean().item()
+    return nll
+
+
+def decode(
+    model: Any,
+    prompts: list[list[int]],
+    stop: set[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[tuple[list[int], float]]:
+    """Continue each prompt until a stop token or `max_new_tokens`, in input order.
+
+    Greedy at temperature 0. Otherwise row i draws its t-th token by inverse CDF from uniform (i, t) of `seed`, so a
+    sample does not depend on how rows are batched.
+
+    Returns:
+        For each prompt the produced tokens (a stop token included) and their mean log-probability in nats under the
+        model at temperature 1.
+    """
+    done: list[tuple[list[int], float]] = [([], 0.0)] * len(prompts)
+    if not prompts:
+        return done
+    uniform = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    with _evaluating(model):
+        prefix, cache = _shared_prefix(model, prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            inputs = _padded_left(model, [prompts[i][prefix:] for i in batch], prefix, cache)
+            produced = _decode_batch(model, inputs, stop, uniform[batch], temperature)
+            for i, result in zip(batch, produced, strict=True):
+                done[i] = result
+    return done
+
+
+def _decode_batch(
+    model: Any, inputs: dict[str, Any], stop: set[int], uniform: Tensor, temperature: float
+) -> list[tuple[list[int], float]]:
+    """Decode one left-padded batch; finished rows leave it at once. `uniform` is (B, max_new_tokens)."""
+    rows: list[list[int]] = [[] for _ in uniform]
+    logp = [0.0] * len(rows)
+    alive = list(range(len(rows)))
+    cache = inputs["past_key_values"]
+    for t in range(uniform.shape[1]):
+        logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        tokens = _choose(logits, uniform[alive, t], temperature)
+        gains = (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+        keep = []
+        for k, (i, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+            rows[i].append(token)
+            logp[i] += gains[k]
+            if token not in stop:
+                keep.append(k)
+        if not keep:
+            break
+        if len(keep) < len(alive):
+            alive = [alive[k] for k in keep]
+            cache.batch_select_indices(torch.tensor(keep, device=logits.device))
+        mask = inputs["attention_mask"][keep]
+        inputs = {
+            "input_ids": tokens[keep, None],
+            "attention_mask": torch.cat([mask, mask.new_ones(len(keep), 1)], 1),
+            "position_ids": inputs["position_ids"][keep, -1:] + 1,
+            "past_key_values": cache,
+        }
+    return [(row, total / len(row)) for row, total in zip(rows, logp, strict=True)]
+
+
+def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Next tokens (B,) from logits (B, V): the most likely, or by inverse CDF at `uniform` (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cdf = (logits / temperature).softmax(-1).cumsum(-1)
+    point = uniform.to(logits.device)[:, None] * cdf[:, -1:]  # rounding leaves the total a little off 1
+    return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+def _shared_prefix(model: Any, prompts: list[list[int]]) -> tuple[int, DynamicCache]:
+    """Prefill the longest common token prefix (leaving every row a token of its own); its length and KV cache."""
+    length = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    cache = DynamicCache(config=model.config)
+    if length > 0:
+        ids = torch.tensor([prompts[0][:length]], device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return length, cache
+
+
+def _expanded(cache: DynamicCache, rows: int) -> DynamicCache:
+    mine = copy.deepcopy(cache)
+    mine.batch_repeat_interleave(rows)
+    return mine
+
+
+def _padded_left(model: Any, tails: list[list[int]], prefix: int, cache: DynamicCache) -> dict[str, Any]:
+    """Model inputs for rows that share a cached prefix, their last tokens aligned: (B, longest tail)."""
+    width = max(map(len, tails))
+    ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails], device=model.device)
+    own = torch.tensor([[0] * (width - len(tail)) + [1] * len(tail) for tail in tails], device=model.device)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.cat([own.new_ones(len(tails), prefix), own], 1),
+        "position_ids": (prefix + own.cumsum(1) - 1).clamp(min=0),
+        "past_key_values": _expanded(cache, len(tails)),
+    }
+
+
+def _padded_right(
+    model: Any, tails: list[tuple[list[int], list[int]]], prefix: int, cache: DynamicCache
+) -> dict[str, Any]:
+    """Inputs of `answer_logits` for (rest of prompt, answer) rows that share a cached prefix."""
+    width = max(len(prompt) + len(answer) for prompt, answer in tails)
+    ids, own, answers = [], [], []
+    for prompt, answer in tails:
+        pad = [0] * (width - len(prompt) - len(answer))
+        ids.append(prompt + answer + pad)
+        own.append([1] * (width - len(pad)) + pad)
+        answers.append([0] * len(prompt) + [1] * len(answer) + pad)
+    mask = torch.tensor(own, device=model.device)
+    return {
+        "input_ids": torch.tensor(ids, device=model.device),
+        "attention_mask": torch.cat([mask.new_ones(len(tails), prefix), mask], 1),
+        "answer_mask": torch.tensor(answers, device=model.device),
+        "position_ids": torch.arange(prefix, prefix + width, device=model.device).expand(len(tails), -1),
+        "past_key_values": _expanded(cache, len(tails)),
+        "use_cache": True,
+    }

@@ -1,0 +1,232 @@
+"""The grid of experiments.toml: which runs belong to which (notebook x backbone) job, which are done, what is left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import tomllib
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig
+from .store import Store, append_json
+from .types import UserError
+
+BLOCK = {"backbones", "tasks", "methods", "seeds", "rules", "settings"}
+RULED = ("style", "mixed")  # tasks that have a style rule
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile of experiments.toml, resolved: notebook -> its runs; `reports` are notebooks without runs."""
+
+    name: str
+    root: Path
+    results: Path
+    limit_s: float
+    notebooks: dict[str, tuple[RunConfig, ...]]
+    reports: tuple[str, ...]
+
+    @property
+    def work(self) -> Path:
+        """Folder of everything that is not a result: job records, logs, executed notebooks, unfinished runs."""
+        return self.root / "runs" / self.name
+
+    @property
+    def store(self) -> Store:
+        """Records in `results`, checkpoints under `work`."""
+        return Store(self.results, self.work / "runs")
+
+    @property
+    def recordings(self) -> Path:
+        """Recorded editor replies, committed with the results."""
+        return self.results / "recordings"
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        """Runs finished in this working folder, oldest first."""
+        path = self.work / "progress.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook on one backbone; a report has no backbone and no runs of its own."""
+
+    profile: Profile
+    notebook: str
+    backbone: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name of everything that belongs to the job."""
+        return re.sub(r"[^\w.-]", "_", f"{self.notebook}-{self.backbone}" if self.backbone else self.notebook)
+
+    @property
+    def source(self) -> Path:
+        """The notebook as committed."""
+        return self.profile.root / "notebooks" / f"{self.notebook}.ipynb"
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """Its runs, in the order they are made."""
+        return [c for c in self.profile.notebooks.get(self.notebook, ()) if c.backbone == self.backbone]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What its cell tagged "parameters" is given."""
+        return {"profile": self.profile.name} | ({"backbone": self.backbone} if self.backbone else {})
+
+    @property
+    def record(self) -> Path:
+        """The record that says it is done."""
+        return self.profile.work / "jobs" / f"{self.name}.json"
+
+    @property
+    def executed(self) -> Path:
+        """The notebook with its outputs."""
+        return self.profile.work / "notebooks" / f"{self.name}.ipynb"
+
+    def identity(self) -> str:
+        """Hash of what the job does: the notebook's cells, its parameters, its runs; for a report, all run records."""
+        cells = [cell["source"] for cell in json.loads(self.source.read_text())["cells"]]
+        inputs: list[str] = [c.run_id for c in self.configs]
+        if not self.backbone:
+            records = sorted(self.profile.results.glob("records/*/run.json"))
+            inputs = [f"{p.parent.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in records]
+        return hashlib.sha256(json.dumps([cells, self.parameters, inputs]).encode()).hexdigest()
+
+    def done(self) -> bool:
+        """True if our record says that this very job finished, and its runs are still there."""
+        if not self.record.exists():
+            return False
+        same = json.loads(self.record.read_text())["identity"] == self.identity()
+        return same and all(map(self.profile.store.done, self.configs))
+
+
+def find_root() -> Path:
+    """The nearest folder at or above the working directory with an experiments.toml, else this file's checkout."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "experiments.toml").is_file():
+            return folder
+    raise UserError(f"no experiments.toml at or above {here}.")
+
+
+def load(name: str, root: Path | None = None) -> Profile:
+    """Read one profile of experiments.toml and check all of it; raises UserError."""
+    root = root or find_root()
+    try:
+        table = tomllib.loads((root / "experiments.toml").read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"experiments.toml is not valid TOML: {error}.") from None
+    profiles = table.get("profiles", {})
+    if name not in profiles:
+        raise UserError(f"unknown profile {name!r}; choose from {', '.join(profiles)}.")
+    profile = profiles[name]
+    notebooks = {
+        notebook: tuple(dict.fromkeys(c for block in blocks for c in expand(block, notebook, table, profile)))
+        for notebook, blocks in profile.get("notebooks", {}).items()
+    }
+    reports = tuple(table.get("reports", ()))
+    for notebook in (*notebooks, *reports):
+        if not (root / "notebooks" / f"{notebook}.ipynb").is_file():
+            raise UserError(
+                f"experiments.toml names the notebook {notebook!r}, but notebooks/{notebook}.ipynb is missing."
+            )
+    limit_s = 60.0 * profile.get("job_minutes", 60)
+    return Profile(name, root, root / profile.get("results", f"runs/{name}/results"), limit_s, notebooks, reports)
+
+
+def expand(block: dict[str, Any], notebook: str, table: dict[str, Any], profile: dict[str, Any]) -> list[RunConfig]:
+    """The runs of one block: the product of its lists; raises UserError for a key or setting that does not exist."""
+    if wrong := set(block) - BLOCK or {"backbones", "tasks", "methods", "seeds"} - set(block):
+        raise UserError(f"a block of {notebook} in experiments.toml has an unknown or missing key {min(wrong)!r}.")
+    configs = []
+    for backbone, task in product(block["backbones"], block["tasks"]):
+        common = table.get("settings", {}) | table.get("backbones", {}).get(backbone, {})
+        common = common | profile.get("settings", {}) | block.get("settings", {}) | {"backbone": backbone, "task": task}
+        rules = [{"rule": rule} for rule in block.get("rules", ())] if task in RULED else []
+        for rule, seed, method in product(rules or [{}], block["seeds"], block["methods"]):
+            configs.append(RunConfig.of(common | rule | {"seed": seed, "method": method}))
+    return configs
+
+
+def configs(profile: str, notebook: str, backbone: str) -> list[RunConfig]:
+    """The runs of one notebook on one backbone; raises UserError if the profile has none."""
+    found = Job(load(profile), notebook, backbone).configs
+    if not found:
+        raise UserError(f"profile {profile!r} has no runs of {notebook!r} on {backbone!r} in experiments.toml.")
+    return found
+
+
+def jobs(profile: Profile) -> list[Job]:
+    """All jobs of a profile in order, reports last."""
+    pairs = dict.fromkeys((n, c.backbone) for n, runs in profile.notebooks.items() for c in runs)
+    return [Job(profile, *pair) for pair in pairs] + [Job(profile, notebook) for notebook in profile.reports]
+
+
+def run_all(profile: str, notebook: str, backbone: str) -> list[Path]:
+    """What a notebook calls: make its runs that are missing, sharing one backbone and one editor; all record folders.
+
+    Each finished run prints one line, and appends one to `runs/<profile>/progress.jsonl` for the scheduler.
+    """
+    runs, place = configs(profile, notebook, backbone), load(profile)
+    missing = [cfg for cfg in runs if not place.store.done(cfg)]
+    for _, group in groupby(missing, lambda cfg: (cfg.editor_model, cfg.editor_url, cfg.threads)):
+        run_group(list(group), Job(place, notebook, backbone))
+    return [place.store.record(cfg) for cfg in runs]
+
+
+def run_group(runs: list[RunConfig], job: Job) -> None:
+    """Make runs that share a backbone and an editor; equal editor requests are answered from the recordings."""
+    from . import loop
+    from .backbones import load as load_backbone
+    from .editor import Editor
+
+    place, cfg = job.profile, runs[0]
+    with Editor(cfg.editor_model, cfg.editor_url, recordings=place.recordings, threads=cfg.threads) as editor:
+        backbone = load_backbone(cfg.backbone, threads=cfg.threads)
+        for cfg in runs:
+            start = time.monotonic()
+            record = loop.run(cfg, place.store, editor, backbone, watch=lambda step: None)
+            success = json.loads((record / "run.json").read_text())["final"]["test"]["success"]
+            seconds = time.monotonic() - start
+            print(f"{cfg.run_id}: test success {success:.2f}, {seconds:.0f} s")
+            entry = {"run": cfg.run_id, "job": job.name, "seconds": seconds, "success": success}
+            append_json(place.work / "progress.jsonl", entry)
+
+
+def plan(profile: Profile) -> list[dict[str, Any]]:
+    """One row per job: its name, whether it is done, runs and runs done, and what is left as `expected` says."""
+    past = [json.loads(path.read_text()) for path in sorted(profile.root.glob("results/**/records/*/run.json"))]
+    rows = []
+    for job in jobs(profile):
+        left = [cfg for cfg in job.configs if not profile.store.done(cfg)]
+        costs = [expected(cfg, past) for cfg in left]
+        known = [cost for cost in costs if cost is not None]
+        rows.append({
+            "job": job.name, "done": job.done(), "runs": len(job.configs), "left": len(left),
+            "seconds": sum(seconds for seconds, _ in known), "tokens": sum(tokens for _, tokens in known),
+            "unknown": len(left) - len(known),
+        })  # fmt: skip
+    return rows
+
+
+def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """(seconds, editor tokens) of a run: of its own earlier record, else the mean per move of like runs, else None."""
+
+    def cost(run: dict[str, Any], moves: int) -> tuple[float, float]:
+        editor, share = run["editor"], moves / run["config"]["moves"]
+        return share * run["cost"]["wall_s"], share * (editor["tokens_in"] + editor["tokens_out"])
+
+    for run in past:
+        if run["run_id"] == cfg.run_id:
+            return cost(run, cfg.moves)
+    same = ("task", "backbone", "method")
+    like = [cost(run, cfg.moves) for run in past if all(run["config"][k] == getattr(cfg, k) for k in same)]
+    return (sum(s for s, _ in like) / len(like), sum(t for _, t in like) / len(like)) if like else None

@@ -1,0 +1,241 @@
+"""The algorithm: interleave numerical and symbolic moves, deciding round by round and input by input."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from . import evaluate, monitor, moves, remake, router, store, tasks, weights
+from .backbones import Backbone, load
+from .config import RunConfig
+from .editor import Editor
+from .moves import Session
+from .needs import NeedClassifier, demand, features, told
+from .rewrite import diff
+from .store import Store
+from .types import Candidate, Move, Pair, Scored, Signal, StepRecord
+
+Watch = Callable[[StepRecord], None]
+Demand = dict[str, float]
+ROUTED = ("classifier", "neurosymbolic")  # methods that see predicted needs
+
+
+def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]:
+    """Adapt within the budget of moves; returns the history (step 0 is the start) and the pairs trained on."""
+    cfg, task = session.cfg, session.task
+    candidate, chosen, trained = Candidate(task.start), set(), []
+    dev = session.score(candidate.prompt, task.examples("dev"))
+    train = session.score(candidate.prompt, task.examples("feedback"))
+    history = [record(session, [], Move.STOP, candidate, dev, train)]
+    watch(history[0])
+    decide, rng = router.DECISIONS[cfg.method], cfg.rng("route")
+    for step in range(1, cfg.moves + 1):
+        started, taken = time.perf_counter(), history[1:]
+        p_content = predict(session, candidate, train)
+        wanted = demand(train, p_content) if p_content is not None else {}
+        move = decide(taken, wanted, cfg, rng)
+        before = evaluate.summary(dev)["value"]
+        if move is Move.NUMERICAL:
+            rewrites = monitor.prompts_failed(taken, cfg)
+            chosen |= facts_for_weights(train, p_content, rewrites)
+            candidate, epoch, pairs = moves.numerical(session, candidate, chosen, train, rewrites, step)
+            trained += pairs
+            dev = session.score(candidate.prompt, task.examples("dev"))
+            loss = epoch.loss if cfg.signal_loss == "train" else dev_loss(session, candidate, dev)
+            signal, detail = monitor.after_numerical(taken, loss, epoch.grad_norm), {"pairs": counts(pairs)}
+            cost = {"loss": loss, "grad_norm": epoch.grad_norm, "train_tokens": float(epoch.tokens)}
+        elif move is Move.SYMBOLIC:
+            failing = failing_for_prompt(train, p_content)
+            candidate, dev, edits = moves.symbolic(session, candidate, failing, dev, step)
+            signal = monitor.after_symbolic(evaluate.summary(dev)["value"], before, len(dev))
+            detail, cost = {"edits": edits}, {}
+        else:
+            break
+        detail["needs"] = need_rows(train, p_content)
+        cost |= {"seconds": time.perf_counter() - started, "dev_change": evaluate.summary(dev)["value"] - before}
+        train = session.score(candidate.prompt, task.examples("feedback"))
+        history.append(record(session, history, move, candidate, dev, train, signal, wanted, detail, cost))
+        watch(history[-1])
+    return history, trained
+
+
+def predict(session: Session, candidate: Candidate, train: Sequence[Scored]) -> np.ndarray | None:
+    """P(content) [N] per training example: predicted, or told to the oracle; None for methods that do not ask."""
+    if session.cfg.method == "oracle":
+        return told(train)
+    if session.cfg.method not in ROUTED:
+        return None
+    examples = [s.example for s in train]
+    nll = session.nll(candidate.prompt, examples)
+    neutral = nll if candidate.prompt == session.task.start else session.nll(session.task.start, examples)
+    return NeedClassifier.default().p_content(features(train, nll, neutral))
+
+
+def facts_for_weights(train: Sequence[Scored], p_content: np.ndarray | None, prompts_failed: bool) -> set[str]:
+    """Facts a numerical move adds to its training set: failing examples that need content (all, if nobody can tell).
+
+    Style that prompts failed to bring goes to the weights as well. Facts stay chosen once they were, lest they be
+    forgotten when they pass.
+    """
+    return {
+        s.example.fact
+        for i, s in enumerate(train)
+        if p_content is None or (s.reward.success < 1 and (prompts_failed or p_content[i] >= 0.5))
+    }
+
+
+def failing_for_prompt(train: Sequence[Scored], p_content: np.ndarray | None) -> list[Scored]:
+    """Failing examples a symbolic move learns from: those that need style (all, if nobody can tell or none does)."""
+    failing = [(s, p_content is None or p_content[i] < 0.5) for i, s in enumerate(train) if s.reward.success < 1]
+    return [s for s, style in failing if style] or [s for s, _ in failing]
+
+
+def dev_loss(session: Session, candidate: Candidate, dev: Sequence[Scored]) -> float:
+    """Mean negative log-likelihood per token of the dev gold answers, in nats."""
+    return float(np.mean(session.nll(candidate.prompt, [s.example for s in dev])))
+
+
+def counts(pairs: Sequence[Pair]) -> dict[str, int]:
+    """How many training pairs came from each source."""
+    return {source: sum(p.source == source for p in pairs) for source in sorted({p.source for p in pairs})}
+
+
+def need_rows(train: Sequence[Scored], p_content: np.ndarray | None) -> list[list[object]]:
+    """Per training example: id, hidden need (for reports only), success, P(content)."""
+    if p_content is None:
+        return []
+    return [
+        [s.example.id, s.example.need.value, s.reward.success, round(float(p), 4)]
+        for s, p in zip(train, p_content, strict=True)
+    ]
+
+
+def best(history: Sequence[StepRecord]) -> StepRecord:
+    """The step with the highest dev success, then dev value; the earliest of equals."""
+    return max(history, key=lambda step: (step.dev["success"], step.dev["value"], -step.step))
+
+
+def run(
+    cfg: RunConfig, place: Store, editor: Editor | None = None, backbone: Backbone | None = None, watch: Watch = print
+) -> Path:
+    """One whole run, from data to its published record; a run that is done is not done again.
+
+    Several runs of one process can share an editor and a backbone. Returns the record's folder.
+    """
+    if place.done(cfg):
+        return place.record(cfg)
+    weights.check(cfg.backbone)
+    task = tasks.build(cfg)
+    if editor is None:
+        with open_editor(cfg, place) as own:
+            return run(cfg, place, own, backbone, watch)
+    started = time.perf_counter()
+    ledger = asdict(editor.ledger)
+    scratch = place.begin(cfg)
+    session = Session(cfg, task, backbone or load(cfg.backbone, threads=cfg.threads), editor, scratch)
+    reference = frozen_reference(session, place)
+
+    def log(step: StepRecord) -> None:
+        store.append_step(scratch / "steps.jsonl", step)
+        watch(step)
+
+    history, trained = adapt(session, log)
+    chosen = best(history)
+    splits = final_scores(session, Candidate(chosen.prompt, chosen.adapter), reference)
+    store.write_scores(scratch / "scores.csv", splits)
+    rows = remade_rows(cfg, task.start.system, trained)
+    remake.export(rows, scratch)
+    used = {k: v - ledger[k] for k, v in asdict(editor.ledger).items()}
+    store.write_json(scratch / "run.json", {
+        "run_id": cfg.run_id, "config": asdict(cfg), "weights": session.backbone.identity,
+        "environment": store.environment(cfg.threads, session.backbone.device, session.backbone.dtype),
+        "start": {"dev": history[0].dev}, "final": {name: evaluate.summary(scored) for name, scored in splits.items()},
+        "best": {"step": chosen.step, "prompt": asdict(chosen.prompt),
+                 "prompt_diff": [list(part) for part in diff(task.start.system, chosen.prompt.system)]},
+        "editor": used, "remade": len(rows), "cost": totals(session, history, time.perf_counter() - started),
+    })  # fmt: skip
+    return place.publish(cfg, ("run.json", "steps.jsonl", "scores.csv", "remade.jsonl"))
+
+
+def open_editor(cfg: RunConfig, place: Store) -> Editor:
+    """The run's external LLM, replaying from and recording to the results; mode from NSLORA_EDITOR_MODE (auto)."""
+    mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
+    return Editor(cfg.editor_model, cfg.editor_url, mode, place.results / "recordings", threads=cfg.threads)
+
+
+def frozen_reference(session: Session, place: Store) -> dict[str, list[str]]:
+    """Ids of the locality and promptability items that the frozen backbone gets right: what can be forgotten."""
+    cfg, task = session.cfg, session.task
+    key = f"{cfg.backbone}-{cfg.task}-{cfg.rule}-s{cfg.seed}-{cfg.items}-{cfg.max_new_tokens}-{cfg.threads}"
+
+    def compute() -> dict[str, list[str]]:
+        locality = session.score(task.start, task.examples("locality"))
+        obeyed = obedience(session)
+        return {
+            "locality": [s.example.id for s in locality if s.reward.content == 1],
+            "promptability": [s.example.id for s in obeyed if s.reward.style == 1],
+        }
+
+    return place.memo("".join(c if c.isalnum() or c in "._-" else "_" for c in key), compute)
+
+
+def obedience(session: Session) -> list[Scored]:
+    """Replies of the weights as they are to prompts that tell a rule plainly, none of them the task's own."""
+    prompts, examples = zip(*session.task.promptability, strict=True)
+    return evaluate.score_each(session.backbone, prompts, examples, tasks.grade, session.cfg.max_new_tokens)
+
+
+def final_scores(session: Session, candidate: Candidate, reference: dict[str, list[str]]) -> dict[str, list[Scored]]:
+    """The candidate on test, once, and on what the frozen backbone could do: locality and promptability."""
+    session.use(candidate)
+    task = session.task
+    locality = [e for e in task.examples("locality") if e.id in reference["locality"]]
+    splits = {
+        "test": session.score(candidate.prompt, task.examples("test")),
+        "locality": session.score(candidate.prompt, locality),
+        "promptability": [s for s in obedience(session) if s.example.id in reference["promptability"]],
+    }
+    return {name: scored for name, scored in splits.items() if scored}
+
+
+def record(
+    session: Session, history: Sequence[StepRecord], move: Move, candidate: Candidate, dev: Sequence[Scored],
+    train: Sequence[Scored], signal: Signal = Signal(), demand: Demand | None = None,
+    detail: dict[str, object] | None = None, cost: dict[str, float] | None = None,
+) -> StepRecord:  # fmt: skip
+    """The log entry of a move, with the editor's ledger so far."""
+    ledger = session.editor.ledger
+    spent = {"editor_calls": float(ledger.calls), "editor_tokens": float(ledger.tokens_in + ledger.tokens_out)}
+    return StepRecord(
+        len(history), move, candidate.prompt, candidate.adapter, evaluate.summary(dev), evaluate.summary(train),
+        signal, dict(demand or {}), detail or {}, {**(cost or {"seconds": 0.0, "dev_change": 0.0}), **spent},
+    )  # fmt: skip
+
+
+def remade_rows(cfg: RunConfig, start: str, pairs: Sequence[Pair]) -> list[dict[str, object]]:
+    """Verified pairs with their provenance, each once: the reusable data a run leaves behind."""
+    rows = {}
+    for p in pairs:
+        if p.source in ("remade", "rewritten"):
+            rows[p.parent, p.target] = {
+                "question": p.question, "answer": p.target, "system": p.prompt.system, "template": p.prompt.question,
+                "parent": p.parent, "source": p.source, "prompt_diff": [list(d) for d in diff(start, p.prompt.system)],
+                "backbone": cfg.backbone, "reward": 1.0, "run": cfg.run_id,
+            }  # fmt: skip
+    return list(rows.values())
+
+
+def totals(session: Session, history: Sequence[StepRecord], wall: float) -> dict[str, float]:
+    """What the run cost: seconds in all and in moves, tokens trained on and generated, peak memory in MB."""
+    return {
+        "wall_s": wall,
+        "moves_s": sum(step.cost["seconds"] for step in history),
+        "train_tokens": sum(step.cost.get("train_tokens", 0.0) for step in history),
+        "generated_tokens": float(session.generated_tokens),
+        "peak_mb": store.peak_megabytes(),
+    }

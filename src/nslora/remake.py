@@ -1,0 +1,126 @@
+"""Remade data: what a refined prompt makes the model answer, once the reward has verified it, becomes training data.
+
+A reply is obtained with the gold answer as a hint (the rationalization of STaR, Zelikman et al., 2022) and kept
+without it. Where no reply passes, a verified reply to another question lends its form, and at last the editor
+rewrites the answer itself. Only pairs that the reward verifies are called remade.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from .backbones import Backbone
+from .config import RunConfig
+from .editor import Editor, EditorError
+from .evaluate import Grade, frozen_weights
+from .rewrite import rewrite_answer
+from .types import Example, Pair, Prompt, Scored
+
+REWRITES = 3  # answers the editor rewrites per move at most: their form is lent to the rest
+SAMPLES, TEMPERATURE = 2, 0.8  # rejection sampling of the purely numerical baseline
+HINT = "{question}\n(The answer is {answer}.)"
+
+
+def gold(examples: Sequence[Example], prompt: Prompt) -> list[Pair]:
+    """The given answers, bare."""
+    return [Pair(prompt, e.question, e.answer, "gold", e.id) for e in examples]
+
+
+def spread(examples: Sequence[Example], prompt: Prompt, targets: dict[str, tuple[str, str]]) -> list[Pair]:
+    """Training pairs for every wording of a fact from one (target, source) per fact; bare gold where there is none."""
+    pairs = []
+    for e in examples:
+        target, source = targets.get(e.fact, (e.answer, "gold"))
+        pairs.append(Pair(prompt, e.question, target, source, e.id))
+    return pairs
+
+
+def hinted(
+    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, cfg: RunConfig
+) -> dict[str, tuple[str, str]]:
+    """Per fact, the frozen model's reply under `prompt` with the answer as a hint, where the reward verifies it."""
+    texts = [backbone.text(prompt, HINT.format(question=e.question, answer=e.answer)) for e in examples]
+    with frozen_weights(backbone):
+        replies = backbone.generate(texts, cfg.max_new_tokens)
+    return {
+        e.fact: (reply.text, "remade")
+        for e, reply in zip(examples, replies, strict=True)
+        if reply.text and grade(e, reply.text).success
+    }
+
+
+def lend(
+    targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade: Grade
+) -> dict[str, tuple[str, str]]:
+    """Give examples without a target the form of one that has: its reply with the answer exchanged, verified.
+
+    Only a reply that is its bare answer in a style (strict content 1) and names that answer once can lend its form.
+    """
+    forms = []
+    for e in examples:
+        reply, source = targets.get(e.fact, ("", ""))
+        if reply.count(e.answer) == 1 and e.rules and grade(e, reply).content_strict == 1.0:
+            forms.append((reply, e.answer, source))
+    found = dict(targets)
+    for e in examples:
+        for reply, answer, source in forms:
+            target = reply.replace(answer, e.answer)
+            if e.fact not in found and e.rules and grade(e, target).success:
+                found[e.fact] = (target, source)
+    return found
+
+
+def rewritten(examples: Sequence[Example], grade: Grade, editor: Editor, cfg: RunConfig) -> dict[str, tuple[str, str]]:
+    """Per fact, the bare answer as the editor rewrites it to satisfy the critic's words, where verified."""
+    found: dict[str, tuple[str, str]] = {}
+    for i, e in enumerate(examples[:REWRITES]):
+        try:
+            target = rewrite_answer(e, grade(e, e.answer).words, editor, seed=cfg.seed * 1000 + i)
+        except EditorError:
+            continue
+        if target and grade(e, target).success:
+            found[e.fact] = (target, "rewritten")
+    return found
+
+
+def sampled(
+    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, cfg: RunConfig
+) -> dict[str, tuple[str, str]]:
+    """Per fact, an own sampled reply that passes the reward (rejection sampling), where there is one."""
+    texts = [backbone.text(prompt, e.question) for e in examples]
+    found: dict[str, tuple[str, str]] = {}
+    for draw in range(SAMPLES):
+        replies = backbone.generate(texts, cfg.max_new_tokens, TEMPERATURE, seed=cfg.seed * 100 + draw)
+        for e, reply in zip(examples, replies, strict=True):
+            if grade(e, reply.text).success:
+                found.setdefault(e.fact, (reply.text, "sampled"))
+    return found
+
+
+def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
+    """Per fact, the current candidate's own reply where the reward verifies it."""
+    return {s.example.fact: (s.output, "remade") for s in scored if s.reward.success and s.example.rules}
+
+
+def replay(
+    backbone: Backbone, questions: Sequence[tuple[Prompt, str]], count: int, cfg: RunConfig
+) -> list[Pair]:
+    """`count` pairs of the frozen model's own replies to other questions under varied system prompts."""
+    picks = cfg.rng("replay").permutation(len(questions))[:count]
+    chosen = [questions[i] for i in picks]
+    with frozen_weights(backbone):
+        replies = backbone.generate([backbone.text(p, q) for p, q in chosen], cfg.max_new_tokens)
+    kept = [(p, q, r.text) for (p, q), r in zip(chosen, replies, strict=True) if r.tokens < cfg.max_new_tokens]
+    return [Pair(p, q, text, "replay") for p, q, text in kept if text]
+
+
+def export(rows: Sequence[dict[str, object]], folder: Path) -> datasets.Dataset:
+    """Write verified pairs with their provenance as `remade.jsonl`, and return them as a dataset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "remade.jsonl").write_text(text, encoding="utf-8")
+    return datasets.Dataset.from_list([dict(row) for row in rows])

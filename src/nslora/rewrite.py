@@ -1,0 +1,296 @@
+"""Symbolic move: one TextGrad step (Yuksekgonul et al., arXiv 2406.07496) on the system prompt and question template.
+
+The forward pass has been made by the backbone and the loss is the critic's words, so the editor is called only for the
+gradients on the two texts and for the edits. Variables, backward pass and optimizer are textgrad's own; the subclasses
+here mend what version 0.1.8 does to small models: hidden middles of texts, unordered feedback, unchecked replies.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from .config import RunConfig
+from .editor import Editor, EditorError, Request
+from .types import SLOT, Edit, Example, Prompt, Scored
+
+with tempfile.TemporaryDirectory() as _folder:  # importing textgrad opens a log of every prompt and fetches a price list
+    os.environ["TEXTGRAD_LOG_DIR"] = _folder
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import textgrad
+    from textgrad.autograd.function import BackwardContext, Function
+    from textgrad.autograd.llm_ops import LLMCall
+    from textgrad.engine import EngineLM
+    from textgrad.optimizer import TextualGradientDescent
+
+    for _handler in textgrad.logger.handlers[:]:
+        textgrad.logger.removeHandler(_handler)
+        _handler.close()
+    textgrad.logger.disabled = True
+
+TAGS = ("<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>")
+ROLES = {"system": "system prompt", "question": f"question template with its slot {SLOT}"}
+EDITOR = "You write prompts for a small language model. You are precise and brief."
+GRADIENT = (
+    "The critic of the reply says: {words} "
+    "Answer with one sentence that starts with 'The prompt must tell the model to' and says what every reply needs. "
+    "Repeat exact phrases, symbols and formats word for word, and leave out the topic of this question."
+)
+OPTIMIZER = EDITOR + " Send the text between {new_variable_start_tag} and {new_variable_end_tag}."
+CONSTRAINTS = {
+    "system": "The system prompt is instructions to the model, not a reply. It says what every reply must look like, and "
+    "repeats exact phrases, symbols and formats word for word.",
+    "question": f"The question template is {SLOT} followed by an instruction to the model. Write {SLOT} itself, no real "
+    "question. Repeat exact phrases, symbols and formats word for word.",
+}
+PLANS = (
+    "Keep the old text and add one sentence that starts with 'Always'.",
+    "Use one sentence that starts with 'Every reply must'.",
+    "Keep the old text and add a sentence that starts with 'You must', and a short example of such a reply.",
+)
+ANSWER = (
+    "Rewrite the answer so that it does what the critic asks. Keep the facts and the spelling of names. "
+    "Send the rewritten answer and nothing else."
+)
+GRADIENT_TOKENS, EDIT_TOKENS, ANSWER_TOKENS = 64, 128, 96  # longest replies of the editor
+SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
+SHOWN = 400  # longest piece of data shown to the editor, in characters
+
+
+class NoEdit(Exception):
+    """The editor's reply to the optimizer cannot be used; the message says why."""
+
+
+class Ordered(list):
+    """A list that textgrad can use where it has sets, whose order differs from process to process."""
+
+    add = list.append
+
+
+class Text(textgrad.Variable):
+    """A textgrad variable with ordered gradients and predecessors, shown whole instead of by its ends."""
+
+    def __init__(self, value: str, role: str, predecessors: Iterable[textgrad.Variable] = ()) -> None:
+        super().__init__(value, role_description=role)
+        self.predecessors = list(predecessors)
+
+    @property
+    def gradients(self) -> Ordered:
+        """Feedback in the order in which it came."""
+        return self._gradients
+
+    @gradients.setter
+    def gradients(self, values: Iterable[textgrad.Variable]) -> None:
+        self._gradients = Ordered(values)
+
+    def get_short_value(self, n_words_offset: int = 10) -> str:
+        """The whole value, its tags escaped."""
+        return escape(self.value)
+
+
+class Reply(LLMCall):
+    """The backbone's call, made before: forward hands on the reply it gave, backward is textgrad's own."""
+
+    def forward(self, system: Text, question: Text, scored: Scored) -> Text:
+        """The recorded reply as a function of both prompt texts."""
+        reply = Text(quote(scored.output), "the reply to the user", [system, question])
+        asked = Prompt(question=escape(question.value)).render(quote(scored.example.question))
+        reply.set_grad_fn(
+            BackwardContext(self.backward, response=reply, prompt=asked, system_prompt=escape(system.value))
+        )
+        return reply
+
+
+class Critic(Function):
+    """The textual loss: the critic's words are the gradient on the reply, without a call."""
+
+    def forward(self, reply: Text, words: str) -> Text:
+        """The loss on one reply."""
+        loss = Text(words, "the critic's words", [reply])
+        loss.set_grad_fn(BackwardContext(self.backward, reply=reply, words=words))
+        return loss
+
+    def backward(self, reply: Text, words: str, backward_engine: EngineLM) -> None:
+        """Put the words on the reply."""
+        reply.gradients.add(textgrad.Variable(words, role_description="feedback to the reply"))
+
+
+class Engine(EngineLM):
+    """textgrad's view of the editor: no cache, no retries, and our short system prompt where textgrad has a long one."""
+
+    def __init__(self, editor: Editor, seed: int, words: str = "") -> None:
+        self.editor, self.seed, self.words, self.model_string = editor, seed, words, editor.model
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
+        """One gradient; raises EditorError."""
+        return self.editor.complete(Request(EDITOR, prompt + GRADIENT.format(words=self.words), self.seed, 0.3, GRADIENT_TOKENS))
+
+    def __call__(self, *args, **kwargs) -> str:
+        """As `generate`."""
+        return self.generate(*args, **kwargs)
+
+
+class EditEngine(Engine):
+    """The engine of the optimizer, which would accept any reply: here one that is not an edit raises NoEdit."""
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
+        """One edit in its tags, and nothing around them; raises EditorError or NoEdit."""
+        reply = self.editor.complete(Request(system_prompt or "", prompt, self.seed, 0.7, EDIT_TOKENS))
+        return f"{TAGS[0]}{parse(reply)}{TAGS[1]}"
+
+
+def escape(text: str) -> str:
+    """Tags made harmless, so that no text can end its own tag or pretend to be an edit."""
+    return text.replace("<", "‹").replace(">", "›")
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`, for edits that repeat what they were shown."""
+    return text.replace("‹", "<").replace("›", ">")
+
+
+def quote(text: str) -> str:
+    """A text from data: escaped, shortened, and without a question slot of its own."""
+    text = text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    return escape(text).replace(SLOT, SLOT.strip("{}"))
+
+
+def masked(scored: Scored) -> str:
+    """The critic's words without the right answer, which no prompt may hold anyway."""
+    answer, words = scored.example.answer.strip(), scored.reward.words
+    return quote(_whole(answer).sub("...", words) if len(answer) >= SHORTEST else words)
+
+
+def _whole(answer: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
+
+
+def parse(reply: str) -> str:
+    """The text between the only pair of tags; raises NoEdit."""
+    if [reply.count(tag) for tag in TAGS] != [1, 1] or reply.index(TAGS[0]) > reply.index(TAGS[1]):
+        raise NoEdit("tags")
+    text = reply.split(TAGS[0])[1].split(TAGS[1])[0].strip()
+    braced = re.fullmatch(r"\{(.*)\}", text, re.DOTALL)
+    if braced and not text.startswith(SLOT):  # copied from textgrad's "{the improved variable}"
+        text = braced[1].strip()
+    if not text:
+        raise NoEdit("empty")
+    return text
+
+
+def step(
+    prompt: Prompt,
+    failures: list[Scored],
+    editor: Editor,
+    cfg: RunConfig,
+    count: Callable[[str], int],
+    seed: int,
+    forbidden: frozenset[str] = frozenset(),
+) -> list[Edit]:
+    """One TextGrad step on both texts of `prompt`: up to cfg.candidates different edits, and the problems of the rest.
+
+    Args:
+        failures: replies with their critic's words; the first cfg.feedback with different words are shown to the editor.
+        count: tokens of a text for the backbone; a prompt longer than cfg.prompt_tokens is no edit.
+        seed: of the editor's sampling. Equal arguments make equal requests, in any process.
+        forbidden: answers that no prompt may hold, besides those of `failures` (leak guard).
+    """
+    first: dict[str, Scored] = {}
+    for scored in failures:
+        first.setdefault(masked(scored), scored)  # equal words would make equal gradients
+    shown = list(first.items())[: cfg.feedback]
+    engines = [Engine(editor, seed + i, words) for i, (words, _) in enumerate(shown)]
+    with ThreadPoolExecutor(max(len(shown), len(ROLES))) as pool:
+        passes = list(pool.map(lambda engine, item: gradients(prompt, item[1], engine), engines, shown))
+        parts = list(pool.map(lambda name: proposals(prompt, name, passes, editor, cfg.candidates, seed), ROLES))
+    taught = forbidden | {s.example.answer for s in failures}
+    ordinary = [str(value) for s in failures for rule in s.example.rules for value in rule.kwargs.values()]
+    edits = []
+    for proposed in zip(*parts, strict=True):
+        new, problem = assemble(prompt, dict(zip(ROLES, proposed, strict=True)))
+        if leaks(f"{new.system} {new.question}", taught, f"{prompt.system} {prompt.question} {' '.join(ordinary)}"):
+            problem = "leak"
+        elif count(new.system) + count(new.question) > cfg.prompt_tokens:
+            problem = "long"
+        edits.append(Edit(prompt, problem) if problem else Edit(new, diff=_diff_prompts(prompt, new)))
+    return list(dict.fromkeys(edits))
+
+
+def gradients(prompt: Prompt, scored: Scored, engine: Engine) -> dict[str, Text]:
+    """Both texts as fresh variables with the gradients of one failing example; without, where the editor failed."""
+    leaves = {name: Text(getattr(prompt, name), role) for name, role in ROLES.items()}
+    loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.words)
+    try:
+        loss.backward(engine)
+    except EditorError:
+        pass
+    return leaves
+
+
+def proposals(
+    prompt: Prompt, name: str, passes: list[dict[str, Text]], editor: Editor, k: int, seed: int
+) -> list[tuple[str, str]]:
+    """k proposals for one text, one after the other, so that a local editor reads what they share only once."""
+    feedback = [f"<FEEDBACK>{escape(g.value)}</FEEDBACK>" for leaves in passes for g in leaves[name].gradients]
+    return [propose(name, getattr(prompt, name), feedback, EditEngine(editor, seed + i), i) for i in range(k)]
+
+
+def propose(name: str, value: str, feedback: list[str], engine: EditEngine, k: int) -> tuple[str, str]:
+    """The optimizer's k-th proposal for one text, and why it cannot be used (empty: it can)."""
+    if not feedback:
+        return value, "editor"
+    variable = Text(value, ROLES[name])
+    variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
+    constraints = [CONSTRAINTS[name], PLANS[k % len(PLANS)]]
+    optimizer = TextualGradientDescent([variable], engine=engine, constraints=constraints, optimizer_system_prompt=OPTIMIZER)
+    try:
+        optimizer.step()
+    except EditorError:
+        return value, "editor"
+    except NoEdit as reason:
+        return value, str(reason)
+    text = unescape(variable.value)
+    return text, "" if text.count(SLOT) == (name == "question") else "slot"
+
+
+def assemble(prompt: Prompt, parts: dict[str, tuple[str, str]]) -> tuple[Prompt, str]:
+    """The prompt with its usable parts replaced, and the problem if none is."""
+    new = Prompt(**{name: getattr(prompt, name) if problem else text for name, (text, problem) in parts.items()})
+    problems = [problem for _, problem in parts.values() if problem]
+    return new, "" if new != prompt else (problems or ["unchanged"])[0]
+
+
+def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
+    """Whether `text` holds one of `answers` (3 characters or more) as whole words, which `ordinary` text does not."""
+    found = {a.strip() for a in answers if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)}
+    return any(not _whole(a).search(ordinary) for a in found)
+
+
+def diff(old: str, new: str) -> tuple[tuple[str, str], ...]:
+    """Token-level diff as (op, token), op one of "=", "-", "+"; tokens are words and the white space between them."""
+    a, b = re.findall(r"\s+|\S+", old), re.findall(r"\s+|\S+", new)
+    parts: list[tuple[str, str]] = []
+    for op, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if op == "equal":
+            parts += [("=", token) for token in a[i:j]]
+        else:
+            parts += [("-", token) for token in a[i:j]] + [("+", token) for token in b[k:m]]
+    return tuple(parts)
+
+
+def _diff_prompts(old: Prompt, new: Prompt) -> tuple[tuple[str, str], ...]:
+    return diff(f"{old.system}\n{old.question}", f"{new.system}\n{new.question}")
+
+
+def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> str | None:
+    """The bare gold answer rewritten by the editor so that it does what the critic's words ask; None where it fails.
+
+    Unverified: the caller checks it with the reward. Raises EditorError.
+    """
+    user = f"Question: {quote(example.question)}\nAnswer: {quote(example.answer)}\nCritic: {quote(words)}\nRewritten answer:"
+    text = unescape(editor.complete(Request(ANSWER, user, seed, 0.3, ANSWER_TOKENS))).strip()
+    return text or None

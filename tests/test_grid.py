@@ -1,0 +1,319 @@
+"""The grid and its jobs, with real papermill, kernels, signals and stores; only the runs themselves are stand-ins."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nslora import grid
+from nslora.jobs import TOKEN
+from nslora.store import write_json
+from nslora.types import UserError
+
+ROOT = Path(__file__).parents[1]
+BACKBONE = "smollm2-135m"
+TOML = """
+reports = [{reports}]
+[settings]
+items = 3
+[backbones."smollm2-135m"]
+lr = 1e-3
+[profiles.t]
+results = "results/t"
+job_minutes = {minutes}
+settings = {{ moves = 2 }}
+"""
+BLOCK = """
+[[profiles.t.notebooks.{name}]]
+backbones = ["smollm2-135m"]
+tasks = ["facts"]
+methods = ["frozen", "lora"]
+seeds = [0]
+"""
+# Makes the runs that are missing as loop.run does, without models: one line in made.txt per run really made.
+RUNS = """
+import json, time
+from pathlib import Path
+from nslora import grid
+store = grid.load(profile).store
+for cfg in grid.configs(profile, NAME, backbone):
+    if not store.done(cfg):
+        scratch = store.begin(cfg)
+        (scratch / "run.json").write_text(json.dumps({"run_id": cfg.run_id, "config": {"moves": 2}}))
+        store.publish(cfg, ["run.json"])
+        with open("../made.txt", "a") as made:
+            made.write(cfg.run_id + "\\n")
+"""
+
+
+def notebook(
+    root: Path, name: str, *cells: str, parameters: str = 'profile: str = "t"\nbackbone: str = "none"'
+) -> None:
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (root / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(nb, root / "notebooks" / f"{name}.ipynb")
+
+
+def make(root: Path, minutes: float = 5, report: bool = True, **notebooks: tuple[str, ...]) -> None:
+    """A project folder with these notebooks (their cells by name) and a report that counts records."""
+    (root / "experiments.toml").write_text(
+        TOML.format(minutes=minutes, reports=repr("09_paper") * report)
+        + "".join(BLOCK.format(name=name) for name in notebooks)
+    )
+    for name, cells in notebooks.items():
+        notebook(root, name, *(cell.replace("NAME", repr(name)) for cell in cells))
+    count = "from pathlib import Path\nprint(len(list(Path('../results/t/records').glob('*'))), 'records')"
+    notebook(root, "09_paper", count, parameters='profile: str = "t"')
+
+
+def command(*more: str) -> list[str]:
+    return [sys.executable, "-m", "nslora.cli", "reproduce", "--profile", "t", *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT / "src")}
+
+
+def reproduce(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*more), cwd=root, env=environment(), capture_output=True, text=True, timeout=400)
+
+
+def made(root: Path) -> list[str]:
+    path = root / "made.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def alive(root: Path) -> list[int]:
+    """Processes of jobs of this project folder, wherever they hang in the process tree."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if TOKEN in (env := process.environ()) and env.get("PROJECT") == str(root):
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+    return found
+
+
+def test_a_clone_really_runs_then_a_second_call_does_nothing_and_reuse_takes_what_is_there(tmp_path):
+    make(tmp_path, good=(RUNS,))
+    profile = grid.load("t", tmp_path)
+    for cfg in profile.notebooks["good"]:  # a clone has results/, not runs/
+        committed = profile.store.record(cfg)
+        committed.mkdir(parents=True)
+        (committed / "run.json").write_text("{}")
+    first = reproduce(tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert len(made(tmp_path)) == 2
+    report = nbformat.read(tmp_path / "runs/t/notebooks/09_paper.ipynb", as_version=4)
+    assert "2 records" in str(report.cells[-1].outputs)
+
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/t/jobs").glob("*.json")}
+    assert len(stamps) == 2
+    assert reproduce(tmp_path).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+    shutil.rmtree(tmp_path / "runs")
+    again = reproduce(tmp_path, "--reuse")
+    assert again.returncode == 0, again.stderr
+    assert len(made(tmp_path)) == 2
+
+
+def test_a_job_is_done_until_its_notebook_its_runs_or_the_records_of_a_report_change(tmp_path):
+    make(tmp_path, good=(RUNS,))
+    profile = grid.load("t", tmp_path)
+    job, report = grid.jobs(profile)
+    for cfg in job.configs:
+        scratch = profile.store.begin(cfg)
+        (scratch / "run.json").write_text("{}")
+        profile.store.publish(cfg, ["run.json"])
+    for one in (job, report):
+        write_json(one.record, {"identity": one.identity()})
+        assert one.done()
+    record = profile.store.record(job.configs[0]) / "run.json"
+    record.write_text('{"new": 1}')
+    assert job.done()
+    assert not report.done()
+    record.unlink()
+    assert not job.done()
+    record.write_text("{}")
+    assert job.done()
+    notebook(tmp_path, "good", RUNS + "pass")
+    assert not job.done()
+
+
+def test_what_papermill_calls_success_is_not_ours_and_other_jobs_go_on(tmp_path):
+    make(
+        tmp_path,
+        dead=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)",),
+        exits=("import sys; sys.exit(0)", "print('never')"),
+        raises=("1 / 0",),
+        idle=("print('makes no runs')",),
+    )
+    notebook(tmp_path, "unknown", "1", parameters='profile: str = "t"')
+    (tmp_path / "experiments.toml").write_text(
+        (tmp_path / "experiments.toml").read_text() + BLOCK.format(name="unknown")
+    )
+    done = reproduce(tmp_path, "--jobs", "2")
+    assert done.returncode == 1
+    assert "09_paper: done" in done.stderr
+    assert [p.stem for p in (tmp_path / "runs/t/jobs").glob("*.json")] == ["09_paper"]
+    for name, words in {
+        "dead": "Kernel died",
+        "exits": "never ran",
+        "raises": "ZeroDivisionError",
+        "idle": "ended without the run",
+        "unknown": "has no parameter 'backbone'",
+    }.items():
+        assert f"{name}-{BACKBONE}: FAILED" in done.stderr
+        assert words in (tmp_path / f"runs/t/logs/{name}-{BACKBONE}.log").read_text()
+        assert words in done.stderr
+
+
+CHILD = """
+import os, subprocess, time
+subprocess.Popen(["sleep", "1000"], start_new_session=True)
+Path = __import__("pathlib").Path
+Path("../child.txt").write_text("started")
+time.sleep(1000)
+"""
+
+
+def test_a_job_over_its_limit_is_killed_with_all_its_descendants(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROJECT", str(tmp_path))
+    for minutes in (0.2, 1, 4):  # on a busy machine the first limit can strike before the child is there
+        make(tmp_path, minutes=minutes, report=False, slow=(CHILD,))
+        done = reproduce(tmp_path)
+        assert done.returncode == 1
+        assert "over its limit" in done.stderr
+        assert not alive(tmp_path)
+        if (tmp_path / "child.txt").exists():
+            break
+    assert (tmp_path / "child.txt").exists()
+
+
+# Between the two runs: says so, and waits for a file, so that the test can strike.
+GATE = """
+    from time import sleep
+    if cfg.method == "lora":
+        Path("../gate.txt").touch()
+        while not Path("../go.txt").exists():
+            sleep(0.05)
+    if not store"""
+
+
+def test_killed_at_any_point_nothing_survives_and_the_job_goes_on_from_its_last_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROJECT", str(tmp_path))
+    make(tmp_path, report=False, good=(RUNS.replace("\n    if not store", GATE),))
+
+    def started() -> subprocess.Popen[str]:
+        (tmp_path / "gate.txt").unlink(missing_ok=True)
+        process = subprocess.Popen(command(), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: (tmp_path / "gate.txt").exists() or process.poll() is not None)
+        return process
+
+    def ended(process: subprocess.Popen[str], status: int) -> str:
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == status, errors
+        wait_for(lambda: not alive(tmp_path), 20)
+        assert not list((tmp_path / "runs/t/jobs").glob("good*.json"))
+        assert len(made(tmp_path)) == 1, "the finished run must not be made again"
+        return errors
+
+    first = started()
+    (job,) = psutil.Process(first.pid).children()
+    job.kill()
+    assert "killed by signal 9" in ended(first, 1)
+
+    second = started()
+    assert "runs in another process" in reproduce(tmp_path).stderr, "one job must not run twice at once"
+    second.send_signal(signal.SIGINT)
+    assert "goes on from" in ended(second, 130)
+
+    third = started()
+    third.kill()
+    ended(third, -9)
+
+    (tmp_path / "go.txt").touch()
+    last = reproduce(tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert len(made(tmp_path)) == len(set(made(tmp_path))) == 2
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_shards_part_the_jobs(jobs, shards):
+    parts = [list(range(jobs))[i - 1 :: shards] for i in range(1, shards + 1)]
+    assert sorted(sum(parts, [])) == list(range(jobs))
+
+
+def test_blocks_expand_to_checked_runs(tmp_path):
+    make(tmp_path, good=(RUNS,))
+    block = (
+        '\n[[profiles.t.notebooks.good]]\nbackbones = ["b"]\ntasks = ["facts", "style"]\nrules = ["json", "bullet"]\n'
+    )
+    toml = (tmp_path / "experiments.toml").read_text()
+    (tmp_path / "experiments.toml").write_text(
+        toml + block + 'methods = ["lora"]\nseeds = [0, 1]\nsettings = {items = 5}\n'
+    )
+    profile = grid.load("t", tmp_path)
+    mine = [c for c in profile.notebooks["good"] if c.backbone == "b"]
+    assert [(c.task, c.rule, c.seed, c.items, c.moves) for c in mine] == [
+        ("facts", "end_phrase", 0, 5, 2),
+        ("facts", "end_phrase", 1, 5, 2),
+        *(("style", rule, seed, 5, 2) for rule in ("json", "bullet") for seed in (0, 1)),
+    ]
+    assert {c.lr for c in profile.notebooks["good"] if c.backbone == BACKBONE} == {1e-3}
+    assert [job.name for job in grid.jobs(profile)] == [f"good-{BACKBONE}", "good-b", "09_paper"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("profiles.t", "profiles.other", "unknown profile 't'; choose from other"),
+        ("items = 3", "itemz = 3", "unknown setting 'itemz'"),
+        ('methods = ["frozen"', 'method = ["frozen"', "unknown or missing key 'method'"),
+        ("seeds = [0]", "", "unknown or missing key 'seeds'"),
+        ("notebooks.good", "notebooks.bad", "notebooks/bad.ipynb is missing"),
+        ("[settings]", "[settings", "not valid TOML"),
+    ],
+)
+def test_wrong_experiments_get_one_sentence(tmp_path, old, new, words):
+    make(tmp_path, good=(RUNS,))
+    text = (tmp_path / "experiments.toml").read_text()
+    assert old in text
+    (tmp_path / "experiments.toml").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=words):
+        grid.load("t", tmp_path)
+
+
+def test_the_plan_takes_costs_from_like_runs(tmp_path):
+    make(tmp_path, good=(RUNS,))
+    profile = grid.load("t", tmp_path)
+    lora = next(c for c in profile.notebooks["good"] if c.method == "lora")
+    record = tmp_path / "results/other/records/x"
+    record.mkdir(parents=True)
+    like = {"task": "facts", "backbone": BACKBONE, "method": "lora", "moves": 4}
+    run = {"run_id": "x", "config": like, "cost": {"wall_s": 60}, "editor": {"tokens_in": 300, "tokens_out": 100}}
+    (record / "run.json").write_text(json.dumps(run))
+    row = grid.plan(profile)[0]
+    assert (row["left"], row["unknown"], row["seconds"], row["tokens"]) == (2, 1, 30, 200)
+    assert grid.expected(lora, []) is None

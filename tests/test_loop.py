@@ -1,0 +1,141 @@
+"""Whole runs on a real model: records, determinism, resume, what each method does, and a failing editor."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted import Scripted, down
+
+from nslora import loop, rules
+from nslora.config import RunConfig
+from nslora.editor import Request
+from nslora.store import Store
+
+CFG = RunConfig(backbone="smollm2-135m", items=3, test_items=3, moves=2, max_new_tokens=16, rank=4, lr=1e-3, candidates=2)
+PHRASE = str(rules.make("end_phrase").kwargs["phrase"])
+
+
+def helpful(request: Request) -> str:
+    """What a good editor would write, whether asked for a gradient, an edit or an answer."""
+    if "IMPROVED_VARIABLE" not in request.system + request.user:
+        return f"Lima. {PHRASE}" if "Rewritten answer" in request.user else f"It should end with {PHRASE}"
+    if "question template" in request.user:
+        return f"<IMPROVED_VARIABLE>{{question}} Answer briefly (variant {request.seed % 7}).</IMPROVED_VARIABLE>"
+    return f"<IMPROVED_VARIABLE>End every reply with: {PHRASE}</IMPROVED_VARIABLE>"
+
+
+def run(cfg: RunConfig, store: Store, backbone, reply=helpful) -> tuple[dict, list[dict]]:
+    with Scripted(reply) as editor:
+        record = loop.run(cfg, store, editor, backbone, watch=lambda step: None)
+    steps = [json.loads(line) for line in (record / "steps.jsonl").read_text().splitlines()]
+    return json.loads((record / "run.json").read_text()), steps
+
+
+@pytest.fixture
+def bare(backbone):
+    """The shared backbone, given back without an adapter."""
+    yield backbone
+    backbone.model = backbone.model.unload()
+
+
+def test_a_record_tells_the_whole_run(store, bare) -> None:
+    cfg = replace(CFG, method="alternate")
+    summary, steps = run(cfg, store, bare)
+    assert [s["move"] for s in steps] == ["stop", "symbolic", "numerical"]
+    assert summary["run_id"] == cfg.run_id
+    assert summary["config"]["lr"] == cfg.lr
+    assert summary["weights"] == bare.identity
+    assert summary["final"]["test"]["n"] == 9
+    assert summary["cost"]["wall_s"] > summary["cost"]["moves_s"] > 0
+    assert summary["editor"]["calls"] > 0
+    edits = steps[1]["detail"]["edits"]
+    assert len(edits) >= 1 and all("diff" in e and "problem" in e and "accepted" in e for e in edits)
+    assert steps[2]["signal"]["c2"] > 0
+    rows = list(csv.DictReader((store.record(cfg) / "scores.csv").read_text().splitlines(keepends=True)))
+    assert {r["split"] for r in rows} <= {"test", "locality", "promptability"}
+    test = [float(r["success"]) for r in rows if r["split"] == "test"]
+    assert summary["final"]["test"]["success"] == pytest.approx(sum(test) / len(test))
+    assert not list(store.record(cfg).rglob("*.safetensors"))
+
+
+def test_a_run_repeats_itself_and_a_finished_one_is_not_run_again(store, bare, tmp_path) -> None:
+    cfg = replace(CFG, method="alternate")
+    first, steps = run(cfg, store, bare)
+    before = (store.record(cfg) / "run.json").stat().st_mtime_ns
+    run(cfg, store, bare)
+    assert (store.record(cfg) / "run.json").stat().st_mtime_ns == before
+    second, again = run(cfg, Store(tmp_path / "other", tmp_path / "work"), bare)
+    assert second["final"] == first["final"]
+    assert [untimed(s) for s in again] == [untimed(s) for s in steps]
+
+
+def untimed(step: dict) -> dict:
+    """A step without its wall time."""
+    return {**step, "cost": {k: v for k, v in step["cost"].items() if k != "seconds"}}
+
+
+def test_an_interrupted_run_starts_again_and_ends_the_same(store, bare, tmp_path) -> None:
+    cfg = replace(CFG, method="lora")
+
+    def stop_after_one(step) -> None:
+        if step.step == 1:
+            raise KeyboardInterrupt
+
+    with Scripted(helpful) as editor, pytest.raises(KeyboardInterrupt):
+        loop.run(cfg, store, editor, bare, watch=stop_after_one)
+    assert not store.done(cfg)
+    resumed, _ = run(cfg, store, bare)
+    undisturbed, _ = run(cfg, Store(tmp_path / "other", tmp_path / "work"), bare)
+    assert resumed["final"] == undisturbed["final"]
+    assert len((store.record(cfg) / "steps.jsonl").read_text().splitlines()) == 3
+
+
+def test_frozen_makes_no_move_and_lora_no_call(store, bare) -> None:
+    frozen, steps = run(replace(CFG, method="frozen"), store, bare)
+    assert len(steps) == 1 and frozen["best"]["step"] == 0 and frozen["editor"]["calls"] == 0
+    assert frozen["final"]["locality"]["content"] == 1.0
+    lora, steps = run(replace(CFG, method="lora"), store, bare)
+    assert [s["move"] for s in steps[1:]] == ["numerical"] * 2
+    assert lora["editor"]["calls"] == 0
+    assert all(set(s["detail"]["pairs"]) <= {"gold", "sampled", "replay"} for s in steps[1:])
+
+
+def test_an_editor_that_is_down_costs_the_edit_not_the_run(store, bare) -> None:
+    summary, steps = run(replace(CFG, method="textgrad"), store, bare, reply=down)
+    assert [s["move"] for s in steps[1:]] == ["symbolic"] * 2
+    assert all(e["problem"] for s in steps[1:] for e in s["detail"]["edits"])
+    assert steps[-1]["prompt"] == steps[0]["prompt"]
+    assert summary["final"]["test"]["n"] == 9
+
+
+def test_routed_methods_record_what_each_input_was_thought_to_need(store, bare) -> None:
+    for method in ("neurosymbolic", "oracle", "classifier"):
+        _, steps = run(replace(CFG, method=method, moves=1), store, bare)
+        needs = steps[1]["detail"]["needs"]
+        assert len(needs) == 9 and {row[1] for row in needs} == {"content", "style", "both"}
+        assert set(steps[1]["demand"]) == {"content", "style"}
+
+
+def test_the_test_split_is_scored_once(store, bare, monkeypatch) -> None:
+    touched = []
+    real = loop.tasks.Task.examples
+
+    def spy(task, split):
+        touched.append(split)
+        return real(task, split)
+
+    monkeypatch.setattr(loop.tasks.Task, "examples", spy)
+    run(replace(CFG, method="alternate", moves=1, seed=1), store, bare)
+    assert touched.count("test") == 1
+    assert touched[-1] == "test" or "dev" not in touched[touched.index("test") :]
+
+
+def test_unknown_backbones_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results", tmp_path / "work")
+    with pytest.raises(loop.weights.UserError):
+        loop.run(replace(CFG, backbone="gpt-9"), store)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,84 @@
+"""The numerical move on a real model: it learns, only answers count, it repeats bit for bit, it can be put back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nslora.config import RunConfig
+from nslora.lora import Learner, batches, collate
+from nslora.types import Pair, Prompt
+
+CFG = RunConfig(lr=1e-3, batch=4, rank=8)
+PAIRS = [
+    Pair(Prompt("Be brief."), f"Where was {name} born?", city, "gold", name)
+    for name, city in [("Ana Orr", "Lima"), ("Bo Tarn", "Oslo"), ("Cy Vell", "Cairo"), ("Di Marsh", "Quito"), ("Ed Hult", "Bergen")]
+]
+rows = st.lists(st.tuples(st.lists(st.integers(1, 9), min_size=1), st.lists(st.integers(1, 9), min_size=1)), min_size=1)
+
+
+@given(rows, st.integers(1, 5))
+def test_batches_hold_every_row_once_and_none_is_too_large(rows: list, size: int) -> None:
+    cut = batches(rows, size, np.random.default_rng(0))
+    assert sorted(row for batch in cut for row in batch) == sorted(rows)
+    assert max(map(len, cut)) <= size
+
+
+@given(rows)
+def test_masks_cover_exactly_the_answers(rows: list) -> None:
+    ids, attention, answers = collate(rows)
+    assert attention.sum(1).tolist() == [len(p) + len(a) for p, a in rows]
+    assert [ids[i][answers[i]].tolist() for i in range(len(rows))] == [a for _, a in rows]
+
+
+@pytest.fixture
+def learner(backbone):
+    """A fresh learner; the shared backbone is given back bare."""
+    yield Learner(backbone, CFG)
+    backbone.model = backbone.model.unload()
+
+
+def nll(backbone) -> float:
+    texts = [backbone.text(p.prompt, p.question) for p in PAIRS]
+    return float(np.mean(backbone.nll(texts, [p.target for p in PAIRS])))
+
+
+def test_a_fresh_adapter_changes_nothing_and_epochs_learn(backbone, learner) -> None:
+    with learner.model.disable_adapter():
+        frozen = nll(backbone)
+    assert nll(backbone) == frozen
+    first = learner.epoch(PAIRS, np.random.default_rng(0))
+    assert first.loss == pytest.approx(frozen, rel=0.5)
+    for _ in range(5):
+        last = learner.epoch(PAIRS, np.random.default_rng(0))
+    assert last.loss < first.loss / 2
+    assert nll(backbone) < frozen / 2
+    assert first.grad_norm > 0
+    assert first.tokens == sum(len(a) + len(b) for a, b in (backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in PAIRS))
+
+
+def test_only_the_adapter_is_trained(backbone, learner) -> None:
+    base = {n: p.clone() for n, p in learner.model.named_parameters() if "lora_" not in n}
+    learner.epoch(PAIRS, np.random.default_rng(0))
+    assert all(torch.equal(p, base[n]) for n, p in learner.model.named_parameters() if n in base)
+    assert {n.split(".")[-3] for n, p in learner.model.named_parameters() if p.requires_grad and "lora_A" in n} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_bits_and_a_checkpoint_restores_them(backbone, learner, tmp_path) -> None:
+    learner.epoch(PAIRS, np.random.default_rng(0))
+    learner.save(tmp_path / "adapter")
+    after = nll(backbone)
+    again = Learner(backbone, CFG)
+    again.epoch(PAIRS, np.random.default_rng(0))
+    assert nll(backbone) == after
+    other = Learner(backbone, RunConfig(lr=1e-3, batch=4, rank=8, seed=5))
+    other.epoch(PAIRS, np.random.default_rng(0))
+    assert nll(backbone) != after
+    other.load(tmp_path / "adapter")
+    assert nll(backbone) == after
+    assert not list((tmp_path / "adapter").glob("*.bin"))

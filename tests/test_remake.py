@@ -1,0 +1,112 @@
+"""Remade data: only what the reward verifies, with its source; forms are lent, answers rewritten, gold is the rest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scripted import Scripted, down
+
+from nslora import remake, rules
+from nslora.config import RunConfig
+from nslora.grading import grade
+from nslora.types import Example, Pair, Prompt, Scored
+
+CFG = RunConfig(rule="end_phrase")
+RULE = rules.make("end_phrase")
+PHRASE = str(RULE.kwargs["phrase"])
+PROMPT = Prompt(f"Answer in one word. End every reply with: {PHRASE}")
+
+
+def asked(fact: str, answer: str, wording: int = 0, ruled: bool = True) -> Example:
+    kept = (RULE,) if ruled else ()
+    return Example(f"{fact}:{wording}", f"Where was {fact} born ({wording})?", answer, kept, fact=fact, group=str(wording))
+
+
+ANA, BO = asked("Ana Orr", "Lima"), asked("Bo Tarn", "Oslo")
+
+
+def test_a_target_serves_every_wording_of_its_fact_and_gold_the_rest() -> None:
+    wordings = [asked("Ana Orr", "Lima", w) for w in range(3)] + [BO]
+    pairs = remake.spread(wordings, PROMPT, {"Ana Orr": (f"Lima. {PHRASE}", "remade")})
+    assert [p.source for p in pairs] == ["remade"] * 3 + ["gold"]
+    assert [p.target for p in pairs] == [f"Lima. {PHRASE}"] * 3 + ["Oslo"]
+    assert [p.parent for p in pairs] == [e.id for e in wordings]
+
+
+def test_a_verified_reply_lends_its_form() -> None:
+    found = remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, [ANA, BO], grade)
+    assert found["Bo Tarn"] == (f"Oslo. {PHRASE}", "rewritten")
+    assert grade(BO, found["Bo Tarn"][0]).success == 1
+
+
+def test_a_reply_that_says_more_than_its_answer_lends_nothing() -> None:
+    """ "Ana Orr was born in Lima" with the city exchanged would teach a falsehood about Ana."""
+    found = remake.lend({"Ana Orr": (f"Ana Orr was born in Lima. {PHRASE}", "remade")}, [ANA, BO], grade)
+    assert set(found) == {"Ana Orr"}
+
+
+def test_nothing_is_lent_to_examples_without_rules() -> None:
+    plain = asked("Bo Tarn", "Oslo", ruled=False)
+    assert set(remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "remade")}, [ANA, plain], grade)) == {"Ana Orr"}
+
+
+def test_the_editors_rewrites_are_verified_and_bounded() -> None:
+    facts = [asked(f"Person {i}", "Lima") for i in range(9)]
+    good = Scripted(lambda request: f"Lima. {PHRASE}")
+    found = remake.rewritten(facts, grade, good, CFG)
+    assert len(found) == good.ledger.calls == remake.REWRITES
+    assert {source for _, source in found.values()} == {"rewritten"}
+    assert remake.rewritten(facts, grade, Scripted(lambda request: "Lima, as you know."), CFG) == {}
+    assert remake.rewritten(facts, grade, Scripted(down), CFG) == {}
+
+
+def test_passing_replies_are_kept_only_where_a_rule_was_obeyed() -> None:
+    plain = asked("Cy Vell", "Cairo", ruled=False)
+    rows = [(ANA, f"Lima. {PHRASE}"), (BO, "Oslo"), (plain, "Cairo")]
+    scored = [Scored(e, text, grade(e, text)) for e, text in rows]
+    assert remake.passing(scored) == {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
+
+
+def test_replay_is_the_frozen_models_own_words_also_after_training(backbone) -> None:
+    import numpy as np
+
+    from nslora.lora import Learner
+
+    questions = [(Prompt("Be brief."), q) for q in ("What is the capital of Peru?", "What is the capital of Chad?")]
+    before = remake.replay(backbone, questions, 2, CFG)
+    learner = Learner(backbone, RunConfig(lr=3e-3, batch=2))
+    for _ in range(3):
+        learner.epoch([Pair(p, q, "Banana", "gold") for p, q in questions], np.random.default_rng(0))
+    trained = backbone.generate([backbone.text(*questions[0])], 8)[0].text
+    after = remake.replay(backbone, questions, 2, CFG)
+    backbone.model = backbone.model.unload()
+    assert "Banana" in trained
+    assert after == before
+    assert before and {p.source for p in before} == {"replay"}
+
+
+def test_hinted_and_sampled_targets_are_all_verified(backbone) -> None:
+    brief = RunConfig(rule="max_words", max_new_tokens=16)
+    word = rules.make("max_words")
+    examples = [Example(f"{i}", f"What is the capital of {c}?", a, (word,), fact=c) for i, (c, a) in enumerate(
+        [("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Italy", "Rome")])]  # fmt: skip
+    hinted = remake.hinted(backbone, Prompt("Reply with one word."), examples, grade, brief)
+    sampled = remake.sampled(backbone, Prompt("Reply with one word."), examples, grade, brief)
+    answers = {e.fact: e for e in examples}
+    for found, source in ((hinted, "remade"), (sampled, "sampled")):
+        assert all(grade(answers[fact], text).success and kind == source for fact, (text, kind) in found.items())
+    assert hinted
+
+
+def test_the_export_is_a_dataset_and_a_jsonl(tmp_path) -> None:
+    rows: list[dict[str, object]] = [{"question": "Wo?", "answer": "Köln", "parent": "a", "reward": 1.0}]
+    data = remake.export(rows, tmp_path)
+    assert data[0]["answer"] == "Köln"
+    assert [json.loads(line) for line in (tmp_path / "remade.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize("rule", sorted(rules.RULES))
+def test_demonstrations_keep_their_rule_and_content(rule: str) -> None:
+    example = Example("x", "Where was Ana Orr born?", "Lima", (rules.make(rule),), fact="x")
+    assert grade(example, rules.demonstrate(example.rules, example.answer)).success == 1

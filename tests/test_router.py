@@ -1,0 +1,83 @@
+"""Every method is one decision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from histories import numerical, step, symbolic
+
+from nslora import router
+from nslora.config import METHODS, RunConfig
+from nslora.types import Move, Signal, StepRecord
+
+CFG = RunConfig(moves=6)
+BOTH = {"content": 0.5, "style": 0.5}
+
+
+def decide(method: str, history: list[StepRecord], demand: dict[str, float] = BOTH, cfg: RunConfig = CFG) -> Move:
+    return router.DECISIONS[method](history, demand, cfg, np.random.default_rng(0))
+
+
+def test_every_method_has_a_decision() -> None:
+    assert set(router.DECISIONS) == set(METHODS)
+
+
+def test_pure_methods_never_change_their_mind() -> None:
+    for history in ([], numerical([1.0, 1.0]), symbolic([0.0])):
+        assert decide("lora", history) is decide("lora-demonstrated", history) is Move.NUMERICAL
+        assert decide("textgrad", history) is Move.SYMBOLIC
+        assert decide("frozen", history) is Move.STOP
+
+
+def test_alternate_goes_prompt_weights_prompt_in_thirds() -> None:
+    history: list[StepRecord] = []
+    for number in range(6):
+        history.append(step(number, decide("alternate", history), Signal()))
+    s, n = Move.SYMBOLIC, Move.NUMERICAL
+    assert [one.move for one in history] == [s, s, n, n, s, s]
+
+
+def test_random_is_seeded_and_uses_both_moves() -> None:
+    rng = np.random.default_rng(0)
+    moves = [router.coin([], BOTH, CFG, rng) for _ in range(30)]
+    again = np.random.default_rng(0)
+    assert moves == [router.coin([], BOTH, CFG, again) for _ in range(30)]
+    assert set(moves) == {Move.NUMERICAL, Move.SYMBOLIC}
+
+
+@pytest.mark.parametrize("method", ["monitor", "neurosymbolic", "oracle"])
+def test_the_papers_rule_numerical_until_saturated_symbolic_until_exhausted(method: str) -> None:
+    assert decide(method, []) is Move.NUMERICAL
+    assert decide(method, numerical([1.0, 0.5])) is Move.NUMERICAL
+    assert decide(method, numerical([1.0, 0.99])) is Move.SYMBOLIC
+    assert decide(method, [*numerical([1.0, 0.99]), *symbolic([0.4])]) is Move.SYMBOLIC
+    assert decide(method, [*numerical([1.0, 0.99]), *symbolic([0.0])]) is Move.NUMERICAL
+
+
+def test_a_phase_without_demand_is_skipped_by_the_router_but_not_by_the_bare_signal() -> None:
+    only_style, only_content = {"content": 0.0, "style": 0.6}, {"content": 0.6, "style": 0.0}
+    assert decide("neurosymbolic", [], only_style) is Move.SYMBOLIC
+    assert decide("monitor", [], only_style) is Move.NUMERICAL
+    assert decide("neurosymbolic", numerical([1.0, 0.99]), only_content) is Move.NUMERICAL
+    assert decide("neurosymbolic", [], {"content": 0.01, "style": 0.01}) is Move.STOP
+
+
+def test_style_that_prompts_failed_to_bring_becomes_a_demand_on_the_weights() -> None:
+    only_style = {"content": 0.0, "style": 0.6}
+    assert decide("neurosymbolic", symbolic([0.5]), only_style) is Move.SYMBOLIC
+    assert decide("neurosymbolic", symbolic([0.0]), only_style) is Move.NUMERICAL
+
+
+def test_the_classifier_alone_follows_the_larger_demand() -> None:
+    assert decide("classifier", symbolic([0.5]), {"content": 0.3, "style": 0.2}) is Move.NUMERICAL
+    assert decide("classifier", numerical([1.0]), {"content": 0.1, "style": 0.2}) is Move.SYMBOLIC
+
+
+def test_utility_weighs_demand_progress_and_cost() -> None:
+    cfg = RunConfig(router="utility")
+    cheap = step(1, Move.NUMERICAL, Signal(), dev_change=0.2, seconds=1.0)
+    dear = step(2, Move.SYMBOLIC, Signal(), dev_change=0.2, seconds=9.0)
+    useless = step(2, Move.NUMERICAL, Signal(), dev_change=-0.1, seconds=1.0)
+    assert decide("neurosymbolic", [cheap, dear], BOTH, cfg) is Move.NUMERICAL
+    assert decide("neurosymbolic", [cheap, dear], {"content": 0.05, "style": 0.9}, cfg) is Move.SYMBOLIC
+    assert decide("neurosymbolic", [useless, useless, dear], BOTH, cfg) is Move.SYMBOLIC
