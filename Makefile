@@ -33,7 +33,7 @@ help: ## print this list
 	@echo "  settings: PROFILE=quick|full|smoke  JOBS=1  SHARD=i/n  REUSE=1  PYTHON=python3"
 
 reproduce: .venv/ready ## run every notebook over backbones and seeds; makes all records, tables and figures
-	$(NSLORA) reproduce --profile $(PROFILE) --jobs $(JOBS) --shard $(SHARD) $(if $(REUSE),--reuse)
+	$(NSLORA) reproduce --profile $(PROFILE) --jobs $(JOBS) --shard $(SHARD) $(if $(filter 1,$(REUSE)),--reuse)
 
 plan: .venv/ready ## print the jobs of PROFILE, which are done, and what the rest will cost
 	$(NSLORA) plan --profile $(PROFILE)
@@ -86,7 +86,7 @@ clean: ## remove caches; keeps .venv, runs/ and results/
 	@$(PY) -m pip --version >/dev/null 2>&1 || \
 	  if "$(PYTHON)" -c "$(HAS_TORCH)" 2>/dev/null; then "$(PYTHON)" -m venv --clear --system-site-packages .venv; \
 	  else "$(PYTHON)" -m venv --clear .venv; fi
-	$(PY) -c "$(HAS_TORCH)" 2>/dev/null || $(PY) -m pip install --no-compile $(TORCH)
-	$(PY) -m pip install --no-compile --no-deps --require-hashes -r requirements.lock
+	$(PY) -c "$(HAS_TORCH)" 2>/dev/null || $(PY) -m pip install $(TORCH)
+	$(PY) -m pip install --no-deps --require-hashes -r requirements.lock
 	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@

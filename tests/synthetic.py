@@ -21,9 +21,12 @@ DIFF = [["=", "Answer briefly."], ["-", " Be kind."], ["+", ' End with "Is there
 HEADER = ("split", "id", "need", "success", "content", "content_strict", "style", "output")
 
 
-def score_rows(cfg: RunConfig, rng: np.random.Generator) -> list[tuple[object, ...]]:
+Skill = tuple[float, float]
+
+
+def score_rows(cfg: RunConfig, rng: np.random.Generator, skill: Skill) -> list[tuple[object, ...]]:
     """Test items by need, then what the frozen backbone could do."""
-    content, style = SKILL[cfg.method]
+    content, style = skill
     needs = {"facts": ["content"], "style": ["style"], "math": ["content"]}.get(cfg.task, ["content", "style", "both"])
     rows: list[tuple[object, ...]] = []
     for i in range(cfg.test_items * len(needs)):
@@ -68,13 +71,13 @@ def step_rows(cfg: RunConfig, rng: np.random.Generator) -> list[dict[str, object
     return rows or step_rows(RunConfig.of({**asdict(cfg), "method": "random"}), rng)[:1]
 
 
-def write_record(results: Path, **settings: object) -> Path:
-    """One finished run with random replies at the method's skill; returns its folder."""
+def write_record(results: Path, skill: Skill | None = None, **settings: object) -> Path:
+    """One finished run with random replies at the method's skill (or the given one); returns its folder."""
     cfg = RunConfig.of({"moves": 6, "test_items": 12, **settings})
     folder = results / "records" / cfg.run_id
     folder.mkdir(parents=True)
     rng = cfg.rng(f"synthetic {cfg.method} {cfg.backbone} {cfg.targets}")
-    rows, steps = score_rows(cfg, rng), step_rows(cfg, rng)
+    rows, steps = score_rows(cfg, rng, skill or SKILL[cfg.method]), step_rows(cfg, rng)
     with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
     (folder / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")

@@ -14,8 +14,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 # fmt: off
 ORDER = [
     "types", "config", "rules", "worlds", "grading", "own", "tasks", "fetch", "weights", "decode", "backbones",
-    "recordings", "server", "editor", "lora", "evaluate", "rewrite", "remake", "monitor", "needs", "router", "stats", "store",
-    "moves", "probe", "loop", "records", "figures", "claims", "report", "grid", "jobs", "bundle", "cli",
+    "recordings", "server", "editor", "lora", "evaluate", "rewrite", "remake", "monitor", "needs", "router", "stats",
+    "store", "moves", "probe", "loop", "records", "figures", "claims", "report", "grid", "jobs", "bundle", "cli",
 ]
 # fmt: on
 HEAVY = {"torch", "transformers", "peft", "textgrad", "xllamacpp", "datasets"}

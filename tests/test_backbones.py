@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import peft
 import pytest
@@ -12,6 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nslora import backbones, decode, weights
 from nslora.types import Prompt, UserError
+
+# peft asks transformers under a name that transformers has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 SYSTEM = Prompt("Answer the question in one short sentence and name the place that is asked for.")
 QUESTIONS = [
@@ -172,7 +176,9 @@ def test_answer_logits_and_gradients_equal_the_plain_loss(adapted):
 
 
 def test_training_with_a_bfloat16_base_and_float32_adapter(tiny):
-    base = LlamaForCausalLM(tiny.config).to(torch.bfloat16)
+    base: Any = LlamaForCausalLM(tiny.config)
+    base.lm_head.weight.data *= 20  # a random head is too small for a low loss
+    base.to(torch.bfloat16)
     model = peft.get_peft_model(
         base, peft.LoraConfig(r=4, target_modules="all-linear"), autocast_adapter_dtype=True
     ).train()
@@ -181,7 +187,7 @@ def test_training_with_a_bfloat16_base_and_float32_adapter(tiny):
     batch = batch_of([([1, 2, 3], [4, 96]), ([5], [6, 7, 8, 96])])
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     losses = []
-    for _ in range(30):
+    for _ in range(40):
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = decode.answer_logits(model, *batch)
         loss = torch.nn.functional.cross_entropy(logits.float(), targets)

@@ -10,6 +10,8 @@ import pytest
 from nslora.bundle import base_model, bundle
 from nslora.config import RunConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
+
 ADAPTED = {"system": "Answer with {one} word.", "question": "Q: {question}"}
 
 

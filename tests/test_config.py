@@ -49,7 +49,12 @@ def test_seeds_share_a_fingerprint_but_not_a_run_id(a: int, b: int) -> None:
 
 def test_every_setting_but_the_seed_changes_the_fingerprint() -> None:
     base = RunConfig()
-    others = [replace(base, lr=1e-4), replace(base, method="lora"), replace(base, rule="json"), replace(base, threads=1)]
+    others = [
+        replace(base, lr=1e-4),
+        replace(base, method="lora"),
+        replace(base, rule="json"),
+        replace(base, threads=1),
+    ]
     assert len({cfg.fingerprint for cfg in [base, *others]}) == len(others) + 1
 
 

@@ -95,8 +95,10 @@ def quick(monkeypatch):
 
 def test_a_reply_and_its_cost(endpoint, monkeypatch):
     monkeypatch.setenv("NSLORA_EDITOR_PRICE", "2.5,10")
+    start = time.monotonic()
     with Editor("gpt", endpoint.url) as editor:
         assert editor.complete(ASK) == "reply 7"
+    elapsed = time.monotonic() - start
     [seen] = endpoint.seen
     assert seen["messages"] == [{"role": "system", "content": ASK.system}, {"role": "user", "content": ASK.user}]
     assert (seen["model"], seen["seed"], seen["temperature"], seen["max_tokens"]) == ("gpt", 7, 0.7, 160)
@@ -104,7 +106,7 @@ def test_a_reply_and_its_cost(endpoint, monkeypatch):
     ledger = editor.ledger
     assert (ledger.calls, ledger.replayed, ledger.failed, ledger.tokens_in, ledger.tokens_out) == (1, 0, 0, 100, 10)
     assert ledger.money == pytest.approx((100 * 2.5 + 10 * 10) / 1e6)
-    assert 0 < ledger.seconds < 10
+    assert 0 < ledger.seconds <= elapsed
 
 
 def test_an_empty_system_prompt_sends_no_system_message(endpoint):
@@ -145,21 +147,21 @@ def test_a_fault_is_retried_once_and_then_is_an_error(endpoint, quick, fault):
 
 def test_an_endpoint_that_hangs_is_given_up_in_time(endpoint, quick):
     release = threading.Event()
-    endpoint.script.extend([lambda handler, body: not release.wait(30)] * 2)
+    endpoint.script.extend([lambda handler, body: not release.wait(60)] * 2)
     start = time.monotonic()
     with (
         Editor("gpt", endpoint.url, budget=Budget(attempt_s=0.3)) as editor,
         pytest.raises(EditorError, match=r"did not answer within 0\.3 s"),
     ):
         editor.complete(ASK)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
     release.set()
 
 
 def test_an_endpoint_that_drips_is_given_up_in_time(endpoint, quick):
     def drip(handler: Handler, body: dict) -> None:
         handler.send(200, {"content-length": "100000"}, b"")
-        for _ in range(200):
+        for _ in range(2000):
             handler.wfile.write(b" ")
             time.sleep(0.05)
 
@@ -170,7 +172,7 @@ def test_an_endpoint_that_drips_is_given_up_in_time(endpoint, quick):
         pytest.raises(EditorError, match="endless"),
     ):
         editor.complete(ASK)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
 
 
 def test_retry_after_is_kept_and_a_long_one_is_not_waited_for(endpoint):

@@ -15,7 +15,9 @@ from nslora.config import RunConfig
 from nslora.editor import Request
 from nslora.store import Store
 
-CFG = RunConfig(backbone="smollm2-135m", items=3, test_items=3, moves=2, max_new_tokens=16, rank=4, lr=1e-3, candidates=2)
+CFG = RunConfig(
+    backbone="smollm2-135m", items=3, test_items=3, moves=2, max_new_tokens=16, rank=4, lr=1e-3, candidates=2
+)
 PHRASE = str(rules.make("end_phrase").kwargs["phrase"])
 
 

@@ -15,7 +15,13 @@ from nslora.types import Pair, Prompt
 CFG = RunConfig(lr=1e-3, batch=4, rank=8)
 PAIRS = [
     Pair(Prompt("Be brief."), f"Where was {name} born?", city, "gold", name)
-    for name, city in [("Ana Orr", "Lima"), ("Bo Tarn", "Oslo"), ("Cy Vell", "Cairo"), ("Di Marsh", "Quito"), ("Ed Hult", "Bergen")]
+    for name, city in [
+        ("Ana Orr", "Lima"),
+        ("Bo Tarn", "Oslo"),
+        ("Cy Vell", "Cairo"),
+        ("Di Marsh", "Quito"),
+        ("Ed Hult", "Bergen"),
+    ]
 ]
 rows = st.lists(st.tuples(st.lists(st.integers(1, 9), min_size=1), st.lists(st.integers(1, 9), min_size=1)), min_size=1)
 
@@ -57,7 +63,9 @@ def test_a_fresh_adapter_changes_nothing_and_epochs_learn(backbone, learner) -> 
     assert last.loss < first.loss / 2
     assert nll(backbone) < frozen / 2
     assert first.grad_norm > 0
-    assert first.tokens == sum(len(a) + len(b) for a, b in (backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in PAIRS))
+    assert first.tokens == sum(
+        len(a) + len(b) for a, b in (backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in PAIRS)
+    )
 
 
 def test_only_the_adapter_is_trained(backbone, learner) -> None:

@@ -35,7 +35,13 @@ def test_gain_is_finite_and_has_the_sign_of_the_change(new: float, old: float, n
 
 @pytest.mark.parametrize(
     ("c1", "small", "expected"),
-    [(-0.5, "signed", False), (-0.05, "signed", True), (0.5, "signed", True), (0.5, "absolute", False), (-0.05, "absolute", True)],
+    [
+        (-0.5, "signed", False),
+        (-0.05, "signed", True),
+        (0.5, "signed", True),
+        (0.5, "absolute", False),
+        (-0.05, "absolute", True),
+    ],
 )
 def test_the_two_readings_of_small_differ_on_a_rising_loss(c1: float, small: str, expected: bool) -> None:
     cfg = RunConfig(c1_eps=0.1, small=small)

@@ -13,7 +13,9 @@ from nslora import needs, stats
 from nslora.types import Example, Need, Reward, Scored
 
 
-def scored(output: str, gold: str = "Lima", need: Need = Need.CONTENT, content: float = 0.0, style: float = 1.0) -> Scored:
+def scored(
+    output: str, gold: str = "Lima", need: Need = Need.CONTENT, content: float = 0.0, style: float = 1.0
+) -> Scored:
     return Scored(Example("x", "Where?", gold, need=need, fact="f"), output, Reward(content, content, style), -0.5)
 
 
@@ -101,7 +103,12 @@ def test_the_packaged_classifier_tells_an_unknown_fact_from_a_missing_style() ->
 
 
 def test_the_oracle_is_told_the_hidden_label() -> None:
-    rows = [scored("?"), scored("?", need=Need.STYLE), scored("?", need=Need.BOTH), scored("Lima", need=Need.BOTH, content=1)]
+    rows = [
+        scored("?"),
+        scored("?", need=Need.STYLE),
+        scored("?", need=Need.BOTH),
+        scored("Lima", need=Need.BOTH, content=1),
+    ]
     assert needs.told(rows).tolist() == [1, 0, 1, 0]
 
 

@@ -20,7 +20,9 @@ PROMPT = Prompt(f"Answer in one word. End every reply with: {PHRASE}")
 
 def asked(fact: str, answer: str, wording: int = 0, ruled: bool = True) -> Example:
     kept = (RULE,) if ruled else ()
-    return Example(f"{fact}:{wording}", f"Where was {fact} born ({wording})?", answer, kept, fact=fact, group=str(wording))
+    return Example(
+        f"{fact}:{wording}", f"Where was {fact} born ({wording})?", answer, kept, fact=fact, group=str(wording)
+    )
 
 
 ANA, BO = asked("Ana Orr", "Lima"), asked("Bo Tarn", "Oslo")

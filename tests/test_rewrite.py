@@ -31,7 +31,7 @@ def failure(words: str = WORDS, answer: str = "Paris", output: str = "It is Pari
 
 
 def edits_variable(request: Request) -> bool:
-    return "IMPROVED_VARIABLE" in request.user
+    return "<IMPROVED_VARIABLE>" in request.user
 
 
 def edits_system(request: Request) -> bool:
@@ -112,17 +112,15 @@ def test_requests_are_equal_in_every_process():
     """textgrad keeps feedback in sets that are ordered by address; equal requests are what makes replay possible."""
     code = (
         "import test_rewrite as t; from nslora import rewrite\n"
-        "editor, asked = t.recorder(lambda r: t.tagged(f'{len(r.user)} {r.seed}') if t.edits_variable(r) else r.user[-90:])\n"
+        "reply = lambda r: t.tagged(f'{len(r.user)} {r.seed}') if t.edits_variable(r) else r.user[-400:-300]\n"
+        "editor, asked = t.recorder(reply)\n"
         "rewrite.step(t.OLD, [t.failure(f'Words {i}.') for i in range(4)], editor, t.RunConfig(feedback=4), len, 3)\n"
         "print(sorted(repr(r) for r in asked))"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    first, second = (
-        subprocess.run([sys.executable, "-c", code], env=env | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
-        for seed in ("1", "2")
-    )
-    assert first.stdout == second.stdout
-    assert first.stdout.count("<FEEDBACK>") == 2 * 3 * 5  # four gradients and textgrad's own mention, in every call
+    first, second = (subprocess.check_output([sys.executable, "-c", code], env=env, text=True) for _ in range(2))
+    assert first == second
+    assert first.count("<FEEDBACK>") == 2 * 3 * 5  # four gradients and textgrad's own mention, in every call
 
 
 def test_import_leaves_no_log_behind(tmp_path):
@@ -148,7 +146,10 @@ def test_import_leaves_no_log_behind(tmp_path):
     ],
 )
 def test_a_reply_that_is_no_edit_names_its_problem(reply: str, problem: str):
-    edits = step(lambda r: (reply if edits_system(r) else tagged(SLOT)) if edits_variable(r) else "Better.", [failure()])
+    def answer(request: Request) -> str:
+        return (reply if edits_system(request) else tagged(SLOT)) if edits_variable(request) else "Better."
+
+    edits = step(answer, [failure()])
     assert edits == [Edit(OLD, problem)]
 
 

@@ -57,7 +57,9 @@ def test_a_memo_is_computed_once(store: Store) -> None:
 
 
 def test_steps_and_scores_can_be_read_back(tmp_path) -> None:
-    step = StepRecord(1, Move.NUMERICAL, Prompt(), None, {"success": 0.5}, {}, Signal(c1=-0.5), {}, {}, {"seconds": 1.0})
+    step = StepRecord(
+        1, Move.NUMERICAL, Prompt(), None, {"success": 0.5}, {}, Signal(c1=-0.5), {}, {}, {"seconds": 1.0}
+    )
     module.append_step(tmp_path / "steps.jsonl", step)
     module.append_step(tmp_path / "steps.jsonl", step)
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]

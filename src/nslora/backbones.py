@@ -99,7 +99,7 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
         transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:

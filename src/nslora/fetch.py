@@ -133,13 +133,10 @@ def sha256(path: Path) -> str:
 
 def cached_snapshot(repo: str, revision: str) -> Path | None:
     """The folder of a hub model in the local hub cache (perhaps not complete), without asking the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def snapshot(repo: str, revision: str, require_disk: Callable[[int], None]) -> Path:

@@ -66,7 +66,7 @@ def gain_matrix(gains: pd.DataFrame) -> Figure:
 
     `gains` has columns task, backbone, method, mean, half (shares).
     """
-    backbones, methods = gains.backbone.unique(), [m for m in METHODS if m in set(gains.method)]
+    backbones, methods = sorted(set(gains.backbone)), [m for m in METHODS if m in set(gains.method)]
     rows = gains.task.nunique()
     fig = Figure(figsize=(min(PAGE, 0.9 + 2.5 * len(backbones)), 0.8 + 0.55 * rows), layout="constrained")
     axes = fig.subplots(1, len(backbones), squeeze=False, sharey=True)[0]
@@ -101,7 +101,7 @@ def dots(frame: pd.DataFrame, xlabel: str) -> Figure:
 
     `frame` has columns row, backbone, method, mean, low, high (shares, shown in percent).
     """
-    backbones, known = frame.backbone.unique(), {m: i for i, m in enumerate(METHODS)}
+    backbones, known = sorted(set(frame.backbone)), {m: i for i, m in enumerate(METHODS)}
     methods = {row: sorted(set(group.method), key=known.__getitem__) for row, group in frame.groupby("row", sort=False)}
     heights = [0.45 + 0.15 * len(names) for names in methods.values()]
     fig = Figure(figsize=(min(PAGE, 1.4 + 2.4 * len(backbones)), 0.5 + sum(heights)), layout="constrained")

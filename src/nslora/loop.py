@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,7 @@ def run(
         with open_editor(cfg, place) as own:
             return run(cfg, place, own, backbone, watch)
     started = time.perf_counter()
-    ledger = asdict(editor.ledger)
+    before = replace(editor.ledger)
     scratch = place.begin(cfg)
     session = Session(cfg, task, backbone or load(cfg.backbone, threads=cfg.threads), editor, scratch)
     reference = frozen_reference(session, place)
@@ -150,14 +150,13 @@ def run(
     store.write_scores(scratch / "scores.csv", splits)
     rows = remade_rows(cfg, task.start.system, trained)
     remake.export(rows, scratch)
-    used = {k: v - ledger[k] for k, v in asdict(editor.ledger).items()}
     store.write_json(scratch / "run.json", {
         "run_id": cfg.run_id, "config": asdict(cfg), "weights": session.backbone.identity,
         "environment": store.environment(cfg.threads, session.backbone.device, session.backbone.dtype),
         "start": {"dev": history[0].dev}, "final": {name: evaluate.summary(scored) for name, scored in splits.items()},
         "best": {"step": chosen.step, "prompt": asdict(chosen.prompt),
                  "prompt_diff": [list(part) for part in diff(task.start.system, chosen.prompt.system)]},
-        "editor": used, "remade": len(rows), "cost": totals(session, history, time.perf_counter() - started),
+        "editor": asdict(editor.ledger - before), "remade": len(rows), "cost": totals(session, history, time.perf_counter() - started),
     })  # fmt: skip
     return place.publish(cfg, ("run.json", "steps.jsonl", "scores.csv", "remade.jsonl"))
 
@@ -205,15 +204,17 @@ def final_scores(session: Session, candidate: Candidate, reference: dict[str, li
 
 def record(
     session: Session, history: Sequence[StepRecord], move: Move, candidate: Candidate, dev: Sequence[Scored],
-    train: Sequence[Scored], signal: Signal = Signal(), demand: Demand | None = None,
+    train: Sequence[Scored], signal: Signal | None = None, demand: Demand | None = None,
     detail: dict[str, object] | None = None, cost: dict[str, float] | None = None,
 ) -> StepRecord:  # fmt: skip
     """The log entry of a move, with the editor's ledger so far."""
     ledger = session.editor.ledger
-    spent = {"editor_calls": float(ledger.calls), "editor_tokens": float(ledger.tokens_in + ledger.tokens_out)}
+    calls = float(ledger.calls + ledger.replayed)
+    spent = {"editor_calls": calls, "editor_tokens": float(ledger.tokens_in + ledger.tokens_out)}
     return StepRecord(
         len(history), move, candidate.prompt, candidate.adapter, evaluate.summary(dev), evaluate.summary(train),
-        signal, dict(demand or {}), detail or {}, {**(cost or {"seconds": 0.0, "dev_change": 0.0}), **spent},
+        signal or Signal(), dict(demand or {}), detail or {},
+        {**(cost or {"seconds": 0.0, "dev_change": 0.0}), **spent},
     )  # fmt: skip
 
 

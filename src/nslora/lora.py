@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 
 from .backbones import Backbone
-from .decode import answer_logits
 from .config import RunConfig
+from .decode import answer_logits
 from .types import Pair
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
@@ -104,7 +104,7 @@ def collate(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def batches(rows: Sequence[Row], size: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Shuffle, sort by length (ties stay shuffled), cut into batches, shuffle the batches: little padding, random order."""
+    """Batches of similar length in random order: little padding, and another composition each epoch."""
     order = sorted(rng.permutation(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     cuts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
     return [cuts[i] for i in rng.permutation(len(cuts))]

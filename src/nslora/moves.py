@@ -143,4 +143,3 @@ def describe(edit: Edit, value: float | None, accepted: bool) -> dict[str, objec
         "accepted": accepted,
         "diff": [list(part) for part in edit.diff],
     }
-

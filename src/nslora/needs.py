@@ -135,7 +135,7 @@ def fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> NeedClassifier:
 
 
 def told(scored: Sequence[Scored]) -> np.ndarray:
-    """Hidden labels as P(content) [N] for `oracle`: an item that needs both needs content until its content is right."""
+    """Hidden labels as P(content) [N] for `oracle`: what needs both needs content until that is right."""
     return np.array([
         float(s.example.need is Need.CONTENT or (s.example.need is Need.BOTH and s.reward.content < 1)) for s in scored
     ])  # fmt: skip

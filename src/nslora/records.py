@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from .types import UserError
 
 IDENTITY = ["task", "rule", "backbone", "method", "seed"]  # the rest of a configuration are its settings
 UNIT = ["task", "rule", "backbone", "settings", "method", "seed", "id"]  # one graded item of one run
-COLUMNS = ["run_id", *IDENTITY, "settings"]
-SCORE_COLUMNS = ["split", "id", "need", "success", "content", "content_strict", "style", "output"]
+HEAD = ["run_id", *IDENTITY, "settings"]
+PARTS = ["success", "content", "content_strict", "style"]
 
 
 @dataclass(frozen=True)
@@ -61,31 +63,31 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """Row of the run, its steps and its scores; raises UserError when the record is damaged."""
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Row of the run, rows of its steps and of its scores; raises UserError when the record is damaged."""
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-        steps = pd.DataFrame([flatten(json.loads(line)) for line in lines])
-        steps = steps.astype({name: float for name in steps if name.startswith("signal.")})  # None: not known
-        scores = pd.read_csv(folder / "scores.csv", keep_default_na=False, dtype={"id": str, "output": str})
         config = asdict(RunConfig.of(run.pop("config")))
-        scores = scores[SCORE_COLUMNS]
-    except (OSError, ValueError, KeyError) as error:
+        settings = {name: value for name, value in config.items() if name not in IDENTITY}
+        head = {"run_id": run["run_id"], **{n: config[n] for n in IDENTITY}, "settings": json.dumps(settings)}
+        lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [head | flatten(json.loads(line)) for line in lines]
+        with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+            scores = [head | row | {part: float(row[part]) for part in PARTS} for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"the run record {folder.name} cannot be read ({type(error).__name__}: {error}).") from error
-    settings = {k: v for k, v in config.items() if k not in IDENTITY}
-    head = {"run_id": run["run_id"], **{k: config[k] for k in IDENTITY}, "settings": json.dumps(settings)}
-    return {**head, **flatten(run)}, steps.assign(**head), scores.assign(**head)
+    return head | flatten(run), steps, scores
 
 
 def load(results: Path) -> Records:
     """All finished records of `<results>/records/`; empty frames when there are none."""
     folders = sorted(p.parent for p in results.glob("records/*/run.json") if p.parent.suffix != ".part")
     rows, steps, scores = zip(*map(read_run, folders), strict=True) if folders else ((), (), ())
+    moves = pd.DataFrame(list(chain(*steps)), columns=None if folders else [*HEAD, "step", "move"])
     return Records(
-        pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=COLUMNS),
-        pd.concat(steps, ignore_index=True) if steps else pd.DataFrame(columns=[*COLUMNS, "step", "move"]),
-        pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=[*COLUMNS, *SCORE_COLUMNS]),
+        pd.DataFrame(list(rows), columns=None if folders else HEAD),
+        moves.astype({name: float for name in moves if name.startswith("signal.")}),  # null there: not known
+        pd.DataFrame(list(chain(*scores)), columns=None if folders else [*HEAD, "split", "id", "need", *PARTS]),
     )
 
 

@@ -53,9 +53,7 @@ def hinted(
     }
 
 
-def lend(
-    targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade: Grade
-) -> dict[str, tuple[str, str]]:
+def lend(targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade: Grade) -> dict[str, tuple[str, str]]:
     """Give examples without a target the form of one that has: its reply with the answer exchanged, verified.
 
     Only a reply that is its bare answer in a style (strict content 1) and names that answer once can lend its form.
@@ -106,9 +104,7 @@ def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
     return {s.example.fact: (s.output, "remade") for s in scored if s.reward.success and s.example.rules}
 
 
-def replay(
-    backbone: Backbone, questions: Sequence[tuple[Prompt, str]], count: int, cfg: RunConfig
-) -> list[Pair]:
+def replay(backbone: Backbone, questions: Sequence[tuple[Prompt, str]], count: int, cfg: RunConfig) -> list[Pair]:
     """`count` pairs of the frozen model's own replies to other questions under varied system prompts."""
     picks = cfg.rng("replay").permutation(len(questions))[:count]
     chosen = [questions[i] for i in picks]

@@ -23,7 +23,7 @@ DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"
 MISSING = "-"
 Draw = Callable[[pd.DataFrame], Figure]
 CAPTION = (
-    "Test success (content and style both right), percent: mean ± half-width of the {level:.0%} {kind}, n = {n} seeds. "
+    "Test success (content and style both right), percent: mean ± half-width of the {level:.0%} {kind}; seeds: {n}. "
     "`-`: not run; a value without ± has one seed."
 )
 TRACED = "one neurosymbolic run per backbone (its lowest seed), no interval"
@@ -89,8 +89,10 @@ def markdown(table: pd.DataFrame) -> str:
 def latex(table: pd.DataFrame) -> str:
     """A display table as a booktabs tabular."""
     heads = table.columns if table.columns.nlevels > 1 else table.columns.get_level_values(0)
-    text = table.set_axis(heads, axis=1).rename_axis(index=None, columns=[None] * heads.nlevels).to_latex(
-        escape=True, multicolumn_format="c", column_format="l" + "r" * table.shape[1]
+    text = (
+        table.set_axis(heads, axis=1)
+        .rename_axis(index=None, columns=[None] * heads.nlevels)
+        .to_latex(escape=True, multicolumn_format="c", column_format="l" + "r" * table.shape[1])
     )
     return text.replace("±", r"$\pm$")
 
@@ -190,9 +192,9 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
 
 
 def macro(*words: object) -> str:
-    """A LaTeX command name of letters only: digits are spelled, everything else capitalises what follows."""
-    name = "".join(part[:1].upper() + part[1:] for word in words for part in re.split(r"[^A-Za-z0-9]+", str(word)))
-    name = re.sub(r"\d", lambda digit: DIGITS[int(digit[0])], name)
+    """A LaTeX command name, letters only, each run of letters capitalised but the first: 0.5b becomes ZeroFiveB."""
+    parts = re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words)))
+    name = "".join(DIGITS[int(part)] if part.isdigit() else part[0].upper() + part[1:] for part in parts)
     return name[:1].lower() + name[1:]
 
 
@@ -235,7 +237,7 @@ def verify(results: Path) -> list[str]:
     for run_id, group in (all_records := load(results)).scores.groupby("run_id"):
         run = all_records.runs[all_records.runs.run_id == run_id].iloc[0]
         for split, rows in group.groupby("split"):
-            for part in ("success", "content", "content_strict", "style"):
+            for part in records.PARTS:
                 if abs(rows[part].mean() - run[f"final.{split}.{part}"]) > 1e-6:
                     differences.append(f"{run_id}: run.json and scores.csv disagree on {split} {part}.")
     with tempfile.TemporaryDirectory() as folder:
@@ -256,5 +258,5 @@ def run_picture(record: Path) -> Figure:
     """One finished run at a glance (a record folder): reward and loss per move, and the system prompt's diff."""
     run, steps, _ = records.read_run(record)
     names = {"dev.value": "value", "dev.content": "content", "dev.style": "style", "cost.loss": "loss"}
-    frame = steps.rename(columns=names).reindex(columns=["step", "move", *names.values()])
+    frame = pd.DataFrame(steps).rename(columns=names).reindex(columns=["step", "move", *names.values()])
     return figures.run_picture(frame, run["best.prompt_diff"])

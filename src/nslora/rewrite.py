@@ -13,12 +13,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from .config import RunConfig
 from .editor import Editor, EditorError, Request
 from .types import SLOT, Edit, Example, Prompt, Scored
 
-with tempfile.TemporaryDirectory() as _folder:  # importing textgrad opens a log of every prompt and fetches a price list
+with tempfile.TemporaryDirectory() as _folder:  # its import opens a log of every prompt and fetches a price list
     os.environ["TEXTGRAD_LOG_DIR"] = _folder
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import textgrad
@@ -42,10 +43,10 @@ GRADIENT = (
 )
 OPTIMIZER = EDITOR + " Send the text between {new_variable_start_tag} and {new_variable_end_tag}."
 CONSTRAINTS = {
-    "system": "The system prompt is instructions to the model, not a reply. It says what every reply must look like, and "
-    "repeats exact phrases, symbols and formats word for word.",
-    "question": f"The question template is {SLOT} followed by an instruction to the model. Write {SLOT} itself, no real "
-    "question. Repeat exact phrases, symbols and formats word for word.",
+    "system": "The system prompt is instructions to the model, not a reply. It says what every reply must look like, "
+    "and repeats exact phrases, symbols and formats word for word.",
+    "question": f"The question template is {SLOT} followed by an instruction to the model. Write {SLOT} itself, no "
+    "real question. Repeat exact phrases, symbols and formats word for word.",
 }
 PLANS = (
     "Keep the old text and add one sentence that starts with 'Always'.",
@@ -120,14 +121,15 @@ class Critic(Function):
 
 
 class Engine(EngineLM):
-    """textgrad's view of the editor: no cache, no retries, and our short system prompt where textgrad has a long one."""
+    """textgrad's view of the editor: no cache, no retries, and a short system prompt for textgrad's long one."""
 
     def __init__(self, editor: Editor, seed: int, words: str = "") -> None:
         self.editor, self.seed, self.words, self.model_string = editor, seed, words, editor.model
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
         """One gradient; raises EditorError."""
-        return self.editor.complete(Request(EDITOR, prompt + GRADIENT.format(words=self.words), self.seed, 0.3, GRADIENT_TOKENS))
+        user = prompt + GRADIENT.format(words=self.words)
+        return self.editor.complete(Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS))
 
     def __call__(self, *args, **kwargs) -> str:
         """As `generate`."""
@@ -194,7 +196,7 @@ def step(
     """One TextGrad step on both texts of `prompt`: up to cfg.candidates different edits, and the problems of the rest.
 
     Args:
-        failures: replies with their critic's words; the first cfg.feedback with different words are shown to the editor.
+        failures: replies with their critic's words; cfg.feedback of them, with different words, go to the editor.
         count: tokens of a text for the backbone; a prompt longer than cfg.prompt_tokens is no edit.
         seed: of the editor's sampling. Equal arguments make equal requests, in any process.
         forbidden: answers that no prompt may hold, besides those of `failures` (leak guard).
@@ -224,10 +226,8 @@ def gradients(prompt: Prompt, scored: Scored, engine: Engine) -> dict[str, Text]
     """Both texts as fresh variables with the gradients of one failing example; without, where the editor failed."""
     leaves = {name: Text(getattr(prompt, name), role) for name, role in ROLES.items()}
     loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.words)
-    try:
+    with suppress(EditorError):
         loss.backward(engine)
-    except EditorError:
-        pass
     return leaves
 
 
@@ -246,9 +246,10 @@ def propose(name: str, value: str, feedback: list[str], engine: EditEngine, k: i
     variable = Text(value, ROLES[name])
     variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
     constraints = [CONSTRAINTS[name], PLANS[k % len(PLANS)]]
-    optimizer = TextualGradientDescent([variable], engine=engine, constraints=constraints, optimizer_system_prompt=OPTIMIZER)
     try:
-        optimizer.step()
+        TextualGradientDescent(
+            [variable], engine=engine, constraints=constraints, optimizer_system_prompt=OPTIMIZER
+        ).step()
     except EditorError:
         return value, "editor"
     except NoEdit as reason:
@@ -291,6 +292,6 @@ def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> s
 
     Unverified: the caller checks it with the reward. Raises EditorError.
     """
-    user = f"Question: {quote(example.question)}\nAnswer: {quote(example.answer)}\nCritic: {quote(words)}\nRewritten answer:"
-    text = unescape(editor.complete(Request(ANSWER, user, seed, 0.3, ANSWER_TOKENS))).strip()
-    return text or None
+    shown = {"Question": example.question, "Answer": example.answer, "Critic": words}
+    user = "\n".join(f"{name}: {quote(text)}" for name, text in shown.items()) + "\nRewritten answer:"
+    return unescape(editor.complete(Request(ANSWER, user, seed, 0.3, ANSWER_TOKENS))).strip() or None

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from . import fetch
 from .fetch import Weights
@@ -193,14 +194,18 @@ def _convert(source: Path, path: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     print(f"converting {source.name} once", file=sys.stderr)
     made = path.with_name(f"{path.name}.new")
     shutil.rmtree(made, ignore_errors=True)
+    where, verbosity = str(source.parent), logging.get_verbosity()
+    logging.set_verbosity_error()  # both conversions warn about their own choices
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tokenizer conversion warns about its own choices
-        AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(made)
-        model = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.bfloat16)
+        warnings.simplefilter("ignore")
+        AutoTokenizer.from_pretrained(where, gguf_file=source.name).save_pretrained(made)
+        model: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=source.name, dtype=torch.bfloat16)
+    logging.set_verbosity(verbosity)
     # save_pretrained refuses a model that came from a GGUF file, so its parts are written one by one
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
