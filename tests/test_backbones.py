@@ -247,6 +247,8 @@ def test_a_format_without_system_role_or_without_any(model_folder):
     plain = backbones.load(str(model_folder), dtype="float32", device="cpu")
     assert plain.text(Prompt("Be brief."), "Why?").endswith("Be brief.\n\nQuestion: Why?\nAnswer:")
     assert plain.end == plain.tokenizer.eos_token_id
+    assert plain.tokenizer.decode(plain.encode("Answer:", "Yes")[1][:-1]) == " Yes"
+    assert plain._plain(plain.tokenizer(" Yes\nQuestion: And?")["input_ids"]) == "Yes"
 
 
 def test_folders_that_would_run_code_or_unpickle_are_refused(model_folder):

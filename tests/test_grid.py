@@ -46,7 +46,7 @@ import json, time
 from pathlib import Path
 from nslora import grid
 store = grid.load(profile).store
-for cfg in grid.configs(profile, NAME, backbone):
+for cfg in grid.configs(profile, NAME, backbone, seed):
     if not store.done(cfg):
         scratch = store.begin(cfg)
         (scratch / "run.json").write_text(json.dumps({"run_id": cfg.run_id, "config": {"moves": 2}}))
@@ -57,7 +57,7 @@ for cfg in grid.configs(profile, NAME, backbone):
 
 
 def notebook(
-    root: Path, name: str, *cells: str, parameters: str = 'profile: str = "t"\nbackbone: str = "none"'
+    root: Path, name: str, *cells: str, parameters: str = 'profile: str = "t"\nbackbone: str = "none"\nseed: int = 0'
 ) -> None:
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
@@ -184,8 +184,8 @@ def test_what_papermill_calls_success_is_not_ours_and_other_jobs_go_on(tmp_path)
         "idle": "ended without the run",
         "unknown": "has no parameter 'backbone'",
     }.items():
-        assert f"{name}-{BACKBONE}: FAILED" in done.stderr
-        assert words in (tmp_path / f"runs/t/logs/{name}-{BACKBONE}.log").read_text()
+        assert f"{name}-{BACKBONE}-s0: FAILED" in done.stderr
+        assert words in (tmp_path / f"runs/t/logs/{name}-{BACKBONE}-s0.log").read_text()
         assert words in done.stderr
 
 
@@ -282,7 +282,7 @@ def test_blocks_expand_to_checked_runs(tmp_path):
         *(("style", rule, seed, 5, 2) for rule in ("json", "bullet") for seed in (0, 1)),
     ]
     assert {c.lr for c in profile.notebooks["good"] if c.backbone == BACKBONE} == {1e-3}
-    assert [job.name for job in grid.jobs(profile)] == [f"good-{BACKBONE}", "good-b", "09_paper"]
+    assert [job.name for job in grid.jobs(profile)] == [f"good-{BACKBONE}-s0", "good-b-s0", "09_paper"]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_defaults_are_runs_of_the_quick_profile(path, monkeypatch):
     if path.stem in grid.load("quick").reports:
         assert set(given) == {"profile"}
     else:
-        assert grid.configs("quick", path.stem, given["backbone"])
+        assert grid.configs("quick", path.stem, given["backbone"], int(given["seed"]))
 
 
 def test_every_notebook_is_in_every_profile():

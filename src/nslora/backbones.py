@@ -48,7 +48,8 @@ class Backbone:
 
     def encode(self, text: str, answer: str) -> tuple[list[int], list[int]]:
         """Token ids of the input `text`, and of `answer` with the end-of-turn token."""
-        return self._ids(text), [*self._ids(answer), self.end]
+        lead = "" if self.tokenizer.chat_template else " "  # the plain format ends in "Answer:"
+        return self._ids(text), [*self._ids(lead + answer), self.end]
 
     def generate(
         self, texts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -72,7 +73,10 @@ class Backbone:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _plain(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids[:-1] if ids[-1] in self.stop else ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(ids[:-1] if ids[-1] in self.stop else ids, skip_special_tokens=True)
+        if not self.tokenizer.chat_template:
+            text = text.partition("\nQuestion:")[0]  # a base model goes on with a question of its own
+        return text.strip()
 
     def _require_room(self, tokens: int) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
@@ -154,7 +158,7 @@ def _end_of_turn(tokenizer: Any) -> int:
 
 
 def _stop(tokenizer: Any, model: Any) -> set[int]:
-    """Ids that end generation; a base model would go on with a question of its own, so a blank line ends it too."""
+    """Ids that end generation; without a chat format a blank line does too."""
     ends = model.generation_config.eos_token_id
     stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     if not tokenizer.chat_template:

@@ -55,16 +55,18 @@ class Profile:
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook on one backbone; a report has no backbone and no runs of its own."""
+    """One notebook on one backbone at one seed; a report has no backbone and no runs of its own."""
 
     profile: Profile
     notebook: str
     backbone: str = ""
+    seed: int = 0
 
     @property
     def name(self) -> str:
         """File name of everything that belongs to the job."""
-        return re.sub(r"[^\w.-]", "_", f"{self.notebook}-{self.backbone}" if self.backbone else self.notebook)
+        full = f"{self.notebook}-{self.backbone}-s{self.seed}" if self.backbone else self.notebook
+        return re.sub(r"[^\w.-]", "_", full)
 
     @property
     def source(self) -> Path:
@@ -74,12 +76,14 @@ class Job:
     @property
     def configs(self) -> list[RunConfig]:
         """Its runs, in the order they are made."""
-        return [c for c in self.profile.notebooks.get(self.notebook, ()) if c.backbone == self.backbone]
+        runs = self.profile.notebooks.get(self.notebook, ())
+        return [c for c in runs if (c.backbone, c.seed) == (self.backbone, self.seed)]
 
     @property
-    def parameters(self) -> dict[str, str]:
+    def parameters(self) -> dict[str, str | int]:
         """What its cell tagged "parameters" is given."""
-        return {"profile": self.profile.name} | ({"backbone": self.backbone} if self.backbone else {})
+        own: dict[str, str | int] = {"backbone": self.backbone, "seed": self.seed} if self.backbone else {}
+        return {"profile": self.profile.name} | own
 
     @property
     def record(self) -> Path:
@@ -156,29 +160,31 @@ def expand(block: dict[str, Any], notebook: str, table: dict[str, Any], profile:
     return configs
 
 
-def configs(profile: str, notebook: str, backbone: str) -> list[RunConfig]:
-    """The runs of one notebook on one backbone; raises UserError if the profile has none."""
-    found = Job(load(profile), notebook, backbone).configs
+def configs(profile: str, notebook: str, backbone: str, seed: int) -> list[RunConfig]:
+    """The runs of one notebook on one backbone at one seed; raises UserError if the profile has none."""
+    found = Job(load(profile), notebook, backbone, seed).configs
     if not found:
-        raise UserError(f"profile {profile!r} has no runs of {notebook!r} on {backbone!r} in experiments.toml.")
+        raise UserError(
+            f"profile {profile!r} has no runs of {notebook!r} on {backbone!r} at seed {seed} in experiments.toml."
+        )
     return found
 
 
 def jobs(profile: Profile) -> list[Job]:
     """All jobs of a profile in order, reports last."""
-    pairs = dict.fromkeys((n, c.backbone) for n, runs in profile.notebooks.items() for c in runs)
-    return [Job(profile, *pair) for pair in pairs] + [Job(profile, notebook) for notebook in profile.reports]
+    keys = dict.fromkeys((n, c.backbone, c.seed) for n, runs in profile.notebooks.items() for c in runs)
+    return [Job(profile, *key) for key in keys] + [Job(profile, notebook) for notebook in profile.reports]
 
 
-def run_all(profile: str, notebook: str, backbone: str) -> list[Path]:
+def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]:
     """What a notebook calls: make its runs that are missing, sharing one backbone and one editor; all record folders.
 
     Each finished run prints one line, and appends one to `runs/<profile>/progress.jsonl` for the scheduler.
     """
-    runs, place = configs(profile, notebook, backbone), load(profile)
+    runs, place = configs(profile, notebook, backbone, seed), load(profile)
     missing = [cfg for cfg in runs if not place.store.done(cfg)]
     for _, group in groupby(missing, lambda cfg: (cfg.editor_model, cfg.editor_url, cfg.threads)):
-        run_group(list(group), Job(place, notebook, backbone))
+        run_group(list(group), Job(place, notebook, backbone, seed))
     return [place.store.record(cfg) for cfg in runs]
 
 

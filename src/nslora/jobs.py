@@ -1,4 +1,4 @@
-"""Jobs: each runs one notebook on one backbone with papermill, in an operating-system process of its own.
+"""Jobs: each runs one notebook on one backbone at one seed with papermill, in an operating-system process of its own.
 
 A job is done when our own record says so. That record is written last, after every cell ran and every run of the job
 has its record. A killed job goes on from its last finished run.
@@ -97,7 +97,7 @@ def kill_tree(token: str, process: subprocess.Popen[bytes] | None = None) -> Non
         psutil.wait_procs(victims, timeout=5)
 
 
-def main(profile: str, notebook: str, backbone: str) -> int:
+def main(profile: str, notebook: str, backbone: str, seed: str) -> int:
     """A job's process; its standard error is the job's log. When its parent dies, it dies with all its tree."""
     from papermill.exceptions import PapermillExecutionError
 
@@ -114,13 +114,13 @@ def main(profile: str, notebook: str, backbone: str) -> int:
         if os.getppid() != int(token.split(":")[0]):
             return 143
     try:
-        work(Job(load(profile), notebook, backbone))
+        work(Job(load(profile), notebook, backbone, int(seed)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except PapermillExecutionError as error:
-        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-        print(f"cell {error.cell_index} of {notebook}:\n{error.source}\n{trace}", file=sys.stderr)
+        print(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), file=sys.stderr)
+        print(f"cell {error.cell_index} of {notebook} failed: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1
     return 0
 
@@ -171,7 +171,8 @@ def start(job: Job, reuse: bool) -> Running | None:
     env = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "IPYTHONDIR": str(private), TOKEN: token}
     env.pop("JUPYTER_PATH", None)
     with (work / "logs" / f"{job.name}.log").open("wb") as log:
-        command = [sys.executable, "-m", "nslora.jobs", job.profile.name, job.notebook, job.backbone]
+        key = (job.profile.name, job.notebook, job.backbone, str(job.seed))
+        command = [sys.executable, "-m", "nslora.jobs", *key]
         process = subprocess.Popen(
             command, cwd=job.profile.root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,

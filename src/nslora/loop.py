@@ -156,7 +156,8 @@ def run(
         "start": {"dev": history[0].dev}, "final": {name: evaluate.summary(scored) for name, scored in splits.items()},
         "best": {"step": chosen.step, "prompt": asdict(chosen.prompt),
                  "prompt_diff": [list(part) for part in diff(task.start.system, chosen.prompt.system)]},
-        "editor": asdict(editor.ledger - before), "remade": len(rows), "cost": totals(session, history, time.perf_counter() - started),
+        "editor": asdict(editor.ledger - before), "remade": len(rows),
+        "cost": totals(session, history, time.perf_counter() - started),
     })  # fmt: skip
     return place.publish(cfg, ("run.json", "steps.jsonl", "scores.csv", "remade.jsonl"))
 

@@ -115,10 +115,11 @@ def symbolic(
     Returns the candidate, its dev rows, and one log row per edit with its diff, problem and dev value.
     """
     cfg, old = session.cfg, candidate.prompt
-    picks = cfg.rng(f"feedback-{step}").permutation(len(failing))[: cfg.feedback]
+    order = cfg.rng(f"feedback-{step}").permutation(len(failing))
     forbidden = frozenset(e.answer for e in session.task.examples("train"))
     seed = int(cfg.rng(f"edit-{step}").integers(2**31))
-    shown = [failing[i] for i in picks]
+    # broken style first, and among that right content: no prompt can hold the answers themselves
+    shown = sorted((failing[i] for i in order), key=lambda s: (s.reward.style, -s.reward.content))
     edits = rewrite.step(old, shown, session.editor, cfg, session.backbone.count, seed, forbidden) if shown else []
     usable = [edit for edit in edits if not edit.problem and edit.prompt != old]
     screen = [s.example for s in dev[:SCREEN]]

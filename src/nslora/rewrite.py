@@ -206,7 +206,8 @@ def step(
         first.setdefault(masked(scored), scored)  # equal words would make equal gradients
     shown = list(first.items())[: cfg.feedback]
     engines = [Engine(editor, seed + i, words) for i, (words, _) in enumerate(shown)]
-    with ThreadPoolExecutor(max(len(shown), len(ROLES))) as pool:
+    workers = 1 if editor.url == "local" else max(len(shown), len(ROLES))  # one slot: each prompt is read only once
+    with ThreadPoolExecutor(workers) as pool:
         passes = list(pool.map(lambda engine, item: gradients(prompt, item[1], engine), engines, shown))
         parts = list(pool.map(lambda name: proposals(prompt, name, passes, editor, cfg.candidates, seed), ROLES))
     taught = forbidden | {s.example.answer for s in failures}
@@ -236,16 +237,17 @@ def proposals(
 ) -> list[tuple[str, str]]:
     """k proposals for one text, one after the other, so that a local editor reads what they share only once."""
     feedback = [f"<FEEDBACK>{escape(g.value)}</FEEDBACK>" for leaves in passes for g in leaves[name].gradients]
-    return [propose(name, getattr(prompt, name), feedback, EditEngine(editor, seed + i), i) for i in range(k)]
+    plan = PLANS[seed % len(PLANS)]  # candidates differ by the sampling seed alone: the next move brings another plan
+    return [propose(name, getattr(prompt, name), feedback, EditEngine(editor, seed + i), plan) for i in range(k)]
 
 
-def propose(name: str, value: str, feedback: list[str], engine: EditEngine, k: int) -> tuple[str, str]:
-    """The optimizer's k-th proposal for one text, and why it cannot be used (empty: it can)."""
+def propose(name: str, value: str, feedback: list[str], engine: EditEngine, plan: str) -> tuple[str, str]:
+    """One proposal of the optimizer for one text, and why it cannot be used (empty: it can)."""
     if not feedback:
         return value, "editor"
     variable = Text(value, ROLES[name])
     variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
-    constraints = [CONSTRAINTS[name], PLANS[k % len(PLANS)]]
+    constraints = [CONSTRAINTS[name], plan]
     try:
         TextualGradientDescent(
             [variable], engine=engine, constraints=constraints, optimizer_system_prompt=OPTIMIZER
