@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 PROFILE ?= quick
-JOBS ?= 1
+JOBS ?= 2
 SHARD ?= 1/1
 REUSE ?=
 
@@ -30,7 +30,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  settings: PROFILE=quick|full|smoke  JOBS=1  SHARD=i/n  REUSE=1  PYTHON=python3"
+	@echo "  settings: PROFILE=quick|full|smoke  JOBS=2  SHARD=i/n  REUSE=1  PYTHON=python3"
 
 reproduce: .venv/ready ## run every notebook over backbones and seeds; makes all records, tables and figures
 	$(NSLORA) reproduce --profile $(PROFILE) --jobs $(JOBS) --shard $(SHARD) $(if $(filter 1,$(REUSE)),--reuse)

@@ -76,7 +76,7 @@ def test_the_readme_runs_without_this_library(store, tmp_path, backbone, templat
     prompt = done.stdout.partition("PROMPT")[2]
     assert "Answer with {one} word." in prompt
     assert "Q: your question" in prompt
-    assert ("<|im_start|>" in prompt) == templated
+    assert ("<|im_start|>user" in prompt) == templated
     assert ("Question: Q: your question\\nAnswer:" in prompt) != templated
     assert "PeftModel" in prompt
 

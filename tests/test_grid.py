@@ -227,7 +227,9 @@ def test_killed_at_any_point_nothing_survives_and_the_job_goes_on_from_its_last_
 
     def started() -> subprocess.Popen[str]:
         (tmp_path / "gate.txt").unlink(missing_ok=True)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` has it ignored, children too
         process = subprocess.Popen(command(), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGINT, before)
         wait_for(lambda: (tmp_path / "gate.txt").exists() or process.poll() is not None)
         return process
 
@@ -282,7 +284,7 @@ def test_blocks_expand_to_checked_runs(tmp_path):
         *(("style", rule, seed, 5, 2) for rule in ("json", "bullet") for seed in (0, 1)),
     ]
     assert {c.lr for c in profile.notebooks["good"] if c.backbone == BACKBONE} == {1e-3}
-    assert [job.name for job in grid.jobs(profile)] == [f"good-{BACKBONE}-s0", "good-b-s0", "09_paper"]
+    assert [job.name for job in grid.jobs(profile)] == [f"good-{BACKBONE}-s0", "good-b-s0", "good-b-s1", "09_paper"]
 
 
 @pytest.mark.parametrize(

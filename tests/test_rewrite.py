@@ -204,8 +204,19 @@ def test_symbols_escaped_on_the_way_in_are_restored_on_the_way_out():
 
 def test_the_right_answer_is_masked_in_the_words_the_editor_sees():
     words = "The answer is wrong; the right answer is 'Paris'. Use 3 words."
-    assert rewrite.masked(failure(words)) == "The answer is wrong; the right answer is '...'. Use 3 words."
+    assert rewrite.masked(failure(words)) == "Use 3 words."
+    assert rewrite.masked(failure("The right answer is 'Paris'.")) == "The right answer is '…'."
+    assert rewrite.masked(failure("Say 'St. Ives'. Be brief.", answer="St. Ives")) == "Be brief."
     assert rewrite.masked(failure(words, answer="3")) == words
+
+
+def test_candidates_of_one_text_differ_only_at_the_end_of_what_the_editor_reads():
+    editor, asked = recorder(writer())
+    rewrite.step(OLD, [failure()], editor, CFG, len, seed=0)
+    texts = [r.user for r in asked if edits_variable(r) and edits_system(r)]
+    shared = os.path.commonprefix(texts)
+    assert len(set(texts)) == CFG.candidates
+    assert all(len(text) - len(shared) < 200 for text in texts)
 
 
 def test_forbidden_answers_leak_but_words_of_a_rule_or_of_the_old_prompt_do_not():

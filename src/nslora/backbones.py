@@ -109,8 +109,14 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
     model.to(device).eval()
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)
     return Backbone(name, weights.identity(name), dtype, device, tokenizer, model, end, _stop(tokenizer, model) | {end})
+
+
+def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A view of the last positions makes torch copy the whole head for every row: 50 to 200 times slower on a CPU."""
+    return (args[0].contiguous(),)
 
 
 def _fast_bfloat16(device: str) -> bool:

@@ -70,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--out", type=Path, required=True, help="new folder for the adapted model")
             sub.add_argument("--editor-url", default=RunConfig.editor_url)
             sub.add_argument("--editor-model", default=RunConfig.editor_model)
+    sub = command("probe", probe_needs, "try both moves on a probe set and fit the need classifier on all probes")
+    sub.add_argument("--backbone", default=RunConfig.backbone)
+    sub.add_argument("--number", type=int, default=0, help="which probe set and style rule")
     for name, function, help in (
         ("plan", show_plan, "print the jobs of a profile, which are done, and what the rest will cost"),
         ("reproduce", reproduce, "run every job of a profile that is not done"),
@@ -185,6 +188,23 @@ def adapt(args: argparse.Namespace) -> int:
     shutil.rmtree(work)
     result = json.loads((args.out / "record" / "run.json").read_text())
     print(f"test success {result['final']['test']['success']:.2f}; see {args.out / 'README.md'}")
+    return 0
+
+
+def probe_needs(args: argparse.Namespace) -> int:
+    """Probe with the settings of the full profile; writes results/classifier/ and the packaged classifier."""
+    weights.check(args.backbone)
+    profile = load("full")
+    like = [cfg for runs in profile.notebooks.values() for cfg in runs if cfg.backbone == args.backbone]
+    if not like:
+        raise UserError(f"profile 'full' has no runs on {args.backbone!r} whose settings a probe could share.")
+    from . import probe
+
+    cfg = probe.configure(like[0], args.number)
+    check([cfg])
+    folder = profile.results / "classifier"
+    print(probe.run(cfg, Store(folder, profile.work / "probe")))
+    print(json.dumps(probe.train(folder), indent=1))
     return 0
 
 

@@ -42,11 +42,6 @@ class Profile:
         return Store(self.results, self.work / "runs")
 
     @property
-    def recordings(self) -> Path:
-        """Recorded editor replies, committed with the results."""
-        return self.results / "recordings"
-
-    @property
     def finished(self) -> list[dict[str, Any]]:
         """Runs finished in this working folder, oldest first."""
         path = self.work / "progress.jsonl"
@@ -192,10 +187,9 @@ def run_group(runs: list[RunConfig], job: Job) -> None:
     """Make runs that share a backbone and an editor; equal editor requests are answered from the recordings."""
     from . import loop
     from .backbones import load as load_backbone
-    from .editor import Editor
 
     place, cfg = job.profile, runs[0]
-    with Editor(cfg.editor_model, cfg.editor_url, recordings=place.recordings, threads=cfg.threads) as editor:
+    with loop.open_editor(cfg, place.store) as editor:
         backbone = load_backbone(cfg.backbone, threads=cfg.threads)
         for cfg in runs:
             start = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]
         p_content = predict(session, candidate, train)
         wanted = demand(train, p_content) if p_content is not None else {}
         move = decide(taken, wanted, cfg, rng)
-        before = evaluate.summary(dev)["value"]
+        before, detail = evaluate.summary(dev)["value"], dict[str, object]()
         if move is Move.NUMERICAL:
             rewrites = monitor.prompts_failed(taken, cfg)
             chosen |= facts_for_weights(train, p_content, rewrites)
@@ -47,13 +47,14 @@ def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]
             trained += pairs
             dev = session.score(candidate.prompt, task.examples("dev"))
             loss = epoch.loss if cfg.signal_loss == "train" else dev_loss(session, candidate, dev)
-            signal, detail = monitor.after_numerical(taken, loss, epoch.grad_norm), {"pairs": counts(pairs)}
+            signal = monitor.after_numerical(taken, loss, epoch.grad_norm)
+            detail["pairs"] = counts(pairs)
             cost = {"loss": loss, "grad_norm": epoch.grad_norm, "train_tokens": float(epoch.tokens)}
         elif move is Move.SYMBOLIC:
             failing = failing_for_prompt(train, p_content)
             candidate, dev, edits = moves.symbolic(session, candidate, failing, dev, step)
             signal = monitor.after_symbolic(evaluate.summary(dev)["value"], before, len(dev))
-            detail, cost = {"edits": edits}, {}
+            detail["edits"], cost = edits, {}
         else:
             break
         detail["needs"] = need_rows(train, p_content)
@@ -206,7 +207,7 @@ def final_scores(session: Session, candidate: Candidate, reference: dict[str, li
 def record(
     session: Session, history: Sequence[StepRecord], move: Move, candidate: Candidate, dev: Sequence[Scored],
     train: Sequence[Scored], signal: Signal | None = None, demand: Demand | None = None,
-    detail: dict[str, object] | None = None, cost: dict[str, float] | None = None,
+    detail: Mapping[str, object] | None = None, cost: Mapping[str, float] | None = None,
 ) -> StepRecord:  # fmt: skip
     """The log entry of a move, with the editor's ledger so far."""
     ledger = session.editor.ledger
@@ -214,7 +215,7 @@ def record(
     spent = {"editor_calls": calls, "editor_tokens": float(ledger.tokens_in + ledger.tokens_out)}
     return StepRecord(
         len(history), move, candidate.prompt, candidate.adapter, evaluate.summary(dev), evaluate.summary(train),
-        signal or Signal(), dict(demand or {}), detail or {},
+        signal or Signal(), dict(demand or {}), dict(detail or {}),
         {**(cost or {"seconds": 0.0, "dev_change": 0.0}), **spent},
     )  # fmt: skip
 

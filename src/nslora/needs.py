@@ -96,7 +96,7 @@ class NeedClassifier:
         data = json.loads(text)
         if tuple(data.pop("features")) != FEATURES:
             raise ValueError("this need classifier was trained on other features")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        return cls(tuple(data["mean"]), tuple(data["scale"]), tuple(data["weights"]), float(data["bias"]))
 
     @classmethod
     def default(cls) -> NeedClassifier:

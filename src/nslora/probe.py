@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import moves, needs, stats
+from . import loop, moves, needs, stats, tasks
+from .backbones import load
 from .config import RunConfig
 from .moves import Session
-from .store import write_json
+from .store import Store, write_json
 from .types import Candidate, Prompt, Scored
 
 SEED, RULES = 1000, ("bullet", "end_phrase", "json")  # of probe runs; experiments use seeds below 1000
@@ -28,7 +29,17 @@ def configure(cfg: RunConfig, number: int) -> RunConfig:
     return replace(cfg, task="mixed", method="alternate", seed=SEED + number, rule=RULES[number % len(RULES)])
 
 
-def collect(session: Session, epochs: int = 4, edits: int = 2) -> pd.DataFrame:
+def run(cfg: RunConfig, place: Store) -> Path:
+    """Make one probe run with the settings that `configure` gave; returns the CSV of its rows in the results folder."""
+    with loop.open_editor(cfg, place) as editor:
+        session = Session(cfg, tasks.build(cfg), load(cfg.backbone, threads=cfg.threads), editor, place.begin(cfg))
+        frame = collect(session)
+    path = place.results / f"probe-{cfg.backbone}-{cfg.rule}.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def collect(session: Session, epochs: int = 3, edits: int = 2) -> pd.DataFrame:
     """One row per training fact and state: features, counterfactual label (nan at a tie), hidden need."""
     task, start = session.task, Candidate(session.task.start)
     feedback = task.examples("feedback")

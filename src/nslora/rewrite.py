@@ -49,16 +49,18 @@ CONSTRAINTS = {
     "real question. Repeat exact phrases, symbols and formats word for word.",
 }
 PLANS = (
-    "Keep the old text and add one sentence that starts with 'Always'.",
-    "Use one sentence that starts with 'Every reply must'.",
-    "Keep the old text and add a sentence that starts with 'You must', and a short example of such a reply.",
+    "Keep the old text and append the instruction to it.",
+    "Replace the old text by the instruction.",
+    "Keep the old text and append the instruction and a short example of such a reply.",
 )
+REMINDER = f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
 ANSWER = (
     "Rewrite the answer so that it does what the critic asks. Keep the facts and the spelling of names. "
     "Send the rewritten answer and nothing else."
 )
 GRADIENT_TOKENS, EDIT_TOKENS, ANSWER_TOKENS = 64, 128, 96  # longest replies of the editor
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
+MASK = "…"  # stands for the right answer in the critic's words
 SHOWN = 400  # longest piece of data shown to the editor, in characters
 
 
@@ -100,9 +102,8 @@ class Reply(LLMCall):
         """The recorded reply as a function of both prompt texts."""
         reply = Text(quote(scored.output), "the reply to the user", [system, question])
         asked = Prompt(question=escape(question.value)).render(quote(scored.example.question))
-        reply.set_grad_fn(
-            BackwardContext(self.backward, response=reply, prompt=asked, system_prompt=escape(system.value))
-        )
+        told = escape(system.value)
+        reply.set_grad_fn(BackwardContext(self.backward, response=reply, prompt=asked, system_prompt=told))
         return reply
 
 
@@ -139,9 +140,14 @@ class Engine(EngineLM):
 class EditEngine(Engine):
     """The engine of the optimizer, which would accept any reply: here one that is not an edit raises NoEdit."""
 
+    def __init__(self, editor: Editor, seed: int, plan: str) -> None:
+        super().__init__(editor, seed)
+        self.plan = plan
+
     def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
         """One edit in its tags, and nothing around them; raises EditorError or NoEdit."""
-        reply = self.editor.complete(Request(system_prompt or "", prompt, self.seed, 0.7, EDIT_TOKENS))
+        user = prompt + REMINDER.format(plan=self.plan)
+        reply = self.editor.complete(Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS))
         return f"{TAGS[0]}{parse(reply)}{TAGS[1]}"
 
 
@@ -162,9 +168,15 @@ def quote(text: str) -> str:
 
 
 def masked(scored: Scored) -> str:
-    """The critic's words without the right answer, which no prompt may hold anyway."""
+    """The critic's words without the right answer, which no prompt may hold anyway.
+
+    Sentences that give it are left out if others remain: else the editor asks for right answers and forgets the rule.
+    """
     answer, words = scored.example.answer.strip(), scored.reward.words
-    return quote(_whole(answer).sub("...", words) if len(answer) >= SHORTEST else words)
+    if len(answer) < SHORTEST:
+        return quote(words)
+    sentences = re.split(r"(?<=[.!?])\s+", _whole(answer).sub(MASK, words))
+    return quote(" ".join([s for s in sentences if MASK not in s] or sentences))
 
 
 def _whole(answer: str) -> re.Pattern[str]:
@@ -209,17 +221,20 @@ def step(
     workers = 1 if editor.url == "local" else max(len(shown), len(ROLES))  # one slot: each prompt is read only once
     with ThreadPoolExecutor(workers) as pool:
         passes = list(pool.map(lambda engine, item: gradients(prompt, item[1], engine), engines, shown))
-        parts = list(pool.map(lambda name: proposals(prompt, name, passes, editor, cfg.candidates, seed), ROLES))
+        plan = PLANS[seed % len(PLANS)]  # one per step: a local server reads equal prompts once, whatever their seed
+        writers = [EditEngine(editor, seed + k, plan) for k in range(cfg.candidates)]
+        parts = list(pool.map(lambda name: [propose(prompt, name, passes, writer) for writer in writers], ROLES))
     taught = forbidden | {s.example.answer for s in failures}
     ordinary = [str(value) for s in failures for rule in s.example.rules for value in rule.kwargs.values()]
     edits = []
     for proposed in zip(*parts, strict=True):
         new, problem = assemble(prompt, dict(zip(ROLES, proposed, strict=True)))
-        if leaks(f"{new.system} {new.question}", taught, f"{prompt.system} {prompt.question} {' '.join(ordinary)}"):
+        before, after = (f"{p.system}\n{p.question}" for p in (prompt, new))
+        if leaks(after, taught, " ".join([before, *ordinary])):
             problem = "leak"
         elif count(new.system) + count(new.question) > cfg.prompt_tokens:
             problem = "long"
-        edits.append(Edit(prompt, problem) if problem else Edit(new, diff=_diff_prompts(prompt, new)))
+        edits.append(Edit(prompt, problem) if problem else Edit(new, diff=diff(before, after)))
     return list(dict.fromkeys(edits))
 
 
@@ -232,26 +247,17 @@ def gradients(prompt: Prompt, scored: Scored, engine: Engine) -> dict[str, Text]
     return leaves
 
 
-def proposals(
-    prompt: Prompt, name: str, passes: list[dict[str, Text]], editor: Editor, k: int, seed: int
-) -> list[tuple[str, str]]:
-    """k proposals for one text, one after the other, so that a local editor reads what they share only once."""
-    feedback = [f"<FEEDBACK>{escape(g.value)}</FEEDBACK>" for leaves in passes for g in leaves[name].gradients]
-    plan = PLANS[seed % len(PLANS)]  # candidates differ by the sampling seed alone: the next move brings another plan
-    return [propose(name, getattr(prompt, name), feedback, EditEngine(editor, seed + i), plan) for i in range(k)]
-
-
-def propose(name: str, value: str, feedback: list[str], engine: EditEngine, plan: str) -> tuple[str, str]:
+def propose(prompt: Prompt, name: str, passes: list[dict[str, Text]], engine: EditEngine) -> tuple[str, str]:
     """One proposal of the optimizer for one text, and why it cannot be used (empty: it can)."""
+    value = getattr(prompt, name)
+    variable = Text(value, ROLES[name])
+    feedback = [f"<FEEDBACK>{escape(g.value)}</FEEDBACK>" for leaves in passes for g in leaves[name].gradients]
     if not feedback:
         return value, "editor"
-    variable = Text(value, ROLES[name])
     variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
-    constraints = [CONSTRAINTS[name], plan]
+    told = {"constraints": [CONSTRAINTS[name]], "optimizer_system_prompt": OPTIMIZER}
     try:
-        TextualGradientDescent(
-            [variable], engine=engine, constraints=constraints, optimizer_system_prompt=OPTIMIZER
-        ).step()
+        TextualGradientDescent([variable], engine=engine, **told).step()
     except EditorError:
         return value, "editor"
     except NoEdit as reason:
@@ -278,15 +284,9 @@ def diff(old: str, new: str) -> tuple[tuple[str, str], ...]:
     a, b = re.findall(r"\s+|\S+", old), re.findall(r"\s+|\S+", new)
     parts: list[tuple[str, str]] = []
     for op, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if op == "equal":
-            parts += [("=", token) for token in a[i:j]]
-        else:
-            parts += [("-", token) for token in a[i:j]] + [("+", token) for token in b[k:m]]
+        parts += [("=" if op == "equal" else "-", token) for token in a[i:j]]
+        parts += [("+", token) for token in b[k:m] if op != "equal"]
     return tuple(parts)
-
-
-def _diff_prompts(old: Prompt, new: Prompt) -> tuple[tuple[str, str], ...]:
-    return diff(f"{old.system}\n{old.question}", f"{new.system}\n{new.question}")
 
 
 def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> str | None:

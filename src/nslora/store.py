@@ -14,7 +14,7 @@ import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -101,7 +101,7 @@ def append_step(path: Path, step: StepRecord) -> None:
     append_json(path, asdict(step))
 
 
-def write_scores(path: Path, splits: dict[str, Sequence[Scored]]) -> None:
+def write_scores(path: Path, splits: Mapping[str, Sequence[Scored]]) -> None:
     """One CSV row per final item of every split, output included."""
     with path.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")

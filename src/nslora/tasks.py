@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, product
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from datasets import Dataset
@@ -221,6 +223,8 @@ def _math(cfg: RunConfig) -> Splits:
 
     reasoning-gym seeds item i of a dataset with seed + i, so datasets of near seeds share items: ours lie far apart.
     """
+    # reasoning-gym imports pycosat for its zebra puzzles alone; it has no wheels, and a fresh machine no compiler.
+    sys.modules.setdefault("pycosat", ModuleType("pycosat"))
     import reasoning_gym
 
     sizes = (cfg.items, cfg.items, cfg.test_items)

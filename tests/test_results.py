@@ -1,0 +1,48 @@
+"""What is committed in results/ and shown in the README follows from the records."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nslora import report
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FOLDERS = [ROOT / "results", ROOT / "results" / "quick"]
+each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+@each_folder
+def test_tables_and_claims_follow_from_the_records(folder: Path) -> None:
+    assert list((folder / "records").glob("*/run.json"))
+    assert report.verify(folder) == []
+
+
+def test_the_readme_shows_the_main_table() -> None:
+    shown = re.search(r"<!-- main-table -->\n(.*?)<!-- /main-table -->", README, re.DOTALL)
+    assert shown and shown[1].strip() == report.readme_table(FOLDERS[0]).strip()
+
+
+def test_every_file_the_readme_links_to_is_there() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert "results/figures/success.png" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@each_folder
+def test_records_are_receipts(folder: Path) -> None:
+    for path in (folder / "records").glob("*/run.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        assert run["run_id"] == path.parent.name
+        assert run["weights"] and run["environment"]["revision"] and run["environment"]["versions"]["torch"]
+        assert run["cost"]["wall_s"] > 0
+        assert run["final"]["test"]["n"] > 0
+
+
+def test_no_weights_and_no_large_files_are_committed() -> None:
+    files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
+    assert [p for p in files if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl") or p.stat().st_size > 2**20] == []
