@@ -44,13 +44,17 @@ def test_shape_distance_is_a_distance(a: str, b: str) -> None:
 
 
 def test_labels_say_which_move_raised_the_reward_more() -> None:
-    before = [scored("?", style=0.0)] * 3
+    before = [scored("?", style=0.0)] * 4
     better, same = scored("Lima", content=1.0), scored("?", style=0.0)
-    labels = needs.counterfactual(before, [better, same, same], [same, better, same])
+    labels = needs.counterfactual(before, [better, same, same, better], [same, better, same, better])
     assert labels[:2].tolist() == [1.0, 0.0]
-    assert math.isnan(labels[2])
-    with pytest.raises(ValueError, match="one scored row"):
-        needs.counterfactual(before, [better], [same])
+    assert np.isnan(labels[2:]).all()
+
+
+def test_a_move_that_only_did_less_harm_is_no_need() -> None:
+    """Found as a bug: examples that were right before got the label of whichever move spoiled them less."""
+    right, spoiled = scored("Lima", content=1.0), scored("Oslo", content=0.0)
+    assert np.isnan(needs.counterfactual([right], [right], [spoiled])).all()
 
 
 def separable(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

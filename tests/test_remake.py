@@ -75,17 +75,20 @@ def test_replay_is_the_frozen_models_own_words_also_after_training(backbone) -> 
 
     from nslora.lora import Learner
 
-    questions = [(Prompt("Be brief."), q) for q in ("What is the capital of Peru?", "What is the capital of Chad?")]
-    before = remake.replay(backbone, questions, 2, CFG)
+    asked = [
+        (Prompt("Be brief."), Example("a", "What is the capital of Peru?", "Lima")),
+        (Prompt("Be brief."), Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))),
+    ]
+    before = remake.replay(backbone, asked, grade, 2, CFG)
     learner = Learner(backbone, RunConfig(lr=3e-3, batch=2))
     for _ in range(3):
-        learner.epoch([Pair(p, q, "Banana", "gold") for p, q in questions], np.random.default_rng(0))
-    trained = backbone.generate([backbone.text(*questions[0])], 8)[0].text
-    after = remake.replay(backbone, questions, 2, CFG)
+        learner.epoch([Pair(p, e.question, "Banana", "gold") for p, e in asked], np.random.default_rng(0))
+    trained = backbone.generate([backbone.text(asked[0][0], asked[0][1].question)], 8)[0].text
+    after = remake.replay(backbone, asked, grade, 2, CFG)
     backbone.model = backbone.model.unload()
     assert "Banana" in trained
     assert after == before
-    assert before and {p.source for p in before} == {"replay"}
+    assert [(p.question, p.source) for p in before] == [("What is the capital of Peru?", "replay")]
 
 
 def test_hinted_and_sampled_targets_are_all_verified(backbone) -> None:

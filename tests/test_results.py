@@ -46,3 +46,16 @@ def test_records_are_receipts(folder: Path) -> None:
 def test_no_weights_and_no_large_files_are_committed() -> None:
     files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
     assert [p for p in files if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl") or p.stat().st_size > 2**20] == []
+
+
+def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
+    paper = ROOT / "paper"
+    text = (paper / "main.tex").read_text(encoding="utf-8")
+    for kind, name in re.findall(r"\\(input|includegraphics)(?:\[[^]]*\])?\{([^}]+)\}", text):
+        assert (paper / name).with_suffix(".tex" if kind == "input" else ".pdf").exists(), name
+    defined = set(
+        re.findall(r"\\newcommand\{\\(\w+)\}", (ROOT / "results" / "numbers.tex").read_text(encoding="utf-8"))
+    )
+    assert {"runs", *re.findall(r"\\(claim\w+)", text)} <= defined
+    body = re.sub(r"\[[^]]*\]|\d+\\%", "", text.split(r"\section{Results}")[1].split(r"\section{Limits}")[0])
+    assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"

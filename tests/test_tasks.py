@@ -62,7 +62,7 @@ def test_splits_share_no_id_question_or_group(tasks: dict, name: str) -> None:
 @pytest.mark.parametrize("name", MADE)
 def test_replay_shares_no_question_and_tells_no_rule_that_is_measured(tasks: dict, name: str) -> None:
     task = tasks[name]
-    assert not {q for _, q in task.replay} & {e.question for e in everything(task)}
+    assert not {e.question for _, e in task.replay} & {e.question for e in everything(task)}
     measured = {prompt.system for prompt, _ in task.promptability}
     measured |= {rules.told(rule) for e in task.examples("train") for rule in e.rules}
     systems = {prompt.system for prompt, _ in task.replay}
@@ -120,7 +120,7 @@ def test_every_rule_is_a_style_task_and_is_not_told_elsewhere(rule: str) -> None
     assert {r.name for e in task.examples("test") for r in e.rules} == {rule}
     told = rules.told(rules.make(rule))
     assert told not in {p.system for p, _ in task.promptability} | {p.system for p, _ in task.replay}
-    assert len({p.system for p, _ in task.promptability}) >= 4
+    assert len({p.system for p, _ in task.promptability}) >= 2
     for prompt, example in task.promptability:
         assert prompt.system == rules.told(example.rules[0])
         assert example.rules[0].name != rule

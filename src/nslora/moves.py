@@ -68,11 +68,12 @@ def numerical(
     pairs = remake.spread(train, prompt, {**targets, **kept})
     if session.replayed is None:
         count = round(cfg.replay * len(session.task.examples("train")))
-        session.replayed = remake.replay(session.backbone, session.task.replay, count, cfg)
+        session.replayed = remake.replay(session.backbone, session.task.replay, grade, count, cfg)
     share = round(cfg.replay * len(pairs))
     rng = cfg.rng(f"epoch-{step}")
     mixed_in = [session.replayed[i] for i in rng.permutation(len(session.replayed))[:share]]
-    epoch = session.learner.epoch([*pairs, *mixed_in], rng)
+    pairs += mixed_in
+    epoch = session.learner.epoch(pairs, rng)
     folder = f"adapter-{step:02d}"
     session.learner.save(session.scratch / folder)
     return Candidate(prompt, folder), epoch, pairs

@@ -65,11 +65,13 @@ def character_classes(text: str) -> np.ndarray:
 
 
 def counterfactual(before: Sequence[Scored], numerical: Sequence[Scored], symbolic: Sequence[Scored]) -> np.ndarray:
-    """Labels [N]: 1 where the numerical move raised the reward more, 0 where the symbolic one did, nan at a tie."""
-    raised = [(n.reward.value - s.reward.value) for n, s in zip(numerical, symbolic, strict=True)]
-    if not len(before) == len(raised):
-        raise ValueError("one scored row per example and move is needed")
-    return np.array([math.nan if r == 0 else float(r > 0) for r in raised])
+    """Labels [N]: 1 where the numerical move raised the reward more, 0 where the symbolic one did.
+
+    nan where neither raised it, or both did equally: a move that only did less harm is no need.
+    """
+    start, weights, prompts = (np.array([s.reward.value for s in rows]) for rows in (before, numerical, symbolic))
+    by_weights, by_prompts = np.maximum(weights - start, 0), np.maximum(prompts - start, 0)
+    return np.where(by_weights == by_prompts, math.nan, (by_weights > by_prompts).astype(float))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .moves import Session
 from .store import Store, write_json
 from .types import Candidate, Prompt, Scored
 
-SEED, RULES = 1000, ("bullet", "end_phrase", "json")  # of probe runs; experiments use seeds below 1000
+SEED, RULES = 1000, ("start_phrase", "bullet", "max_words")  # of probe runs; experiments use seeds below 1000
 PACKAGED = Path(__file__).with_name("needs.json")
 
 
@@ -39,7 +39,7 @@ def run(cfg: RunConfig, place: Store) -> Path:
     return path
 
 
-def collect(session: Session, epochs: int = 3, edits: int = 2) -> pd.DataFrame:
+def collect(session: Session, epochs: int = 2, edits: int = 2) -> pd.DataFrame:
     """One row per training fact and state: features, counterfactual label (nan at a tie), hidden need."""
     task, start = session.task, Candidate(session.task.start)
     feedback = task.examples("feedback")

@@ -104,14 +104,22 @@ def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
     return {s.example.fact: (s.output, "remade") for s in scored if s.reward.success and s.example.rules}
 
 
-def replay(backbone: Backbone, questions: Sequence[tuple[Prompt, str]], count: int, cfg: RunConfig) -> list[Pair]:
-    """`count` pairs of the frozen model's own replies to other questions under varied system prompts."""
-    picks = cfg.rng("replay").permutation(len(questions))[:count]
-    chosen = [questions[i] for i in picks]
+def replay(
+    backbone: Backbone, asked: Sequence[tuple[Prompt, Example]], grade: Grade, count: int, cfg: RunConfig
+) -> list[Pair]:
+    """At most `count` pairs of the frozen model's own replies to other questions under varied system prompts.
+
+    Where a prompt tells a rule, only replies that keep it are replayed: the others would teach to ignore prompts.
+    """
+    chosen = [asked[i] for i in cfg.rng("replay").permutation(len(asked))[: 2 * count]]
     with frozen_weights(backbone):
-        replies = backbone.generate([backbone.text(p, q) for p, q in chosen], cfg.max_new_tokens)
-    kept = [(p, q, r.text) for (p, q), r in zip(chosen, replies, strict=True) if r.tokens < cfg.max_new_tokens]
-    return [Pair(p, q, text, "replay") for p, q, text in kept if text]
+        replies = backbone.generate([backbone.text(p, e.question) for p, e in chosen], cfg.max_new_tokens)
+    kept = [
+        Pair(prompt, e.question, reply.text, "replay")
+        for (prompt, e), reply in zip(chosen, replies, strict=True)
+        if reply.text and reply.tokens < cfg.max_new_tokens and grade(e, reply.text).style == 1
+    ]
+    return kept[:count]
 
 
 def export(rows: Sequence[dict[str, object]], folder: Path) -> datasets.Dataset:

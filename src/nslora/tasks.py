@@ -27,7 +27,8 @@ from .worlds import Fact, Known
 __all__ = ["START", "Task", "build", "grade"]
 
 START = Prompt("You are a helpful assistant.")
-OBEY = ("max_words", "end_phrase", "bullet", "start_phrase", "json")  # told in promptability, never in replay
+OBEY = ("max_words", "end_phrase", "bullet")  # told in promptability, never in replay
+OPENINGS = ("Gladly:", "My answer is this:", "Dear reader,", "As far as I know,")  # start phrases told in replay
 NEUTRAL = (
     START.system, "", "Answer the question.", "You are a friendly teacher.", "You know a lot about the world."
 )  # fmt: skip
@@ -78,7 +79,7 @@ class Task:
     feedback: Dataset
     locality: Dataset
     promptability: tuple[tuple[Prompt, Example], ...]
-    replay: tuple[tuple[Prompt, str], ...]
+    replay: tuple[tuple[Prompt, Example], ...]
 
     def examples(self, split: str) -> list[Example]:
         """Rows of "train", "dev", "test", "feedback" or "locality"."""
@@ -139,14 +140,19 @@ def _free_countries() -> list[tuple[Known, ...]]:
     return [country for country in worlds.countries() if country[0].group not in held]
 
 
-def _replay(cfg: RunConfig, never_told: set[str]) -> tuple[tuple[Prompt, str], ...]:
-    """Every spare known question under two prompts: a neutral one, and one that tells a rule."""
+def _replay(cfg: RunConfig, never_told: set[str]) -> tuple[tuple[Prompt, Example], ...]:
+    """Every spare known question under three prompts: a neutral one, and two that tell a rule."""
     held = {known.question for part in _held() for known in part}
     spare = [country[0] for country in _free_countries()[::-1][:SPARE]]
-    questions = [known.question for known in (*worlds.general(), *spare) if known.question not in held]
-    told = [rules.told(rules.make(name)) for name in rules.RULES if name not in never_told]
+    questions = [known for known in (*worlds.general(), *spare) if known.question not in held]
+    told = [rules.make(name) for name in rules.RULES if name not in never_told]
+    if "start_phrase" not in never_told:
+        told += [rules.make("start_phrase", {"phrase": phrase}) for phrase in OPENINGS]
     rng = cfg.rng("replay")
-    pairs = [(Prompt(str(rng.choice(systems))), q) for systems in (NEUTRAL, told) for q in questions if systems]
+    pairs = [(Prompt(str(rng.choice(NEUTRAL))), _known("replay", [known])[0]) for known in questions]
+    for rule in (told[i] for i in rng.integers(len(told), size=2 * len(questions))):
+        known = questions[len(pairs) % len(questions)]
+        pairs.append((Prompt(rules.told(rule)), _known("replay", [known], (rule,))[0]))
     return tuple(pairs[i] for i in rng.permutation(len(pairs)))
 
 
