@@ -9,6 +9,7 @@ import pytest
 
 from nslora.bundle import base_model, bundle
 from nslora.config import RunConfig
+from nslora.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
 
@@ -85,3 +86,11 @@ def test_a_local_folder_is_named_by_its_full_path(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
     assert base_model("model") == (str(tmp_path / "model"), "")
+
+
+def test_a_record_without_its_checkpoint_is_refused_before_anything_is_written(store, tmp_path):
+    cfg = RunConfig()
+    publish(store, cfg, "adapter-01")
+    with pytest.raises(UserError, match="is not in this working folder"):
+        bundle(cfg, store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import pytest
+from synthetic import write_record
 
 from nslora import grid
 
@@ -74,22 +76,54 @@ def test_every_notebook_is_in_every_profile():
         assert {path.stem for path in NOTEBOOKS} == {*profile.notebooks, *profile.reports}
 
 
-def test_all_notebooks_run_at_toy_size(tmp_path):
-    """The smoke profile in a project folder of its own: records, executed notebooks, figures and claims come out."""
+def reproduce(root: Path, *more: str) -> grid.Profile:
+    """The smoke profile in a project folder of its own, every job done."""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "nslora.cli", "reproduce", "--profile", "smoke", *more]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    profile = grid.load("smoke", root)
+    assert all(job.done() for job in grid.jobs(profile))
+    return profile
+
+
+@pytest.fixture
+def project(tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copy(ROOT / "experiments.toml", tmp_path)
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "nslora.cli", "reproduce", "--profile", "smoke"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    profile = grid.load("smoke", tmp_path)
-    assert all(job.done() for job in grid.jobs(profile))
+    return tmp_path
+
+
+def best_is_last(record: Path) -> None:
+    """Make the last move of a made-up record its best, with an adapter checkpoint that is not there."""
+    *earlier, last = (json.loads(line) for line in (record / "steps.jsonl").read_text().splitlines())
+    steps = [*earlier, last | {"adapter": "adapter-02"}]
+    (record / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    run = json.loads((record / "run.json").read_text())
+    run["best"]["step"] = last["step"]
+    (record / "run.json").write_text(json.dumps(run))
+
+
+def test_all_notebooks_read_the_records_of_a_clone(project):
+    """Every cell but the runs themselves, on records with made-up replies: quick, since no model is loaded."""
+    profile = grid.load("smoke", project)
+    for cfg in dict.fromkeys(cfg for runs in profile.notebooks.values() for cfg in runs):
+        best_is_last(write_record(profile.results, **asdict(cfg)))
+    reproduce(project, "--reuse")
+    assert not profile.finished, "no run was to be made"
+    shown = {job.notebook: json.dumps(read(job.executed)) for job in grid.jobs(profile)}
+    assert {name: "image/png" in text for name, text in shown.items()} == dict.fromkeys(shown, True)
+    assert "<ins>" in shown["00_quickstart"]
+    assert "is not in this working folder" in shown["00_quickstart"], "a clone has no checkpoints to bundle"
+    for name in ("00_quickstart", "01_why", "04_main", "09_paper"):
+        assert "undecided" in shown[name].lower()
+
+
+def test_all_notebooks_run_at_toy_size(project):
+    """The smoke profile with real models: records, executed notebooks, figures and claims come out."""
+    profile = reproduce(project)
     runs = {cfg.run_id for runs in profile.notebooks.values() for cfg in runs}
-    assert {path.name for path in profile.results.glob("records/*")} == runs
-    for job in grid.jobs(profile):
-        outputs = json.dumps(read(job.executed))
-        assert '"output_type": "error"' not in outputs
+    assert {path.name for path in profile.results.glob("records/*")} == runs == {e["run"] for e in profile.finished}
     figure = profile.results / "figures" / "success.png"
     assert figure.stat().st_size > 1000
-    assert "image/png" in json.dumps(read(grid.jobs(profile)[-1].executed))
     assert len(json.loads((profile.results / "claims.json").read_text())["claims"]) >= 7

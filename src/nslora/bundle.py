@@ -9,6 +9,7 @@ from pathlib import Path
 from . import weights
 from .config import RunConfig
 from .store import Store
+from .types import UserError
 
 USE = """# Adapted model
 
@@ -39,12 +40,16 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0][inputs["in
 def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
     """Write a finished run's best candidate to `out`: prompt.json, the adapter, how to use them, and the run's record.
 
-    Without tuned weights there is no adapter. Raises FileNotFoundError if the run's scratch folder, which holds the
-    checkpoints, is gone.
+    Without tuned weights there is no adapter. Raises UserError if the run's checkpoint is not in this working folder,
+    as for records that came with the repository.
     """
     record = store.record(cfg)
     best = json.loads((record / "run.json").read_text())["best"]
     adapter = json.loads((record / "steps.jsonl").read_text().splitlines()[best["step"]])["adapter"]
+    if adapter and not (store.scratch(cfg) / adapter).is_dir():
+        raise UserError(
+            f"the checkpoint of {cfg.run_id} is not in this working folder; make the run here to bundle it."
+        )
     out.mkdir(parents=True, exist_ok=True)
     (out / "prompt.json").write_text(json.dumps(best["prompt"], indent=1, ensure_ascii=False) + "\n")
     shutil.copytree(record, out / "record", dirs_exist_ok=True)

@@ -48,10 +48,10 @@ CONSTRAINTS = {
     "question": f"The question template is {SLOT} followed by an instruction to the model. Write {SLOT} itself, no "
     "real question. Repeat exact phrases, symbols and formats word for word.",
 }
-PLANS = (
-    "Keep the old text and append the instruction to it.",
-    "Replace the old text by the instruction.",
-    "Keep the old text and append the instruction and a short example of such a reply.",
+PLANS = (  # asked to add to the old text, the default editor adds the phrase that a reply should have
+    "Replace the old text by one sentence of the form 'Always ...'.",
+    "Replace the old text by one sentence of the form 'Every reply must ...'.",
+    "Replace the old text by one sentence of the form 'You must ...', and a short example of such a reply.",
 )
 REMINDER = f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
 ANSWER = (
