@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 ORDER = [
     "types", "config", "rules", "worlds", "grading", "own", "tasks", "fetch", "weights", "decode", "backbones",
     "recordings", "server", "editor", "lora", "evaluate", "rewrite", "remake", "monitor", "needs", "router", "stats",
-    "store", "moves", "probe", "loop", "records", "figures", "claims", "report", "grid", "jobs", "bundle", "cli",
+    "store", "moves", "loop", "probe", "records", "figures", "claims", "report", "grid", "jobs", "bundle", "cli",
 ]
 # fmt: on
 HEAVY = {"torch", "transformers", "peft", "textgrad", "xllamacpp", "datasets"}

@@ -94,8 +94,10 @@ def test_replay_is_the_frozen_models_own_words_also_after_training(backbone) -> 
 def test_hinted_and_sampled_targets_are_all_verified(backbone) -> None:
     brief = RunConfig(rule="max_words", max_new_tokens=16)
     word = rules.make("max_words")
-    examples = [Example(f"{i}", f"What is the capital of {c}?", a, (word,), fact=c) for i, (c, a) in enumerate(
-        [("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Italy", "Rome")])]  # fmt: skip
+    cities = [("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Italy", "Rome")]
+    examples = [
+        Example(f"{i}", f"What is the capital of {c}?", a, (word,) * (i % 2), fact=c) for i, (c, a) in enumerate(cities)
+    ]
     hinted = remake.hinted(backbone, Prompt("Reply with one word."), examples, grade, brief)
     sampled = remake.sampled(backbone, Prompt("Reply with one word."), examples, grade, brief)
     answers = {e.fact: e for e in examples}

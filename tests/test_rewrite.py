@@ -210,13 +210,18 @@ def test_the_right_answer_is_masked_in_the_words_the_editor_sees():
     assert rewrite.masked(failure(words, answer="3")) == words
 
 
-def test_candidates_of_one_text_differ_only_at_the_end_of_what_the_editor_reads():
-    editor, asked = recorder(writer())
-    rewrite.step(OLD, [failure()], editor, CFG, len, seed=0)
-    texts = [r.user for r in asked if edits_variable(r) and edits_system(r)]
-    shared = os.path.commonprefix(texts)
-    assert len(set(texts)) == CFG.candidates
-    assert all(len(text) - len(shared) < 200 for text in texts)
+def test_candidates_of_one_step_differ_by_seed_and_steps_by_plan():
+    """A local editor reads equal prompts once, so a candidate costs its writing only."""
+    seen = []
+    for seed in range(2):
+        editor, asked = recorder(writer())
+        rewrite.step(OLD, [failure()], editor, CFG, len, seed)
+        edits = [r for r in asked if edits_variable(r) and edits_system(r)]
+        assert len({r.seed for r in edits}) == CFG.candidates
+        assert len({r.user for r in edits}) == 1
+        seen.append(edits[0].user)
+    assert seen[0] != seen[1]
+    assert len(seen[0]) - len(os.path.commonprefix(seen)) < 200
 
 
 def test_forbidden_answers_leak_but_words_of_a_rule_or_of_the_old_prompt_do_not():

@@ -1,7 +1,8 @@
 """Training data for the need classifier: try both moves on a probe set and see which raised each reward more.
 
 Three states are probed, since inputs are classified all along a run: the frozen start, after weights only, and after
-prompts only. Probe runs use seeds and rules of their own, so nothing of an experiment's data is seen.
+prompts only. Probe runs use seeds of their own, so no experiment's invented facts are seen; rules and the pool of known
+questions are shared.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .moves import Session
 from .store import Store, write_json
 from .types import Candidate, Prompt, Scored
 
-SEED, RULES = 1000, ("start_phrase", "bullet", "max_words")  # of probe runs; experiments use seeds below 1000
+SEED, RULES = 1000, ("end_phrase", "bullet", "json")  # of probe runs: experiments use seeds below 1000
 PACKAGED = Path(__file__).with_name("needs.json")
 
 
