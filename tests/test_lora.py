@@ -72,9 +72,10 @@ def test_only_the_adapter_is_trained(backbone, learner) -> None:
     base = {n: p.clone() for n, p in learner.model.named_parameters() if "lora_" not in n}
     learner.epoch(PAIRS, np.random.default_rng(0))
     assert all(torch.equal(p, base[n]) for n, p in learner.model.named_parameters() if n in base)
-    assert {n.split(".")[-3] for n, p in learner.model.named_parameters() if p.requires_grad and "lora_A" in n} == {
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
-    }  # fmt: skip
+    trained = {n for n, p in learner.model.named_parameters() if p.requires_grad}
+    assert all("lora_" in n for n in trained)
+    for layer in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert any(f".{layer}.lora_A" in n for n in trained)
 
 
 def test_the_same_seed_gives_the_same_bits_and_a_checkpoint_restores_them(backbone, learner, tmp_path) -> None:

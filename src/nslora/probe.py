@@ -26,8 +26,9 @@ PACKAGED = Path(__file__).with_name("needs.json")
 
 
 def configure(cfg: RunConfig, number: int) -> RunConfig:
-    """The `number`-th probe run for the settings of an experiment."""
-    return replace(cfg, task="mixed", method="alternate", seed=SEED + number, rule=RULES[number % len(RULES)])
+    """The `number`-th probe run for the settings of an experiment: more edits, and two threads, since it runs alone."""
+    changes = {"seed": SEED + number, "rule": RULES[number % len(RULES)], "candidates": 4, "threads": 2}
+    return replace(cfg, task="mixed", method="alternate", **changes)
 
 
 def run(cfg: RunConfig, place: Store) -> Path:
@@ -40,18 +41,18 @@ def run(cfg: RunConfig, place: Store) -> Path:
     return path
 
 
-def collect(session: Session, epochs: int = 2, edits: int = 2) -> pd.DataFrame:
+def collect(session: Session, epochs: int = 2, edits: int = 5) -> pd.DataFrame:
     """One row per training fact and state: features, counterfactual label (nan at a tie), hidden need."""
     task, start = session.task, Candidate(session.task.start)
     feedback = task.examples("feedback")
     frozen = session.score(start.prompt, feedback)
     frozen_x = describe(session, start.prompt, frozen)
 
-    prompted, dev = start, session.score(start.prompt, task.examples("dev"))
+    prompted, by_prompt, dev = start, frozen, session.score(start.prompt, task.examples("dev"))
     for step in range(1, edits + 1):
-        failing = [s for s in frozen if s.reward.success < 1]
+        failing = [s for s in by_prompt if s.reward.success < 1]
         prompted, dev, _ = moves.symbolic(session, prompted, failing, dev, step)
-    by_prompt = session.score(prompted.prompt, feedback)
+        by_prompt = session.score(prompted.prompt, feedback)
     by_prompt_x = describe(session, prompted.prompt, by_prompt)
 
     facts = {e.fact for e in feedback}
