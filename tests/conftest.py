@@ -16,7 +16,7 @@ def backbone():
     """The smallest default backbone in float32, loaded once. Tests leave its weights as they find them."""
     from nslora.backbones import load
 
-    return load("smollm2-135m", dtype="float32", device="cpu")
+    return load("smollm2-135m", threads=1, dtype="float32", device="cpu")
 
 
 @pytest.fixture
