@@ -44,6 +44,6 @@ def test_training_writes_the_classifier_and_its_report(tmp_path) -> None:
     frame.to_csv(tmp_path / "probe-a-b.csv", index=False)
     report = probe.train(tmp_path, tmp_path / "needs.json")
     assert report["rows"] == 54
-    assert report["label_auroc_cross_validated"] > 0.8
+    assert float(str(report["label_auroc_cross_validated"])) > 0.8
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert needs.NeedClassifier.parse((tmp_path / "needs.json").read_text()).weights[1] > 0
