@@ -49,6 +49,8 @@ def test_labels_say_which_move_raised_the_reward_more() -> None:
     labels = needs.counterfactual(before, [better, same, same, better], [same, better, same, better])
     assert labels[:2].tolist() == [1.0, 0.0]
     assert np.isnan(labels[2:]).all()
+    with pytest.raises(ValueError, match="one scored row"):
+        needs.counterfactual(before, [better], [same])
 
 
 def test_a_move_that_only_did_less_harm_is_no_need() -> None:

@@ -69,6 +69,8 @@ def counterfactual(before: Sequence[Scored], numerical: Sequence[Scored], symbol
 
     nan where neither raised it, or both did equally: a move that only did less harm is no need.
     """
+    if not len(before) == len(numerical) == len(symbolic):
+        raise ValueError("one scored row per example and move is needed")
     start, weights, prompts = (np.array([s.reward.value for s in rows]) for rows in (before, numerical, symbolic))
     by_weights, by_prompts = np.maximum(weights - start, 0), np.maximum(prompts - start, 0)
     return np.where(by_weights == by_prompts, math.nan, (by_weights > by_prompts).astype(float))
