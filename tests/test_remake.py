@@ -55,12 +55,20 @@ def test_nothing_is_lent_to_examples_without_rules() -> None:
 
 def test_the_editors_rewrites_are_verified_and_bounded() -> None:
     facts = [asked(f"Person {i}", "Lima") for i in range(9)]
-    good = Scripted(lambda request: f"Lima. {PHRASE}")
-    found = remake.rewritten(facts, grade, good, CFG)
-    assert len(found) == good.ledger.calls == remake.REWRITES
+    whole = Scripted(lambda request: f"The city is Lima. {PHRASE}")
+    found = remake.rewritten(facts, grade, whole, CFG)
+    assert len(found) == whole.ledger.calls == remake.REWRITES
     assert {source for _, source in found.values()} == {"rewritten"}
     assert remake.rewritten(facts, grade, Scripted(lambda request: "Lima, as you know."), CFG) == {}
     assert remake.rewritten(facts, grade, Scripted(down), CFG) == {}
+
+
+def test_the_editor_is_asked_no_more_once_a_form_can_be_lent() -> None:
+    facts = [asked(f"Person {i}", "Lima") for i in range(9)]
+    replies = iter(["Lima", f"Lima. {PHRASE}"])
+    editor = Scripted(lambda request: next(replies))
+    assert remake.rewritten(facts, grade, editor, CFG) == {"Person 1": (f"Lima. {PHRASE}", "rewritten")}
+    assert editor.ledger.calls == 2
 
 
 def test_passing_replies_are_kept_only_where_a_rule_was_obeyed() -> None:
@@ -79,16 +87,18 @@ def test_replay_is_the_frozen_models_own_words_also_after_training(backbone) -> 
         (Prompt("Be brief."), Example("a", "What is the capital of Peru?", "Lima")),
         (Prompt("Be brief."), Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))),
     ]
-    before = remake.replay(backbone, asked, grade, 2, CFG)
+    before = remake.replay(backbone, asked, grade, CFG)
     learner = Learner(backbone, RunConfig(lr=3e-3, batch=2))
     for _ in range(3):
         learner.epoch([Pair(p, e.question, "Banana", "gold") for p, e in asked], np.random.default_rng(0))
     trained = backbone.generate([backbone.text(asked[0][0], asked[0][1].question)], 8)[0].text
-    after = remake.replay(backbone, asked, grade, 2, CFG)
+    after = remake.replay(backbone, asked, grade, CFG)
     backbone.model = backbone.model.unload()
     assert "Banana" in trained
     assert after == before
-    assert [(p.question, p.source) for p in before] == [("What is the capital of Peru?", "replay")]
+    kept = before[asked[0][0], "a"]
+    assert kept is not None and (kept.question, kept.source) == ("What is the capital of Peru?", "replay")
+    assert before[asked[1][0], "b"] is None  # it broke the rule
 
 
 def test_hinted_and_sampled_targets_are_all_verified(backbone) -> None:

@@ -255,7 +255,8 @@ def test_rewrite_answer_shows_the_critics_words_and_returns_the_bare_reply():
     editor, asked = recorder(lambda r: ' {"city": "‹Paris›"} \n')
     example = failure().example
     assert rewrite.rewrite_answer(example, "The reply must be JSON.", editor, seed=1) == '{"city": "<Paris>"}'
-    assert all(text in asked[0].user for text in (example.question, example.answer, "The reply must be JSON."))
+    assert all(text in asked[0].user for text in (example.answer, "The reply must be JSON."))
+    assert example.question not in asked[0].user  # with it, the editor writes whole sentences
     with pytest.raises(EditorError):
         rewrite.rewrite_answer(example, "", Scripted(down), seed=1)
 

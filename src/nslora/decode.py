@@ -60,6 +60,31 @@ def answer_logits(
     return out.logits, input_ids[:, 1:][wanted]
 
 
+def packed(rows: list[tuple[list[int], list[int]]], like: Tensor) -> dict[str, Tensor]:
+    """Inputs of `answer_logits` for (prompt ids, answer ids) rows as one sequence of T tokens, without any padding.
+
+    The prompts' common prefix comes first and once; each row goes on from it, blind to the other rows. Causal attention
+    makes that exact. `like` is a tensor of the model: it gives the mask its type and device.
+    """
+    prefix = _common_prefix([prompt for prompt, _ in rows])
+    ids, position, owner, answers = rows[0][0][:prefix], list(range(prefix)), [-1] * prefix, [0] * prefix
+    for row, (prompt, answer) in enumerate(rows):
+        own = len(prompt) - prefix + len(answer)
+        ids = ids + prompt[prefix:] + answer
+        position += range(prefix, prefix + own)
+        owner += [row] * own
+        answers += [0] * (own - len(answer)) + [1] * len(answer)
+    belongs = torch.tensor(owner, device=like.device)
+    seen = ((belongs[:, None] == belongs) | (belongs == -1)).tril()
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, torch.finfo(like.dtype).min)
+    return {
+        "input_ids": torch.tensor([ids], device=like.device),
+        "attention_mask": mask[None, None],
+        "answer_mask": torch.tensor([answers], device=like.device),
+        "position_ids": torch.tensor([position], device=like.device),
+    }
+
+
 def mean_nll(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
     """Mean negative log-likelihood in nats per answer token of each (prompt ids, answer ids), in input order."""
     nll = [0.0] * len(rows)
@@ -71,7 +96,8 @@ def mean_nll(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]
         for start in range(0, len(order), SCORE_BATCH):
             batch = order[start : start + SCORE_BATCH]
             tails = [(rows[i][0][prefix:], rows[i][1]) for i in batch]
-            logits, targets = answer_logits(model, **_padded_right(model, tails, prefix, cache))
+            inputs = _padded_right(model, tails, prefix, _expanded(cache, len(batch)))
+            logits, targets = answer_logits(model, **inputs)
             losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
             for i, own in zip(batch, losses.split([len(rows[i][1]) for i in batch]), strict=True):
                 nll[i] = own.mean().item()
@@ -153,9 +179,14 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
+def _common_prefix(prompts: list[list[int]]) -> int:
+    """Length of the longest common token prefix that leaves every row a token of its own."""
+    return min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+
+
 def _shared_prefix(model: Any, prompts: list[list[int]]) -> tuple[int, DynamicCache]:
-    """Prefill the longest common token prefix (leaving every row a token of its own); its length and KV cache."""
-    length = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    """Prefill the common prefix; its length and KV cache."""
+    length = _common_prefix(prompts)
     cache = DynamicCache(config=model.config)
     if length > 0:
         ids = torch.tensor([prompts[0][:length]], device=model.device)
@@ -185,7 +216,7 @@ def _padded_left(model: Any, tails: list[list[int]], prefix: int, cache: Dynamic
 def _padded_right(
     model: Any, tails: list[tuple[list[int], list[int]]], prefix: int, cache: DynamicCache
 ) -> dict[str, Any]:
-    """Inputs of `answer_logits` for (rest of prompt, answer) rows that share a cached prefix."""
+    """Inputs of `answer_logits` for (rest of prompt, answer) rows; `cache` holds the shared prefix of each."""
     width = max(len(prompt) + len(answer) for prompt, answer in tails)
     ids, own, answers = [], [], []
     for prompt, answer in tails:
@@ -199,6 +230,6 @@ def _padded_right(
         "attention_mask": torch.cat([mask.new_ones(len(tails), prefix), mask], 1),
         "answer_mask": torch.tensor(answers, device=model.device),
         "position_ids": torch.arange(prefix, prefix + width, device=model.device).expand(len(tails), -1),
-        "past_key_values": _expanded(cache, len(tails)),
+        "past_key_values": cache,
         "use_cache": True,
     }

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 
 from .backbones import Backbone
 from .config import RunConfig
-from .decode import answer_logits
+from .decode import answer_logits, packed
 from .types import Pair
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 CLIP = 1.0  # gradient norm above which a step is scaled down
+PACK = 512  # tokens computed at once: more than that makes attention between rows dear, and gains nothing
 ALPHA = 2  # LoRA alpha as a multiple of the rank
 
 
@@ -40,6 +42,23 @@ class Epoch:
     seconds: float
 
 
+class Lean(LoraLinear):
+    """PEFT's LoRA layer without its casts and copies: y = x W' + b + s (x A') B', the sum fused into the last product.
+
+    The adapter's weights stay float32; the products run in the type of x. Without dropout this is PEFT's own result.
+    """
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        y = self.base_layer(x)
+        if self.disable_adapters:
+            return y
+        (name,) = self.active_adapters
+        a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
+        low = torch.nn.functional.linear(x, a).flatten(0, -2)
+        return torch.addmm(y.flatten(0, -2), low, b.t(), alpha=self.scaling[name]).view_as(y)
+
+
 class Learner:
     """The LoRA weights on one backbone, and their AdamW state."""
 
@@ -49,37 +68,38 @@ class Learner:
             backbone.model = backbone.model.unload()
         torch.manual_seed(int(cfg.rng("lora-init").integers(2**31)))
         lora = LoraConfig(r=cfg.rank, lora_alpha=ALPHA * cfg.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        lora._register_custom_module({torch.nn.Linear: Lean})
         self.model = backbone.model = get_peft_model(backbone.model, lora)
         self.backbone, self.batch = backbone, cfg.batch
+        self.like = backbone.model.get_input_embeddings().weight
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=cfg.lr, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.weights, lr=cfg.lr, weight_decay=0.0, fused=True)
 
     def epoch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> Epoch:
         """Train once over `pairs`, in batches of similar length and random order."""
         started = time.perf_counter()
         rows = [self.backbone.encode(self.backbone.text(p.prompt, p.question), p.target) for p in pairs]
+        kinds = [p.prompt.system for p in pairs]
         losses, norms, counts = [], [], []
         self.model.train()
-        for batch in batches(rows, self.batch, rng):
-            loss, answer_tokens = self._loss(batch)
-            loss.backward()
+        for batch in batches(rows, kinds, self.batch, rng):
+            answer_tokens = sum(len(answer) for _, answer in batch)
+            losses.append(sum(self._backward(part, answer_tokens) for part in parts(batch)))
+            counts.append(answer_tokens)
             norms.append(float(torch.nn.utils.clip_grad_norm_(self.weights, CLIP)))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
-            counts.append(answer_tokens)
         self.model.eval()
         tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
         mean = float(np.average(losses, weights=counts))
         return Epoch(mean, float(np.mean(norms)), tokens, time.perf_counter() - started)
 
-    def _loss(self, batch: Sequence[Row]) -> tuple[torch.Tensor, int]:
-        """Mean cross-entropy over the batch's answer tokens, and how many there are."""
-        ids, attention, answers = (t.to(self.backbone.device) for t in collate(batch))
-        mixed = self.backbone.dtype == "bfloat16"
-        with torch.autocast(self.backbone.device.split(":")[0], torch.bfloat16) if mixed else nullcontext():
-            logits, targets = answer_logits(self.model, ids, attention, answers)
-        return torch.nn.functional.cross_entropy(logits.float(), targets), len(targets)
+    def _backward(self, rows: Sequence[Row], answer_tokens: int) -> float:
+        """Add the gradient of the rows' share in a batch's mean loss (nats per answer token); the share."""
+        logits, targets = answer_logits(self.model, **packed(list(rows), self.like))
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / answer_tokens
+        loss.backward()
+        return float(loss.detach())
 
     def save(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder (adapter_config.json, adapter_model.safetensors)."""
@@ -91,20 +111,18 @@ class Learner:
         set_peft_model_state_dict(self.model, weights)
 
 
-def collate(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right-pad (prompt, answer) ids to three [N, T] tensors: ids, attention mask, answer mask."""
-    length = max(len(prompt) + len(answer) for prompt, answer in batch)
-    ids, attention, answers = (torch.zeros(len(batch), length, dtype=torch.long) for _ in range(3))
-    for row, (prompt, answer) in enumerate(batch):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        attention[row, :end] = 1
-        answers[row, len(prompt) : end] = 1
-    return ids, attention, answers.bool()
+def parts(batch: Sequence[Row]) -> list[list[Row]]:
+    """The batch in parts of at most PACK tokens (or one row), whose gradients add up: bounds the memory of a step."""
+    cuts: list[list[Row]] = [[]]
+    for row in batch:
+        if cuts[-1] and sum(len(prompt) + len(answer) for prompt, answer in [*cuts[-1], row]) > PACK:
+            cuts.append([])
+        cuts[-1].append(row)
+    return cuts
 
 
-def batches(rows: Sequence[Row], size: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Batches of similar length in random order: little padding, and another composition each epoch."""
-    order = sorted(rng.permutation(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+def batches(rows: Sequence[Row], kinds: Sequence[str], size: int, rng: np.random.Generator) -> list[list[Row]]:
+    """Batches in random order, of rows alike in kind (their prompt is then computed once) and length (little padding)."""
+    order = sorted(rng.permutation(len(rows)), key=lambda i: (kinds[i], len(rows[i][0]) + len(rows[i][1])))
     cuts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
     return [cuts[i] for i in rng.permutation(len(cuts))]

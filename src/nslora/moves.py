@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from . import evaluate, remake, rewrite, rules
 from .backbones import Backbone
 from .config import RunConfig
@@ -27,7 +29,7 @@ class Session:
     editor: Editor
     scratch: Path
     learner: Learner = field(init=False)
-    replayed: list[Pair] | None = None
+    replayed: dict[tuple[Prompt, str], Pair | None] = field(default_factory=dict)
     generated_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -66,17 +68,29 @@ def numerical(
     kept = remake.passing(scored) if remakes(cfg) else {}
     train = [e for e in session.task.examples("train") if e.fact in chosen or e.fact in kept]
     pairs = remake.spread(train, prompt, {**targets, **kept})
-    if session.replayed is None:
-        count = round(cfg.replay * len(session.task.examples("train")))
-        session.replayed = remake.replay(session.backbone, session.task.replay, grade, count, cfg)
-    share = round(cfg.replay * len(pairs))
     rng = cfg.rng(f"epoch-{step}")
-    mixed_in = [session.replayed[i] for i in rng.permutation(len(session.replayed))[:share]]
-    pairs += mixed_in
+    pairs += replay(session, prompt, round(cfg.replay * len(pairs)), rng)
     epoch = session.learner.epoch(pairs, rng)
     folder = f"adapter-{step:02d}"
     session.learner.save(session.scratch / folder)
     return Candidate(prompt, folder), epoch, pairs
+
+
+def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:
+    """At most `count` replay pairs: half under the current prompt, half under others that tell a rule.
+
+    They are drawn anew each time from half as many again, whose replies are generated once per prompt.
+    """
+    start, asked = session.task.start, session.task.replay
+    kinds = ([(prompt, e) for p, e in asked if p == start], [(p, e) for p, e in asked if p != start])
+    found: list[Pair] = []
+    for kind, share in zip(kinds, (count - count // 2, count // 2), strict=True):
+        pool = kind[: share + share // 2]
+        new = [(p, e) for p, e in pool if (p, e.id) not in session.replayed]
+        session.replayed |= remake.replay(session.backbone, new, grade, session.cfg)
+        useful = [pair for p, e in pool if (pair := session.replayed[p, e.id])]
+        found += [useful[i] for i in rng.permutation(len(useful))[:share]]
+    return found
 
 
 def remakes(cfg: RunConfig) -> bool:

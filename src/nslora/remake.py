@@ -20,7 +20,7 @@ from .evaluate import Grade, frozen_weights
 from .rewrite import rewrite_answer
 from .types import Example, Pair, Prompt, Scored
 
-REWRITES = 3  # answers the editor rewrites per move at most: their form is lent to the rest
+REWRITES = 6  # answers the editor rewrites per move at most, until one has a form for the rest
 SAMPLES, TEMPERATURE = 2, 0.8  # rejection sampling of the purely numerical baseline
 HINT = "{question}\n(The answer is {answer}.)"
 
@@ -61,7 +61,7 @@ def lend(targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade
     forms = []
     for e in examples:
         reply, source = targets.get(e.fact, ("", ""))
-        if reply.count(e.answer) == 1 and e.rules and grade(e, reply).content_strict == 1.0:
+        if e.rules and lendable(e, reply, grade):
             forms.append((reply, e.answer, source))
     found = dict(targets)
     for e in examples:
@@ -72,8 +72,16 @@ def lend(targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade
     return found
 
 
+def lendable(example: Example, reply: str, grade: Grade) -> bool:
+    """Whether a reply is its bare answer in a style (strict content 1), and names that answer once."""
+    return reply.count(example.answer) == 1 and grade(example, reply).content_strict == 1.0
+
+
 def rewritten(examples: Sequence[Example], grade: Grade, editor: Editor, cfg: RunConfig) -> dict[str, tuple[str, str]]:
-    """Per fact, the bare answer as the editor rewrites it to satisfy the critic's words, where verified."""
+    """Per fact, the bare answer as the editor rewrites it to satisfy the critic's words, where verified.
+
+    The editor is asked until one answer has a form that can be lent to the others, REWRITES times at most.
+    """
     found: dict[str, tuple[str, str]] = {}
     for i, e in enumerate(examples[:REWRITES]):
         try:
@@ -82,6 +90,8 @@ def rewritten(examples: Sequence[Example], grade: Grade, editor: Editor, cfg: Ru
             continue
         if target and grade(e, target).success:
             found[e.fact] = (target, "rewritten")
+            if lendable(e, target, grade):
+                break
     return found
 
 
@@ -105,21 +115,19 @@ def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
 
 
 def replay(
-    backbone: Backbone, asked: Sequence[tuple[Prompt, Example]], grade: Grade, count: int, cfg: RunConfig
-) -> list[Pair]:
-    """At most `count` pairs of the frozen model's own replies to other questions under varied system prompts.
+    backbone: Backbone, asked: Sequence[tuple[Prompt, Example]], grade: Grade, cfg: RunConfig
+) -> dict[tuple[Prompt, str], Pair | None]:
+    """The frozen model's own reply to each (prompt, example), by prompt and example id; None where it is no use.
 
     Where a prompt tells a rule, only replies that keep it are replayed: the others would teach to ignore prompts.
     """
-    chosen = [asked[i] for i in cfg.rng("replay").permutation(len(asked))[: 2 * count]]
     with frozen_weights(backbone):
-        replies = backbone.generate([backbone.text(p, e.question) for p, e in chosen], cfg.max_new_tokens)
-    kept = [
-        Pair(prompt, e.question, reply.text, "replay")
-        for (prompt, e), reply in zip(chosen, replies, strict=True)
-        if reply.text and reply.tokens < cfg.max_new_tokens and grade(e, reply.text).style == 1
-    ]
-    return kept[:count]
+        replies = backbone.generate([backbone.text(p, e.question) for p, e in asked], cfg.max_new_tokens)
+    pairs: dict[tuple[Prompt, str], Pair | None] = {}
+    for (prompt, e), reply in zip(asked, replies, strict=True):
+        useful = reply.text and reply.tokens < cfg.max_new_tokens and grade(e, reply.text).style == 1
+        pairs[prompt, e.id] = Pair(prompt, e.question, reply.text, "replay") if useful else None
+    return pairs
 
 
 def export(rows: Sequence[dict[str, object]], folder: Path) -> datasets.Dataset:

@@ -292,8 +292,8 @@ def diff(old: str, new: str) -> tuple[tuple[str, str], ...]:
 def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> str | None:
     """The bare gold answer rewritten by the editor so that it does what the critic's words ask; None where it fails.
 
+    The question stays out of it: shown one, the editor writes a whole sentence, whose form fits no other answer.
     Unverified: the caller checks it with the reward. Raises EditorError.
     """
-    shown = {"Question": example.question, "Answer": example.answer, "Critic": words}
-    user = "\n".join(f"{name}: {quote(text)}" for name, text in shown.items()) + "\nRewritten answer:"
-    return unescape(editor.complete(Request(ANSWER, user, seed, 0.3, ANSWER_TOKENS))).strip() or None
+    user = f"Answer: {quote(example.answer)}\nCritic: {quote(words)}\nRewritten answer:"
+    return unescape(editor.complete(Request(ANSWER, user, seed, 0.7, ANSWER_TOKENS))).strip() or None

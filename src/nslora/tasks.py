@@ -29,9 +29,6 @@ __all__ = ["START", "Task", "build", "grade"]
 START = Prompt("You are a helpful assistant.")
 OBEY = ("max_words", "end_phrase", "bullet")  # told in promptability, never in replay
 OPENINGS = ("Gladly:", "My answer is this:", "Dear reader,", "As far as I know,")  # start phrases told in replay
-NEUTRAL = (
-    START.system, "", "Answer the question.", "You are a friendly teacher.", "You know a lot about the world."
-)  # fmt: skip
 HELD = 24  # questions in each of locality and promptability: half of them capitals, half general knowledge
 SPARE = 20  # capitals among the replay questions
 TRAIN_WORDINGS = 5  # then one for dev, the others for test
@@ -141,7 +138,7 @@ def _free_countries() -> list[tuple[Known, ...]]:
 
 
 def _replay(cfg: RunConfig, never_told: set[str]) -> tuple[tuple[Prompt, Example], ...]:
-    """Every spare known question under three prompts: a neutral one, and two that tell a rule."""
+    """Every spare known question under the start prompt (it stands for the current one) and under one that tells a rule."""
     held = {known.question for part in _held() for known in part}
     spare = [country[0] for country in _free_countries()[::-1][:SPARE]]
     questions = [known for known in (*worlds.general(), *spare) if known.question not in held]
@@ -149,9 +146,8 @@ def _replay(cfg: RunConfig, never_told: set[str]) -> tuple[tuple[Prompt, Example
     if "start_phrase" not in never_told:
         told += [rules.make("start_phrase", {"phrase": phrase}) for phrase in OPENINGS]
     rng = cfg.rng("replay")
-    pairs = [(Prompt(str(rng.choice(NEUTRAL))), _known("replay", [known])[0]) for known in questions]
-    for rule in (told[i] for i in rng.integers(len(told), size=2 * len(questions))):
-        known = questions[len(pairs) % len(questions)]
+    pairs = [(START, _known("replay", [known])[0]) for known in questions]
+    for rule, known in zip((told[i] for i in rng.integers(len(told), size=len(questions))), questions, strict=True):
         pairs.append((Prompt(rules.told(rule)), _known("replay", [known], (rule,))[0]))
     return tuple(pairs[i] for i in rng.permutation(len(pairs)))
 

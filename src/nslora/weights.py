@@ -89,9 +89,9 @@ def check(name: str) -> None:
 
 
 def is_cached(name: str) -> bool:
-    """Whether `folder` has nothing to fetch or convert. Raises UserError for an unknown name."""
+    """Whether there is nothing to fetch: a model folder, or the GGUF file behind one. UserError for an unknown name."""
     check(name)
-    return _cached(name) is not None
+    return _cached(name) is not None or (name in BACKBONES and _whole(_gguf_path(name), BACKBONES[name]))
 
 
 def identity(name: str) -> str:
@@ -110,7 +110,7 @@ def gguf(key: str) -> Path:
     if key not in BACKBONES:
         raise UserError(f"unknown weights {key!r}; choose from {', '.join(BACKBONES)}.")
     weights = BACKBONES[key]
-    path = cache_dir() / f"{key}-{weights.sha256[:8]}.gguf"
+    path = _gguf_path(key)
     if not _whole(path, weights):
         with _lock(key):
             if not _whole(path, weights):
@@ -146,6 +146,10 @@ def _cached(name: str) -> Path | None:
     else:
         path = Path(name)
     return path if path and _complete(path) else None
+
+
+def _gguf_path(key: str) -> Path:
+    return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}.gguf"
 
 
 def _converted(key: str) -> Path:
