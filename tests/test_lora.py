@@ -107,7 +107,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(backbone, mo
     monkeypatch.setattr("nslora.lora.PACK", pack)
     learner = Learner(backbone, CFG)
     learner.epoch(PAIRS, np.random.default_rng(0))  # B is 0 at first, and A then has no gradient
-    pairs = [*PAIRS, Pair(Prompt("Always answer in one word, please."), "What is the opposite of hot?", "cold", "replay")]
+    pairs = [*PAIRS, Pair(Prompt("Always answer in one word."), "What is the opposite of hot?", "cold", "replay")]
     rows = [backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in pairs]
     total = sum(len(answer) for _, answer in rows)
     loss = sum(learner._backward(part, total) for part in parts(rows))

@@ -263,7 +263,7 @@ def test_rewrite_answer_shows_the_critics_words_and_returns_the_bare_reply():
 
 @pytest.mark.skipif(not weights.is_cached("qwen2.5-coder-1.5b"), reason="the default editor is not downloaded")
 def test_the_default_editor_tells_the_rule():
-    with Editor("qwen2.5-coder-1.5b", mode="live") as editor:
+    with Editor("qwen2.5-coder-1.5b", mode="live", threads=1) as editor:
         edits = rewrite.step(OLD, [failure(phrase="Over.")], editor, CFG, lambda text: len(text.split()), seed=0)
     told = [e.prompt for e in edits if not e.problem and "Over." in e.prompt.system + e.prompt.question]
     assert told, json.dumps([[e.problem, e.prompt.system, e.prompt.question] for e in edits])

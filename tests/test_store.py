@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 
 from nslora import store as module
 from nslora.config import RunConfig
@@ -78,3 +79,19 @@ def test_a_receipt_names_code_versions_and_machine() -> None:
     assert set(receipt["versions"]) == set(module.PACKAGES)
     assert receipt["revision"] and receipt["processor"] and receipt["python"]
     assert module.peak_megabytes() > 10
+
+
+def test_one_run_is_made_by_one_at_a_time(store: Store) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with store.alone(CFG):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with store.alone(CFG), store.alone(RunConfig(seed=1)):  # another run is no obstacle
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]

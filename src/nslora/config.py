@@ -48,7 +48,7 @@ class RunConfig:
     lr: float = 5e-4  # AdamW learning rate
     batch: int = 8  # training pairs per optimizer step
     targets: str = "remade"  # train on verified replies in the current prompt's style, or on gold answers
-    replay: float = 0.5  # replay pairs per training pair: the frozen model's own replies under varied prompts
+    replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
 
     candidates: int = 3  # edits proposed per symbolic move
     feedback: int = 2  # failing examples shown to the editor per symbolic move

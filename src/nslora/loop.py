@@ -128,13 +128,17 @@ def run(
 
     Several runs of one process can share an editor and a backbone. Returns the record's folder.
     """
-    if place.done(cfg):
-        return place.record(cfg)
     weights.check(cfg.backbone)
-    task = tasks.build(cfg)
     if editor is None:
         with open_editor(cfg, place) as own:
             return run(cfg, place, own, backbone, watch)
+    with place.alone(cfg):
+        return place.record(cfg) if place.done(cfg) else make(cfg, place, editor, backbone, watch)
+
+
+def make(cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None, watch: Watch) -> Path:
+    """The run itself, from its beginning."""
+    task = tasks.build(cfg)
     started = time.perf_counter()
     before = replace(editor.ledger)
     scratch = place.begin(cfg)

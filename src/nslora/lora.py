@@ -122,7 +122,7 @@ def parts(batch: Sequence[Row]) -> list[list[Row]]:
 
 
 def batches(rows: Sequence[Row], kinds: Sequence[str], size: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Batches in random order, of rows alike in kind (their prompt is then computed once) and length (little padding)."""
+    """Batches in random order, of rows alike in kind (a prompt that they share is computed once) and in length."""
     order = sorted(rng.permutation(len(rows)), key=lambda i: (kinds[i], len(rows[i][0]) + len(rows[i][1])))
     cuts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
     return [cuts[i] for i in rng.permutation(len(cuts))]

@@ -8,13 +8,15 @@ with the same record as an undisturbed one.
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +55,14 @@ class Store:
         self.scratch(cfg).mkdir(parents=True, exist_ok=True)
         (self.scratch(cfg) / "done").touch()
         return True
+
+    @contextmanager
+    def alone(self, cfg: RunConfig) -> Iterator[None]:
+        """Let one process at a time make the run: two notebooks may share it. The lock ends with its process."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with open(self.work / f"{cfg.run_id}.lock", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def begin(self, cfg: RunConfig) -> Path:
         """An empty scratch folder for a run from its beginning."""

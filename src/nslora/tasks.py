@@ -138,7 +138,7 @@ def _free_countries() -> list[tuple[Known, ...]]:
 
 
 def _replay(cfg: RunConfig, never_told: set[str]) -> tuple[tuple[Prompt, Example], ...]:
-    """Every spare known question under the start prompt (it stands for the current one) and under one that tells a rule."""
+    """Every spare known question twice: under the start prompt (for the current one), and under one with a rule."""
     held = {known.question for part in _held() for known in part}
     spare = [country[0] for country in _free_countries()[::-1][:SPARE]]
     questions = [known for known in (*worlds.general(), *spare) if known.question not in held]
