@@ -90,14 +90,12 @@ def mean_nll(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]
     nll = [0.0] * len(rows)
     if not rows:
         return nll
+    like = model.get_input_embeddings().weight
     with _evaluating(model):
-        prefix, cache = _shared_prefix(model, [prompt for prompt, _ in rows])
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         for start in range(0, len(order), SCORE_BATCH):
             batch = order[start : start + SCORE_BATCH]
-            tails = [(rows[i][0][prefix:], rows[i][1]) for i in batch]
-            inputs = _padded_right(model, tails, prefix, _expanded(cache, len(batch)))
-            logits, targets = answer_logits(model, **inputs)
+            logits, targets = answer_logits(model, **packed([rows[i] for i in batch], like))
             losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
             for i, own in zip(batch, losses.split([len(rows[i][1]) for i in batch]), strict=True):
                 nll[i] = own.mean().item()
@@ -210,26 +208,4 @@ def _padded_left(model: Any, tails: list[list[int]], prefix: int, cache: Dynamic
         "attention_mask": torch.cat([own.new_ones(len(tails), prefix), own], 1),
         "position_ids": (prefix + own.cumsum(1) - 1).clamp(min=0),
         "past_key_values": _expanded(cache, len(tails)),
-    }
-
-
-def _padded_right(
-    model: Any, tails: list[tuple[list[int], list[int]]], prefix: int, cache: DynamicCache
-) -> dict[str, Any]:
-    """Inputs of `answer_logits` for (rest of prompt, answer) rows; `cache` holds the shared prefix of each."""
-    width = max(len(prompt) + len(answer) for prompt, answer in tails)
-    ids, own, answers = [], [], []
-    for prompt, answer in tails:
-        pad = [0] * (width - len(prompt) - len(answer))
-        ids.append(prompt + answer + pad)
-        own.append([1] * (width - len(pad)) + pad)
-        answers.append([0] * len(prompt) + [1] * len(answer) + pad)
-    mask = torch.tensor(own, device=model.device)
-    return {
-        "input_ids": torch.tensor(ids, device=model.device),
-        "attention_mask": torch.cat([mask.new_ones(len(tails), prefix), mask], 1),
-        "answer_mask": torch.tensor(answers, device=model.device),
-        "position_ids": torch.arange(prefix, prefix + width, device=model.device).expand(len(tails), -1),
-        "past_key_values": cache,
-        "use_cache": True,
     }
