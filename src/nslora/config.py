@@ -59,7 +59,7 @@ class RunConfig:
     c2_eps: float = 0.5  # gradient norm below this is small
     gain_eps: float = 0.02  # symbolic gain below this is little
     patience: int = 1  # consecutive small signals before the phase changes
-    demand_floor: float = 0.05  # share of examples below which a phase has no demand
+    demand_floor: float = 0.1  # share of examples below which a phase has no demand
     small: str = "signed"  # reading of "small" for C1: signed (C1 > -eps) or absolute (|C1| < eps)
     signal_loss: str = "train"  # C1 from the training loss or from the loss on dev gold answers
     router: str = "rule"  # the paper's rule, or our utility extension

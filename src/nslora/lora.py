@@ -76,13 +76,12 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.weights, lr=cfg.lr, weight_decay=0.0, fused=True)
 
     def epoch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> Epoch:
-        """Train once over `pairs`, in batches of similar length and random order."""
+        """Train once over `pairs`, in random order."""
         started = time.perf_counter()
         rows = [self.backbone.encode(self.backbone.text(p.prompt, p.question), p.target) for p in pairs]
-        kinds = [p.prompt.system for p in pairs]
         losses, norms, counts = [], [], []
         self.model.train()
-        for batch in batches(rows, kinds, self.batch, rng):
+        for batch in batches(rows, self.batch, rng):
             answer_tokens = sum(len(answer) for _, answer in batch)
             losses.append(sum(self._backward(part, answer_tokens) for part in parts(batch)))
             counts.append(answer_tokens)
@@ -121,8 +120,7 @@ def parts(batch: Sequence[Row]) -> list[list[Row]]:
     return cuts
 
 
-def batches(rows: Sequence[Row], kinds: Sequence[str], size: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Batches in random order, of rows alike in kind (a prompt that they share is computed once) and in length."""
-    order = sorted(rng.permutation(len(rows)), key=lambda i: (kinds[i], len(rows[i][0]) + len(rows[i][1])))
-    cuts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
-    return [cuts[i] for i in rng.permutation(len(cuts))]
+def batches(rows: Sequence[Row], size: int, rng: np.random.Generator) -> list[list[Row]]:
+    """Batches of rows in random order. Batches of like rows compute faster, but each then undoes what others taught."""
+    order = rng.permutation(len(rows))
+    return [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
