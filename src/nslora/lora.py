@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Lean(LoraLinear):
         if self.disable_adapters:
             return y
         (name,) = self.active_adapters
-        a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
+        a, b = (cast(torch.nn.Linear, side[name]).weight.to(x.dtype) for side in (self.lora_A, self.lora_B))
         low = torch.nn.functional.linear(x, a).flatten(0, -2)
         return torch.addmm(y.flatten(0, -2), low, b.t(), alpha=self.scaling[name]).view_as(y)
 
