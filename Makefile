@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan figures verify table test lint lab paper lock clean
+.PHONY: help reproduce plan figures verify table bench test lint lab paper lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ verify: .venv/ready ## recompute claims and tables from the records and compare
 
 table: .venv/ready ## print the main table
 	$(NSLORA) table --profile $(PROFILE)
+
+bench: .venv/ready ## measure speed and memory beside the tools that our parts replace; wants a quiet machine
+	$(NSLORA) bench
 
 test: lint ## lint, then all tests
 	$(PY) -m pytest

@@ -59,6 +59,8 @@ def refused(capsys, *argv: str) -> str:
         (("reproduce", "--shard", "3/2"), "--shard must be I/N"),
         (("reproduce", "--shard", "x"), "--shard must be I/N"),
         (("reproduce", "--jobs", "0"), "--jobs must be at least 1"),
+        (("bench", "--only", "speed"), "unknown part 'speed'"),
+        (("bench", "--threads", "0"), "--threads must be at least 1"),
         (("adapt", "missing.jsonl", "--out", "somewhere"), "there is no file missing.jsonl"),
     ],
 )

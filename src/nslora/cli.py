@@ -56,9 +56,7 @@ def parser() -> argparse.ArgumentParser:
         ("adapt", adapt, "adapt a backbone to your own JSONL; writes a PEFT adapter and a plain prompt"),
     ):
         sub = command(name, function, help)
-        sub.add_argument(
-            "--backbone", default=RunConfig.backbone, help="a key of `nslora models`, hub:<id>@<revision>, or a folder"
-        )
+        sub.add_argument("--backbone", default=RunConfig.backbone, help="a default, hub:<id>@<revision>, or a folder")
         sub.add_argument("--method", default=RunConfig.method)
         sub.add_argument("--seed", type=int, default=RunConfig.seed)
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting of a run")
@@ -86,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--jobs", type=int, default=1, help="jobs at a time")
             sub.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts of the jobs")
             sub.add_argument("--reuse", action="store_true", help="finished records in the repository count as done")
+    sub = command("bench", bench, "measure our parts beside the tools that they replace")
+    sub.add_argument("--small", action="store_true", help="a few minutes' try of everything; not a result")
+    sub.add_argument("--out", type=Path, default=Path("results/bench"))
+    sub.add_argument("--only", metavar="PART", help="measure one part again and keep the others")
+    sub.add_argument("--threads", type=int, default=RunConfig.threads)
     return top
 
 
@@ -283,6 +286,14 @@ def verify(args: argparse.Namespace) -> int:
     differences = report.verify(load(args.profile).results)
     print("\n".join(differences) or "claims and tables agree with the records")
     return int(bool(differences))
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure speed and memory; print the files written."""
+    from . import bench
+
+    print(*bench.run(args.out, bench.SMALL if args.small else bench.Size(), args.threads, args.only, say), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":

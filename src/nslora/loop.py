@@ -199,10 +199,10 @@ def final_scores(session: Session, candidate: Candidate, reference: dict[str, li
     """The candidate on test, once, and on what the frozen backbone could do: locality and promptability."""
     session.use(candidate)
     task = session.task
-    locality = [e for e in task.examples("locality") if e.id in reference["locality"]]
+    locality = session.score(candidate.prompt, task.examples("locality"))  # all: other batches would give other bits
     splits = {
         "test": session.score(candidate.prompt, task.examples("test")),
-        "locality": session.score(candidate.prompt, locality),
+        "locality": [s for s in locality if s.example.id in reference["locality"]],
         "promptability": [s for s in obedience(session) if s.example.id in reference["promptability"]],
     }
     return {name: scored for name, scored in splits.items() if scored}
