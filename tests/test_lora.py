@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nslora.config import RunConfig
+from nslora.decode import packed
 from nslora.lora import PACK, Lean, Learner, batches, parts
 from nslora.types import Pair, Prompt
 
@@ -107,8 +108,14 @@ def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(backbone, mo
     monkeypatch.setattr("nslora.lora.PACK", pack)
     learner = Learner(backbone, CFG)
     learner.epoch(PAIRS, np.random.default_rng(0))  # B is 0 at first, and A then has no gradient
-    pairs = [*PAIRS, Pair(Prompt("Always answer in one word."), "What is the opposite of hot?", "cold", "replay")]
+    one_word = Prompt("Always answer in one word.")
+    pairs = [*PAIRS, Pair(one_word, "What is the opposite of hot?", "cold", "replay"), PAIRS[0]]
+    pairs.append(Pair(PAIRS[0].prompt, PAIRS[0].question, "Lisbon", "gold"))  # the same prompt, another answer
     rows = [backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in pairs]
+    rows.append((rows[0][0] + rows[0][1] + rows[1][0], rows[1][1]))  # its prompt goes on after another row's answer
+    assert packed(rows, learner.like)["input_ids"].numel() < 0.8 * sum(
+        len(prompt) + len(answer) for prompt, answer in rows
+    )
     total = sum(len(answer) for _, answer in rows)
     loss = sum(learner._backward(part, total) for part in parts(rows))
     ours = gradients(learner.model)

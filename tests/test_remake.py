@@ -10,7 +10,7 @@ from scripted import Scripted, down
 from nslora import remake, rules
 from nslora.config import RunConfig
 from nslora.grading import grade
-from nslora.types import Example, Pair, Prompt, Scored
+from nslora.types import Example, Generation, Prompt, Scored
 
 CFG = RunConfig(rule="end_phrase")
 RULE = rules.make("end_phrase")
@@ -48,9 +48,11 @@ def test_a_reply_that_says_more_than_its_answer_lends_nothing() -> None:
     assert set(found) == {"Ana Orr"}
 
 
-def test_nothing_is_lent_to_examples_without_rules() -> None:
+def test_examples_without_rules_are_lent_only_the_form_that_the_prompt_asks_for() -> None:
     plain = asked("Bo Tarn", "Oslo", ruled=False)
-    assert set(remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "remade")}, [ANA, plain], grade)) == {"Ana Orr"}
+    styled = remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "remade")}, [ANA, plain], grade)
+    assert styled["Bo Tarn"] == (f"Oslo. {PHRASE}", "remade")
+    assert set(remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, [ANA, plain], grade)) == {"Ana Orr"}
 
 
 def test_the_editors_rewrites_are_verified_and_bounded() -> None:
@@ -78,42 +80,39 @@ def test_passing_replies_are_kept_only_where_a_rule_was_obeyed() -> None:
     assert remake.passing(scored) == {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
 
 
-def test_replay_is_the_frozen_models_own_words_also_after_training(backbone) -> None:
-    import numpy as np
+def generation(text: str, tokens: int = 3) -> Generation:
+    return Generation(text, tokens, -0.1)
 
-    from nslora.lora import Learner
 
-    asked = [
-        (Prompt("Be brief."), Example("a", "What is the capital of Peru?", "Lima")),
-        (Prompt("Be brief."), Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))),
+def test_replay_keeps_whole_replies_that_obey_the_rule_they_were_told() -> None:
+    loud = Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))
+    plain = Example("a", "What is the capital of Peru?", "Lima")
+    told = Prompt("Write in CAPITAL LETTERS.")
+    asked = [(Prompt(), plain), (told, loud), (told, loud), (Prompt(), plain), (Prompt(), plain)]
+    replies = ["Lima is its capital.", "N'DJAMENA", "N'Djamena", "", "Lima, which is a"]
+    kept = remake.replay(
+        asked, [generation(text, CFG.max_new_tokens if text.endswith(" a") else 5) for text in replies], grade, CFG
+    )
+    assert [(p.question, p.target, p.source, p.parent) for p in kept] == [
+        (plain.question, "Lima is its capital.", "replay", ""),
+        (loud.question, "N'DJAMENA", "replay", ""),
     ]
-    before = remake.replay(backbone, asked, grade, CFG)
-    learner = Learner(backbone, RunConfig(lr=3e-3, batch=2))
-    for _ in range(3):
-        learner.epoch([Pair(p, e.question, "Banana", "gold") for p, e in asked], np.random.default_rng(0))
-    trained = backbone.generate([backbone.text(asked[0][0], asked[0][1].question)], 8)[0].text
-    after = remake.replay(backbone, asked, grade, CFG)
-    backbone.model = backbone.model.unload()
-    assert "Banana" in trained
-    assert after == before
-    kept = before[asked[0][0], "a"]
-    assert kept is not None and (kept.question, kept.source) == ("What is the capital of Peru?", "replay")
-    assert before[asked[1][0], "b"] is None  # it broke the rule
 
 
-def test_hinted_and_sampled_targets_are_all_verified(backbone) -> None:
+def test_verified_and_sampled_targets_all_pass_the_reward(backbone) -> None:
     brief = RunConfig(rule="max_words", max_new_tokens=16)
     word = rules.make("max_words")
     cities = [("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Italy", "Rome")]
     examples = [
         Example(f"{i}", f"What is the capital of {c}?", a, (word,) * (i % 2), fact=c) for i, (c, a) in enumerate(cities)
     ]
-    hinted = remake.hinted(backbone, Prompt("Reply with one word."), examples, grade, brief)
+    assert remake.hint(examples[0]) == "What is the capital of France?\n(The answer is Paris.)"
+    replies = [generation(text) for text in ("Paris", "Lima it is, my friend", "Kyoto", "Rome")]
+    verified = remake.verified(examples, replies, grade)
+    assert verified == {"France": ("Paris", "remade"), "Italy": ("Rome", "remade")}
     sampled = remake.sampled(backbone, Prompt("Reply with one word."), examples, grade, brief)
     answers = {e.fact: e for e in examples}
-    for found, source in ((hinted, "remade"), (sampled, "sampled")):
-        assert all(grade(answers[fact], text).success and kind == source for fact, (text, kind) in found.items())
-    assert hinted
+    assert all(grade(answers[fact], text).success and kind == "sampled" for fact, (text, kind) in sampled.items())
 
 
 def test_the_export_is_a_dataset_and_a_jsonl(tmp_path) -> None:

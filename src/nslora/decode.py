@@ -63,20 +63,33 @@ def answer_logits(
 def packed(rows: list[tuple[list[int], list[int]]], like: Tensor) -> dict[str, Tensor]:
     """Inputs of `answer_logits` for (prompt ids, answer ids) rows as one sequence of T tokens, without any padding.
 
-    The prompts' common prefix comes first and once; each row goes on from it, blind to the other rows. Causal attention
-    makes that exact. `like` is a tensor of the model: it gives the mask its type and device.
+    The rows form a prefix tree: tokens that rows have in common from their start are computed once, and a token sees
+    its ancestors only. Causal attention makes that exact. Each row keeps the last token of its prompt to itself, so
+    that its answer follows the token that predicts it. `like` is a tensor of the model: it gives the mask its type and
+    device.
     """
-    prefix = _common_prefix([prompt for prompt, _ in rows])
-    ids, position, owner, answers = rows[0][0][:prefix], list(range(prefix)), [-1] * prefix, [0] * prefix
-    for row, (prompt, answer) in enumerate(rows):
-        own = len(prompt) - prefix + len(answer)
-        ids = ids + prompt[prefix:] + answer
-        position += range(prefix, prefix + own)
-        owner += [row] * own
-        answers += [0] * (own - len(answer)) + [1] * len(answer)
-    belongs = torch.tensor(owner, device=like.device)
-    seen = ((belongs[:, None] == belongs) | (belongs == -1)).tril()
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, torch.finfo(like.dtype).min)
+    ids: list[int] = []
+    position: list[int] = []
+    answers: list[int] = []
+    parents: list[int] = []
+    children: dict[tuple[int, int], int] = {}
+    for prompt, answer in rows:
+        node, depth = -1, 0
+        while depth < len(prompt) - 1 and (node, prompt[depth]) in children:
+            node, depth = children[node, prompt[depth]], depth + 1
+        for nth, token in enumerate([*prompt[depth:], *answer], depth):
+            parents.append(node)
+            node = len(ids)
+            children.setdefault((parents[-1], token), node)
+            ids.append(token)
+            position.append(nth)
+            answers.append(int(nth >= len(prompt)))
+    seen = torch.eye(len(ids), dtype=torch.bool)
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            seen[i] |= seen[parent]
+    blocked = torch.finfo(like.dtype).min
+    mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, blocked).to(like.device)
     return {
         "input_ids": torch.tensor([ids], device=like.device),
         "attention_mask": mask[None, None],

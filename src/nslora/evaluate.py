@@ -1,4 +1,4 @@
-"""One evaluator for every method: a candidate's replies to a split, graded in parts."""
+"""One evaluator for every method: a candidate's replies, graded in parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 from peft import PeftModel
 
 from .backbones import Backbone
-from .types import Example, Prompt, Reward, Scored
+from .types import Example, Generation, Reward, Scored
 
 Grade = Callable[[Example, str], Reward]
 
@@ -20,19 +20,8 @@ def frozen_weights(backbone: Backbone) -> AbstractContextManager[object]:
     return cast(PeftModel, model).disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
-def score(
-    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, max_new_tokens: int
-) -> list[Scored]:
-    """Greedy replies of the backbone, as it is now, to `examples` under `prompt`, graded; in the given order."""
-    return score_each(backbone, [prompt] * len(examples), examples, grade, max_new_tokens)
-
-
-def score_each(
-    backbone: Backbone, prompts: Sequence[Prompt], examples: Sequence[Example], grade: Grade, max_new_tokens: int
-) -> list[Scored]:
-    """As `score`, with a prompt of its own for every example."""
-    texts = [backbone.text(p, e.question) for p, e in zip(prompts, examples, strict=True)]
-    replies = backbone.generate(texts, max_new_tokens)
+def graded(examples: Sequence[Example], replies: Sequence[Generation], grade: Grade) -> list[Scored]:
+    """Each example with its reply and reward."""
     return [
         Scored(e, reply.text, grade(e, reply.text), reply.confidence, reply.tokens)
         for e, reply in zip(examples, replies, strict=True)

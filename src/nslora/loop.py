@@ -35,7 +35,7 @@ def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]
     watch(history[0])
     decide, rng = router.DECISIONS[cfg.method], cfg.rng("route")
     for step in range(1, cfg.moves + 1):
-        started, taken = time.perf_counter(), history[1:]
+        started, saved, taken = time.perf_counter(), session.saved_s, history[1:]
         p_content = predict(session, candidate, train)
         wanted = demand(train, p_content) if p_content is not None else {}
         move = decide(taken, wanted, cfg, rng)
@@ -58,7 +58,8 @@ def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]
         else:
             break
         detail["needs"] = need_rows(train, p_content)
-        cost |= {"seconds": time.perf_counter() - started, "dev_change": evaluate.summary(dev)["value"] - before}
+        seconds = time.perf_counter() - started + session.saved_s - saved  # as if no run had shared its replies
+        cost |= {"seconds": seconds, "dev_change": evaluate.summary(dev)["value"] - before}
         train = session.score(candidate.prompt, task.examples("feedback"))
         history.append(record(session, history, move, candidate, dev, train, signal, wanted, detail, cost))
         watch(history[-1])
@@ -142,8 +143,9 @@ def make(cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None
     started = time.perf_counter()
     before = replace(editor.ledger)
     scratch = place.begin(cfg)
-    session = Session(cfg, task, backbone or load(cfg.backbone, threads=cfg.threads), editor, scratch)
-    reference = frozen_reference(session, place)
+    backbone = backbone or load(cfg.backbone, threads=cfg.threads)
+    session = Session(cfg, task, backbone, editor, scratch, place.memo)
+    reference = frozen_reference(session)
 
     def log(step: StepRecord) -> None:
         store.append_step(scratch / "steps.jsonl", step)
@@ -173,29 +175,22 @@ def open_editor(cfg: RunConfig, place: Store) -> Editor:
     return Editor(cfg.editor_model, cfg.editor_url, mode, place.results / "recordings", threads=cfg.threads)
 
 
-def frozen_reference(session: Session, place: Store) -> dict[str, list[str]]:
+def frozen_reference(session: Session) -> dict[str, set[str]]:
     """Ids of the locality and promptability items that the frozen backbone gets right: what can be forgotten."""
-    cfg, task = session.cfg, session.task
-    key = f"{cfg.backbone}-{cfg.task}-{cfg.rule}-s{cfg.seed}-{cfg.items}-{cfg.max_new_tokens}-{cfg.threads}"
-
-    def compute() -> dict[str, list[str]]:
-        locality = session.score(task.start, task.examples("locality"))
-        obeyed = obedience(session)
-        return {
-            "locality": [s.example.id for s in locality if s.reward.content == 1],
-            "promptability": [s.example.id for s in obeyed if s.reward.style == 1],
-        }
-
-    return place.memo("".join(c if c.isalnum() or c in "._-" else "_" for c in key), compute)
+    locality = session.score(session.task.start, session.task.examples("locality"))
+    return {
+        "locality": {s.example.id for s in locality if s.reward.content == 1},
+        "promptability": {s.example.id for s in obedience(session) if s.reward.style == 1},
+    }
 
 
 def obedience(session: Session) -> list[Scored]:
     """Replies of the weights as they are to prompts that tell a rule plainly, none of them the task's own."""
     prompts, examples = zip(*session.task.promptability, strict=True)
-    return evaluate.score_each(session.backbone, prompts, examples, tasks.grade, session.cfg.max_new_tokens)
+    return session.score_each(prompts, examples)
 
 
-def final_scores(session: Session, candidate: Candidate, reference: dict[str, list[str]]) -> dict[str, list[Scored]]:
+def final_scores(session: Session, candidate: Candidate, reference: dict[str, set[str]]) -> dict[str, list[Scored]]:
     """The candidate on test, once, and on what the frozen backbone could do: locality and promptability."""
     session.use(candidate)
     task = session.task
@@ -238,9 +233,14 @@ def remade_rows(cfg: RunConfig, start: str, pairs: Sequence[Pair]) -> list[dict[
 
 
 def totals(session: Session, history: Sequence[StepRecord], wall: float) -> dict[str, float]:
-    """What the run cost: seconds in all and in moves, tokens trained on and generated, peak memory in MB."""
+    """What the run cost: seconds in all and in moves, tokens trained on and generated, peak memory in MB.
+
+    Replies of the frozen weights that an earlier run has made count as if this run had made them; `saved_s` of the
+    seconds are theirs.
+    """
     return {
-        "wall_s": wall,
+        "wall_s": wall + session.saved_s,
+        "saved_s": session.saved_s,
         "moves_s": sum(step.cost["seconds"] for step in history),
         "train_tokens": sum(step.cost.get("train_tokens", 0.0) for step in history),
         "generated_tokens": float(session.generated_tokens),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,38 +18,91 @@ from .config import RunConfig
 from .editor import Editor
 from .lora import Epoch, Learner
 from .tasks import Task, grade
-from .types import Candidate, Edit, Example, Pair, Prompt, Scored
+from .types import Candidate, Edit, Example, Generation, Pair, Prompt, Scored
 
-SCREEN = 12  # dev items on which all edits of a move are compared; the best then meets the old prompt on all of dev
+RUNGS = (6, 12)  # dev items on which the edits of a move are compared, a third of them going on to the second rung
+REPLAYED = 64  # replay questions whose replies under a rewritten prompt are made
+Memo = Callable[[str, Callable[[], Any]], Any]
 
 
 @dataclass
 class Session:
-    """What one run holds open: its data, its backbone with a fresh adapter, and its editor."""
+    """What one run holds open: its data, its backbone with a fresh adapter, and its editor.
+
+    No reply is computed twice: those of the current weights are kept for the run, those of the frozen weights by `memo`
+    for every run that shares its folder (same batch, threads and type, so the same bits).
+
+    Attributes:
+        weights: the adapter checkpoint in place; empty while the weights are the frozen ones.
+        generated_tokens: tokens of all replies, each counted once. saved_s: seconds that memoised replies took to make.
+    """
 
     cfg: RunConfig
     task: Task
     backbone: Backbone
     editor: Editor
     scratch: Path
-    learner: Learner = field(init=False)
-    replayed: dict[tuple[Prompt, str], Pair | None] = field(default_factory=dict)
+    memo: Memo
+    weights: str = ""
     generated_tokens: int = 0
+    saved_s: float = 0.0
+    learner: Learner = field(init=False)
+    replies: dict[tuple[str, tuple[str, ...]], list[Generation]] = field(default_factory=dict)
+    likelihoods: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Attach the adapter."""
         self.learner = Learner(self.backbone, self.cfg)
 
+    def generate(self, texts: Sequence[str]) -> list[Generation]:
+        """Greedy replies of the weights as they are now to model inputs, in order."""
+        if not self.weights:
+            return self.frozen(texts)
+        return self._kept(self.weights, texts, lambda: self.backbone.generate(list(texts), self.cfg.max_new_tokens))
+
+    def frozen(self, texts: Sequence[str]) -> list[Generation]:
+        """Greedy replies of the frozen weights, whatever adapter is in place."""
+        return self._kept("", texts, lambda: self._memoised(list(texts)))
+
+    def _kept(self, weights: str, texts: Sequence[str], compute: Callable[[], list[Generation]]) -> list[Generation]:
+        key = (weights, tuple(texts))
+        if key not in self.replies:
+            self.replies[key] = compute()
+            self.generated_tokens += sum(reply.tokens for reply in self.replies[key])
+        return self.replies[key]
+
+    def _memoised(self, texts: list[str]) -> list[Generation]:
+        b, limit = self.backbone, self.cfg.max_new_tokens
+        fresh = False
+
+        def compute() -> dict[str, object]:
+            nonlocal fresh
+            fresh, started = True, time.perf_counter()
+            with evaluate.frozen_weights(b):
+                replies = b.generate(texts, limit)
+            return {"seconds": time.perf_counter() - started, "replies": [asdict(reply) for reply in replies]}
+
+        what = json.dumps([b.identity, b.dtype, b.device, self.cfg.threads, limit, texts])
+        stored = self.memo(f"frozen-{hashlib.sha256(what.encode()).hexdigest()}", compute)
+        self.saved_s += 0.0 if fresh else stored["seconds"]
+        return [Generation(**reply) for reply in stored["replies"]]
+
     def score(self, prompt: Prompt, examples: Sequence[Example]) -> list[Scored]:
         """Replies of the weights as they are now under `prompt`, graded."""
-        scored = evaluate.score(self.backbone, prompt, examples, grade, self.cfg.max_new_tokens)
-        self.generated_tokens += sum(s.tokens for s in scored)
-        return scored
+        return self.score_each([prompt] * len(examples), examples)
+
+    def score_each(self, prompts: Sequence[Prompt], examples: Sequence[Example]) -> list[Scored]:
+        """As `score`, with a prompt of its own for every example."""
+        texts = [self.backbone.text(p, e.question) for p, e in zip(prompts, examples, strict=True)]
+        return evaluate.graded(examples, self.generate(texts), grade)
 
     def nll(self, prompt: Prompt, examples: Sequence[Example]) -> list[float]:
         """Mean negative log-likelihood per token of each gold answer under `prompt`, in nats."""
-        texts = [self.backbone.text(prompt, e.question) for e in examples]
-        return self.backbone.nll(texts, [e.answer for e in examples])
+        key = (self.weights, prompt, tuple(e.id for e in examples))
+        if key not in self.likelihoods:
+            texts = [self.backbone.text(prompt, e.question) for e in examples]
+            self.likelihoods[key] = self.backbone.nll(texts, [e.answer for e in examples])
+        return self.likelihoods[key]
 
     def use(self, candidate: Candidate) -> None:
         """Put a candidate's weights in place; without a checkpoint they are a fresh, neutral adapter."""
@@ -53,6 +110,7 @@ class Session:
             self.learner = Learner(self.backbone, self.cfg)
         else:
             self.learner.load(self.scratch / candidate.adapter)
+        self.weights = candidate.adapter or ""
 
 
 def numerical(
@@ -73,22 +131,22 @@ def numerical(
     epoch = session.learner.epoch(pairs, rng)
     folder = f"adapter-{step:02d}"
     session.learner.save(session.scratch / folder)
+    session.weights = folder
     return Candidate(prompt, folder), epoch, pairs
 
 
 def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:
-    """At most `count` replay pairs: half under the current prompt, half under others that tell a rule.
-
-    They are drawn anew each time from half as many again, whose replies are generated once per prompt.
-    """
+    """At most `count` replay pairs, drawn anew each time: half under the current prompt, half under told rules."""
     start, asked = session.task.start, session.task.replay
-    kinds = ([(prompt, e) for p, e in asked if p == start], [(p, e) for p, e in asked if p != start])
+    current = [(prompt, e) for p, e in asked if p == start]
+    if prompt != start:  # replies that no other run shares: make only as many as are needed
+        order = session.cfg.rng("replay").permutation(len(current))
+        current = [current[i] for i in order[:REPLAYED]]
+    told = [(p, e) for p, e in asked if p != start]
     found: list[Pair] = []
-    for kind, share in zip(kinds, (count - count // 2, count // 2), strict=True):
-        pool = kind[: share + share // 2]
-        new = [(p, e) for p, e in pool if (p, e.id) not in session.replayed]
-        session.replayed |= remake.replay(session.backbone, new, grade, session.cfg)
-        useful = [pair for p, e in pool if (pair := session.replayed[p, e.id])]
+    for kind, share in ((current, count - count // 2), (told, count // 2)):
+        replies = session.frozen([session.backbone.text(p, e.question) for p, e in kind])
+        useful = remake.replay(kind, replies, grade, session.cfg)
         found += [useful[i] for i in rng.permutation(len(useful))[:share]]
     return found
 
@@ -114,7 +172,8 @@ def choose_targets(
         return remake.sampled(session.backbone, prompt, styled, grade, cfg) if styled else {}
     found = {}
     if prompt != session.task.start and examples:
-        found = remake.lend(remake.hinted(session.backbone, prompt, examples, grade, cfg), examples, grade)
+        hints = [session.backbone.text(prompt, remake.hint(e)) for e in examples]
+        found = remake.lend(remake.verified(examples, session.frozen(hints), grade), examples, grade)
     missing = [e for e in styled if e.fact not in found]
     if rewrites and missing:
         found |= remake.rewritten(missing, grade, session.editor, cfg)
@@ -137,9 +196,7 @@ def symbolic(
     shown = sorted((failing[i] for i in order), key=lambda s: (s.reward.style, -s.reward.content))
     edits = rewrite.step(old, shown, session.editor, cfg, session.backbone.count, seed, forbidden) if shown else []
     usable = [edit for edit in edits if not edit.problem and edit.prompt != old]
-    screen = [s.example for s in dev[:SCREEN]]
-    values = {id(edit): evaluate.summary(session.score(edit.prompt, screen))["value"] for edit in usable}
-    best = max(usable, key=lambda edit: values[id(edit)], default=None)
+    best, values = halve(session, usable, dev)
     new = session.score(best.prompt, [s.example for s in dev]) if best else list(dev)
     old_value, new_value = (evaluate.summary(rows)["value"] for rows in (dev, new))
     accepted = best is not None and (new_value >= old_value or not cfg.gate)
@@ -147,6 +204,23 @@ def symbolic(
     if best is None or not accepted:
         return candidate, list(dev), log
     return Candidate(best.prompt, candidate.adapter), new, log
+
+
+def halve(session: Session, edits: Sequence[Edit], dev: Sequence[Scored]) -> tuple[Edit | None, dict[int, float]]:
+    """The best edit by successive halving on dev, and by `id` the value that each had on the last rung it saw.
+
+    The rungs take the dev items with the lowest rewards first: there edits differ. What an edit does to the others is
+    seen afterwards, on all of dev.
+    """
+    hardest = [s.example for s in sorted(dev, key=lambda s: (s.reward.style, s.reward.value))]
+    alive, values = list(edits), dict[int, float]()
+    for items in RUNGS:
+        if len(alive) < 2:
+            break
+        for edit in alive:
+            values[id(edit)] = evaluate.summary(session.score(edit.prompt, hardest[:items]))["value"]
+        alive = sorted(alive, key=lambda edit: -values[id(edit)])[: max(1, round(len(alive) / 3))]
+    return (alive[0] if alive else None), values
 
 
 def describe(edit: Edit, value: float | None, accepted: bool) -> dict[str, object]:

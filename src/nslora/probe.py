@@ -34,7 +34,8 @@ def configure(cfg: RunConfig, number: int) -> RunConfig:
 def run(cfg: RunConfig, place: Store) -> Path:
     """Make one probe run with the settings that `configure` gave; returns the CSV of its rows in the results folder."""
     with loop.open_editor(cfg, place) as editor:
-        session = Session(cfg, tasks.build(cfg), load(cfg.backbone, threads=cfg.threads), editor, place.begin(cfg))
+        backbone = load(cfg.backbone, threads=cfg.threads)
+        session = Session(cfg, tasks.build(cfg), backbone, editor, place.begin(cfg), place.memo)
         frame = collect(session)
     path = place.results / f"probe-{cfg.backbone}-{cfg.rule}.csv"
     frame.to_csv(path, index=False)

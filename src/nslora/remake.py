@@ -16,9 +16,9 @@ import datasets
 from .backbones import Backbone
 from .config import RunConfig
 from .editor import Editor, EditorError
-from .evaluate import Grade, frozen_weights
+from .evaluate import Grade
 from .rewrite import rewrite_answer
-from .types import Example, Pair, Prompt, Scored
+from .types import Example, Generation, Pair, Prompt, Scored
 
 REWRITES = 6  # answers the editor rewrites per move at most, until one has a form for the rest
 SAMPLES, TEMPERATURE = 2, 0.8  # rejection sampling of the purely numerical baseline
@@ -39,13 +39,13 @@ def spread(examples: Sequence[Example], prompt: Prompt, targets: dict[str, tuple
     return pairs
 
 
-def hinted(
-    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, cfg: RunConfig
-) -> dict[str, tuple[str, str]]:
-    """Per fact, the frozen model's reply under `prompt` with the answer as a hint, where the reward verifies it."""
-    texts = [backbone.text(prompt, HINT.format(question=e.question, answer=e.answer)) for e in examples]
-    with frozen_weights(backbone):
-        replies = backbone.generate(texts, cfg.max_new_tokens)
+def hint(example: Example) -> str:
+    """The question with its answer as a hint."""
+    return HINT.format(question=example.question, answer=example.answer)
+
+
+def verified(examples: Sequence[Example], replies: Sequence[Generation], grade: Grade) -> dict[str, tuple[str, str]]:
+    """Per fact, the frozen model's reply to the hinted question, where the reward verifies it."""
     return {
         e.fact: (reply.text, "remade")
         for e, reply in zip(examples, replies, strict=True)
@@ -57,6 +57,7 @@ def lend(targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade
     """Give examples without a target the form of one that has: its reply with the answer exchanged, verified.
 
     Only a reply that is its bare answer in a style (strict content 1) and names that answer once can lend its form.
+    A form that the prompt asks for is lent to every example, one that only the critic asks for to those with rules.
     """
     forms = []
     for e in examples:
@@ -67,7 +68,8 @@ def lend(targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade
     for e in examples:
         for reply, answer, source in forms:
             target = reply.replace(answer, e.answer)
-            if e.fact not in found and e.rules and grade(e, target).success:
+            fits = e.rules or source == "remade"
+            if e.fact not in found and fits and grade(e, target).success:
                 found[e.fact] = (target, source)
     return found
 
@@ -115,19 +117,17 @@ def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
 
 
 def replay(
-    backbone: Backbone, asked: Sequence[tuple[Prompt, Example]], grade: Grade, cfg: RunConfig
-) -> dict[tuple[Prompt, str], Pair | None]:
-    """The frozen model's own reply to each (prompt, example), by prompt and example id; None where it is no use.
+    asked: Sequence[tuple[Prompt, Example]], replies: Sequence[Generation], grade: Grade, cfg: RunConfig
+) -> list[Pair]:
+    """The frozen model's own replies as training pairs, where they are whole and keep the rule that their prompt tells.
 
-    Where a prompt tells a rule, only replies that keep it are replayed: the others would teach to ignore prompts.
+    The others would teach to ignore prompts.
     """
-    with frozen_weights(backbone):
-        replies = backbone.generate([backbone.text(p, e.question) for p, e in asked], cfg.max_new_tokens)
-    pairs: dict[tuple[Prompt, str], Pair | None] = {}
-    for (prompt, e), reply in zip(asked, replies, strict=True):
-        useful = reply.text and reply.tokens < cfg.max_new_tokens and grade(e, reply.text).style == 1
-        pairs[prompt, e.id] = Pair(prompt, e.question, reply.text, "replay") if useful else None
-    return pairs
+    return [
+        Pair(prompt, e.question, reply.text, "replay")
+        for (prompt, e), reply in zip(asked, replies, strict=True)
+        if reply.text and reply.tokens < cfg.max_new_tokens and grade(e, reply.text).style == 1
+    ]
 
 
 def export(rows: Sequence[dict[str, object]], folder: Path) -> datasets.Dataset:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 from .config import RunConfig
 from .editor import Editor, EditorError, Request
@@ -38,8 +39,9 @@ ROLES = {"system": "system prompt", "question": f"question template with its slo
 EDITOR = "You write prompts for a small language model. You are precise and brief."
 GRADIENT = (
     "The critic of the reply says: {words} "
-    "Answer with one sentence that starts with 'The prompt must tell the model to' and says what every reply needs. "
-    "Repeat exact phrases, symbols and formats word for word, and leave out the topic of this question."
+    "Turn these words into one order that holds for every reply, whatever the question. Keep exact phrases, numbers, "
+    "symbols and formats word for word, and leave out the topic of this question. "
+    "Your answer starts with 'The prompt must tell the model that every reply must'."
 )
 OPTIMIZER = EDITOR + " Send the text between {new_variable_start_tag} and {new_variable_end_tag}."
 CONSTRAINTS = {
@@ -48,10 +50,16 @@ CONSTRAINTS = {
     "question": f"The question template is {SLOT} followed by an instruction to the model. Write {SLOT} itself, no "
     "real question. Repeat exact phrases, symbols and formats word for word.",
 }
-PLANS = (  # asked to add to the old text, the default editor adds the phrase that a reply should have
-    "Replace the old text by one sentence of the form 'Always ...'.",
-    "Replace the old text by one sentence of the form 'Every reply must ...'.",
-    "Replace the old text by one sentence of the form 'You must ...', and a short example of such a reply.",
+MODELS = (  # worked examples, of rules that no task has: what every reply must do, and a reply that does
+    ("name a color twice in round brackets", "your answer (blue, blue)"),
+    ("be a question", "is it your answer?"),
+)
+LEADS = {"system": "", "question": f"{SLOT} "}
+PLANS = (
+    "Replace the old text by an order of the form 'Every reply must ..., like this: ...'. Do not copy the "
+    "examples above.",
+    "Replace the old text by an order of the form 'Always reply with ..., like this: ...'. Do not copy the "
+    "examples above.",
 )
 REMINDER = f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
 ANSWER = (
@@ -188,9 +196,10 @@ def parse(reply: str) -> str:
     if [reply.count(tag) for tag in TAGS] != [1, 1] or reply.index(TAGS[0]) > reply.index(TAGS[1]):
         raise NoEdit("tags")
     text = reply.split(TAGS[0])[1].split(TAGS[1])[0].strip()
-    braced = re.fullmatch(r"\{(.*)\}", text, re.DOTALL)
-    if braced and not text.startswith(SLOT):  # copied from textgrad's "{the improved variable}"
-        text = braced[1].strip()
+    if text.startswith("{") and not text.startswith(SLOT) and (text.endswith("}") or text.count("{") > text.count("}")):
+        text = text[1:].removesuffix("}").strip()  # copied from textgrad's "{the improved variable}"
+    for _, reply in MODELS:
+        text = re.sub(rf",? like this: {re.escape(reply)}", "", text, flags=re.IGNORECASE)  # copied from the examples
     if not text:
         raise NoEdit("empty")
     return text
@@ -228,13 +237,13 @@ def step(
     ordinary = [str(value) for s in failures for rule in s.example.rules for value in rule.kwargs.values()]
     edits = []
     for proposed in zip(*parts, strict=True):
-        new, problem = assemble(prompt, dict(zip(ROLES, proposed, strict=True)))
-        before, after = (f"{p.system}\n{p.question}" for p in (prompt, new))
-        if leaks(after, taught, " ".join([before, *ordinary])):
-            problem = "leak"
-        elif count(new.system) + count(new.question) > cfg.prompt_tokens:
-            problem = "long"
-        edits.append(Edit(prompt, problem) if problem else Edit(new, diff=diff(before, after)))
+        for new, problem in assemble(prompt, dict(zip(ROLES, proposed, strict=True))):
+            before, after = (f"{p.system}\n{p.question}" for p in (prompt, new))
+            if leaks(after, taught, " ".join([before, *ordinary])):
+                problem = "leak"
+            elif count(new.system) + count(new.question) > cfg.prompt_tokens:
+                problem = "long"
+            edits.append(Edit(prompt, problem) if problem else Edit(new, diff=diff(before, after)))
     return list(dict.fromkeys(edits))
 
 
@@ -255,7 +264,12 @@ def propose(prompt: Prompt, name: str, passes: list[dict[str, Text]], engine: Ed
     if not feedback:
         return value, "editor"
     variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
-    told = {"constraints": [CONSTRAINTS[name]], "optimizer_system_prompt": OPTIMIZER}
+    examples = [
+        f"<FEEDBACK>The prompt must tell the model that every reply must {what}.</FEEDBACK> "
+        f"{TAGS[0]}{LEADS[name]}Every reply must {what}, like this: {reply}{TAGS[1]}"
+        for what, reply in MODELS
+    ]
+    told = {"constraints": [CONSTRAINTS[name]], "in_context_examples": examples, "optimizer_system_prompt": OPTIMIZER}
     try:
         TextualGradientDescent([variable], engine=engine, **told).step()
     except EditorError:
@@ -266,11 +280,17 @@ def propose(prompt: Prompt, name: str, passes: list[dict[str, Text]], engine: Ed
     return text, "" if text.count(SLOT) == (name == "question") else "slot"
 
 
-def assemble(prompt: Prompt, parts: dict[str, tuple[str, str]]) -> tuple[Prompt, str]:
-    """The prompt with its usable parts replaced, and the problem if none is."""
-    new = Prompt(**{name: getattr(prompt, name) if problem else text for name, (text, problem) in parts.items()})
+def assemble(prompt: Prompt, parts: dict[str, tuple[str, str]]) -> list[tuple[Prompt, str]]:
+    """Prompts with one usable part replaced, and with both, each with no problem; the old one with its problem if none.
+
+    An editor that writes one of the texts well and the other badly is the rule with small models.
+    """
+    new = {name: text for name, (text, problem) in parts.items() if not problem and text != getattr(prompt, name)}
+    prompts = [replace(prompt, **{name: text}) for name, text in new.items()]
+    if len(new) > 1:
+        prompts.append(replace(prompt, **new))
     problems = [problem for _, problem in parts.values() if problem]
-    return new, "" if new != prompt else (problems or ["unchanged"])[0]
+    return [(p, "") for p in prompts] or [(prompt, (problems or ["unchanged"])[0])]
 
 
 def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:

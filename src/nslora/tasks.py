@@ -30,7 +30,7 @@ START = Prompt("You are a helpful assistant.")
 OBEY = ("max_words", "end_phrase", "bullet")  # told in promptability, never in replay
 OPENINGS = ("Gladly:", "My answer is this:", "Dear reader,", "As far as I know,")  # start phrases told in replay
 HELD = 24  # questions in each of locality and promptability: half of them capitals, half general knowledge
-SPARE = 20  # capitals among the replay questions
+SPARE = 40  # capitals among the replay questions
 TRAIN_WORDINGS = 5  # then one for dev, the others for test
 MATH = {
     "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
@@ -112,7 +112,7 @@ def build(cfg: RunConfig) -> Task:
             for known, rule in zip(promptable, cycle(obey), strict=False)
             for example in _known("promptability", [known], (rule,))
         ),
-        replay=_replay(cfg, asked | set(OBEY)),
+        replay=_replay(asked | set(OBEY)),
     )
 
 
@@ -137,19 +137,22 @@ def _free_countries() -> list[tuple[Known, ...]]:
     return [country for country in worlds.countries() if country[0].group not in held]
 
 
-def _replay(cfg: RunConfig, never_told: set[str]) -> tuple[tuple[Prompt, Example], ...]:
-    """Every spare known question twice: under the start prompt (for the current one), and under one with a rule."""
+def _replay(never_told: set[str]) -> tuple[tuple[Prompt, Example], ...]:
+    """Every spare known question twice: under the start prompt (for the current one), and under one with a rule.
+
+    The same for every seed, so that the frozen model's replies are made once.
+    """
     held = {known.question for part in _held() for known in part}
     spare = [country[0] for country in _free_countries()[::-1][:SPARE]]
     questions = [known for known in (*worlds.general(), *spare) if known.question not in held]
     told = [rules.make(name) for name in rules.RULES if name not in never_told]
     if "start_phrase" not in never_told:
         told += [rules.make("start_phrase", {"phrase": phrase}) for phrase in OPENINGS]
-    rng = cfg.rng("replay")
+    turns = np.random.default_rng(0).integers(len(told), size=len(questions))
     pairs = [(START, _known("replay", [known])[0]) for known in questions]
-    for rule, known in zip((told[i] for i in rng.integers(len(told), size=len(questions))), questions, strict=True):
+    for rule, known in zip((told[i] for i in turns), questions, strict=True):
         pairs.append((Prompt(rules.told(rule)), _known("replay", [known], (rule,))[0]))
-    return tuple(pairs[i] for i in rng.permutation(len(pairs)))
+    return tuple(pairs)
 
 
 def _facts(cfg: RunConfig) -> Splits:
