@@ -27,7 +27,8 @@ def test_probe_runs_share_no_seed_or_method_with_experiments() -> None:
 def test_rows_hold_features_and_labels_of_three_states(store, backbone) -> None:
     cfg = probe.configure(CFG, 1)
     with Scripted(helpful) as editor:
-        frame = probe.collect(Session(cfg, tasks.build(cfg), backbone, editor, store.begin(cfg)), epochs=2, edits=1)
+        session = Session(cfg, tasks.build(cfg), backbone, editor, store.begin(cfg), store.memo)
+        frame = probe.collect(session, epochs=2, edits=1)
     backbone.model = backbone.model.unload()
     assert frame.groupby("state").size().to_dict() == {"frozen": 9, "prompt": 9, "weights": 9}
     assert np.isfinite(frame[list(needs.FEATURES)].to_numpy()).all()

@@ -72,11 +72,17 @@ def problems(edits: list[Edit]) -> list[str]:
 
 
 def test_candidates_differ_by_seed_and_carry_their_diff():
-    edits = step(writer(question=f"{SLOT} Say over."), [failure()])
-    assert [e.prompt.system for e in edits] == ["Say over 7.", "Say over 8.", "Say over 9."]
-    assert {e.prompt.question for e in edits} == {f"{SLOT} Say over."}
+    edits = step(writer(), [failure()])
+    assert [e.prompt for e in edits] == [Prompt(f"Say over {seed}.") for seed in (7, 8, 9)]
     kept = "".join(token for op, token in edits[0].diff if op != "-")
-    assert kept == f"Say over 7.\n{SLOT} Say over."
+    assert kept == f"Say over 7.\n{SLOT}"
+
+
+def test_each_text_is_also_an_edit_on_its_own():
+    """Small editors write one text well and the other badly; both together would then be thrown away."""
+    edits = step(writer("Say over.", f"{SLOT} Name a fruit."), [failure()])
+    alone, joint = (Prompt("Say over."), Prompt(OLD.system, f"{SLOT} Name a fruit.")), f"{SLOT} Name a fruit."
+    assert [e.prompt for e in edits] == [*alone, Prompt("Say over.", joint)]
 
 
 def test_equal_candidates_are_one_edit():
@@ -120,7 +126,8 @@ def test_requests_are_equal_in_every_process():
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     first, second = (subprocess.check_output([sys.executable, "-c", code], env=env, text=True) for _ in range(2))
     assert first == second
-    assert first.count("<FEEDBACK>") == 2 * 3 * 5  # four gradients and textgrad's own mention, in every call
+    per_call = 4 + len(rewrite.MODELS) + 1  # gradients, worked examples and textgrad's own mention
+    assert first.count("<FEEDBACK>") == 2 * 3 * per_call
 
 
 def test_import_leaves_no_log_behind(tmp_path):
@@ -161,7 +168,15 @@ def test_a_bad_template_leaves_the_old_one(template: str):
 
 def test_braces_copied_from_the_format_are_taken_away():
     edits = step(writer("{Say {over}.}", f"{{{SLOT} Say over.}}"), [failure()])
-    assert edits[0].prompt == Prompt("Say {over}.", f"{SLOT} Say over.")
+    assert edits[-1].prompt == Prompt("Say {over}.", f"{SLOT} Say over.")
+    assert step(writer("{Say over."), [failure()])[0].prompt == Prompt("Say over.")
+    assert step(writer('{"a": 1} is a reply.'), [failure()])[0].prompt == Prompt('{"a": 1} is a reply.')
+
+
+@pytest.mark.parametrize("reply", [reply for _, reply in rewrite.MODELS])
+def test_a_reply_copied_from_a_worked_example_is_taken_away(reply: str):
+    edits = step(writer(f"Every reply must say over, like this: {reply}"), [failure()])
+    assert edits[0].prompt == Prompt("Every reply must say over")
 
 
 def test_an_editor_that_fails_is_no_edit():

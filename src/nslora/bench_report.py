@@ -79,7 +79,7 @@ def loop_share(rows: Sequence[Row]) -> str:
     """How much of a run's wall time its record accounts for; says what the records lack."""
     if not rows:
         return "There are no finished runs to tell the loop's own overhead from."
-    names = sorted({key for row in rows for key in row if key.startswith("cost.")} - {"cost.wall_s"})
+    names = sorted({key for row in rows for key in row if key.startswith("cost.")} - {"cost.wall_s", "cost.saved_s"})
     shares = [sum(row.get(name, 0.0) for name in names) / row["cost.wall_s"] for row in rows]
     known = " and ".join(name.removeprefix("cost.").removesuffix("_s") for name in names) or "no part"
     text = (

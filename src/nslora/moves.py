@@ -145,6 +145,8 @@ def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generato
     told = [(p, e) for p, e in asked if p != start]
     found: list[Pair] = []
     for kind, share in ((current, count - count // 2), (told, count // 2)):
+        if not share:
+            continue
         replies = session.frozen([session.backbone.text(p, e.question) for p, e in kind])
         useful = remake.replay(kind, replies, grade, session.cfg)
         found += [useful[i] for i in rng.permutation(len(useful))[:share]]
