@@ -1,0 +1,117 @@
+"""What a run holds open: no reply is computed twice, and successive halving decides as scoring every edit would."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from nslora import evaluate, moves, tasks
+from nslora.config import RunConfig
+from nslora.grading import grade
+from nslora.moves import Session
+from nslora.rules import make
+from nslora.store import Store
+from nslora.types import Candidate, Edit, Example, Prompt, Scored
+
+CFG = RunConfig(
+    task="style", rule="end_phrase", items=4, test_items=4, max_new_tokens=6, threads=1, lr=3e-3, replay=0.0
+)
+PHRASE = str(make("end_phrase").kwargs["phrase"])
+
+
+@pytest.fixture
+def opened(backbone, store: Store):
+    """A function that opens a session over the same store; the shared backbone is given back bare."""
+    task = tasks.build(CFG)
+    yield lambda: Session(CFG, task, backbone, cast(Any, None), store.begin(CFG), store.memo)
+    backbone.model = backbone.model.unload()
+
+
+def count_calls(monkeypatch, backbone) -> list[int]:
+    """The number of texts of each call of the backbone from now on."""
+    calls: list[int] = []
+    real = type(backbone).generate
+
+    def counted(self, texts, *args, **kwargs):
+        calls.append(len(texts))
+        return real(self, texts, *args, **kwargs)
+
+    monkeypatch.setattr(type(backbone), "generate", counted)
+    return calls
+
+
+def test_replies_of_the_frozen_weights_are_made_once_for_all_runs(opened, backbone, monkeypatch) -> None:
+    first = opened()
+    dev = first.task.examples("dev")
+    made = first.score(first.task.start, dev)
+    calls = count_calls(monkeypatch, backbone)
+    assert first.score(first.task.start, dev) == made
+    second = opened()
+    assert second.score(second.task.start, dev) == made
+    assert calls == []
+    assert first.saved_s == 0 < second.saved_s
+    assert first.generated_tokens == second.generated_tokens == sum(s.tokens for s in made)
+    assert second.score(Prompt("Reply with one word."), dev)
+    assert calls == [len(dev)]
+
+
+def test_replies_follow_the_weights_in_place(opened, backbone, monkeypatch) -> None:
+    session = opened()
+    dev, start = session.task.examples("dev"), Candidate(session.task.start)
+    frozen, frozen_nll = session.score(start.prompt, dev), session.nll(start.prompt, dev)
+    tuned = start
+    for step in (1, 2):
+        facts = {e.fact for e in session.task.examples("train")}
+        tuned, _, _ = moves.numerical(session, tuned, facts, frozen, False, step)
+    after, after_nll = session.score(start.prompt, dev), session.nll(start.prompt, dev)
+    assert [s.output for s in after] != [s.output for s in frozen]
+    assert not np.allclose(after_nll, frozen_nll)
+    assert [r.text for r in session.frozen([backbone.text(start.prompt, e.question) for e in dev])] == [
+        s.output for s in frozen
+    ]
+    calls = count_calls(monkeypatch, backbone)
+    session.use(start)
+    assert session.score(start.prompt, dev) == frozen
+    session.use(tuned)
+    assert session.score(start.prompt, dev) == after
+    assert session.nll(start.prompt, dev) == after_nll
+    assert calls == []
+
+
+class Obedient:
+    """A session whose replies keep the end phrase on the share of questions that the system prompt names."""
+
+    def __init__(self) -> None:
+        self.replies = 0
+
+    def score(self, prompt: Prompt, examples: list[Example]) -> list[Scored]:
+        self.replies += len(examples)
+        kept = [float(prompt.system) > int(e.id) / 40 for e in examples]
+        texts = [f"Lima. {PHRASE}" if keep else "Lima." for keep in kept]
+        return [Scored(e, text, grade(e, text)) for e, text in zip(examples, texts, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_halving_finds_the_edit_that_all_of_dev_would_choose_with_fewer_replies(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    examples = [Example(str(i), "Capital of Peru?", "Lima", (make("end_phrase"),)) for i in rng.permutation(40)]
+    dev = [Scored(e, "Lima.", grade(e, "Lima.")) for e in examples]
+    shares = rng.permutation([0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.95])
+    edits = [Edit(Prompt(str(share))) for share in shares]
+    session = Obedient()
+    best, values = moves.halve(cast(Session, session), edits, dev)
+    spent = session.replies
+    full = {id(e): evaluate.summary(session.score(e.prompt, examples))["value"] for e in edits}
+    assert best is max(edits, key=lambda e: full[id(e)])
+    assert set(values) == set(full)
+    assert spent < (session.replies - spent) / 3
+
+
+def test_one_edit_needs_no_comparison_and_none_gives_none() -> None:
+    session = cast(Session, SimpleNamespace(score=None))
+    only = Edit(Prompt("Be brief."))
+    assert moves.halve(session, [only], []) == (only, {})
+    assert moves.halve(session, [], []) == (None, {})
