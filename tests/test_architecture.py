@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 # fmt: off
 ORDER = [
     "types", "config", "rules", "worlds", "grading", "own", "tasks", "fetch", "weights", "decode", "backbones",
-    "recordings", "server", "editor", "lora", "evaluate", "rewrite", "remake", "monitor", "needs", "router", "stats",
+    "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite", "remake", "monitor", "needs", "router", "stats",
     "store", "moves", "loop", "probe", "records", "figures", "claims", "report", "grid", "jobs", "bundle",
     "bench_sides", "bench_report", "bench", "cli",
 ]

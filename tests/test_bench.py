@@ -59,7 +59,10 @@ def test_table_says_the_numbers() -> None:
 
 
 def test_loop_share_says_what_the_records_lack() -> None:
-    runs = [{"cost.wall_s": 100.0, "cost.moves_s": 80.0}, {"cost.wall_s": 100.0, "cost.moves_s": 90.0, "cost.saved_s": 9.0}]
+    runs = [
+        {"cost.wall_s": 100.0, "cost.moves_s": 80.0},
+        {"cost.wall_s": 100.0, "cost.moves_s": 90.0, "cost.saved_s": 9.0},
+    ]
     said = bench_report.loop_share(runs)
     assert "in moves: median 85% (80% to 90%) of 2 runs" in said
     assert "not known" in said

@@ -19,6 +19,19 @@ from dataclasses import replace
 from .config import RunConfig
 from .editor import Editor, EditorError, Request
 from .types import SLOT, Edit, Example, Prompt, Scored
+from .wording import (
+    ANSWER,
+    CONSTRAINTS,
+    EDITOR,
+    GRADIENT,
+    MODELS,
+    OPTIMIZER,
+    PLANS,
+    REMINDER,
+    ROLES,
+    TAGS,
+    worked_examples,
+)
 
 with tempfile.TemporaryDirectory() as _folder:  # its import opens a log of every prompt and fetches a price list
     os.environ["TEXTGRAD_LOG_DIR"] = _folder
@@ -34,38 +47,6 @@ with tempfile.TemporaryDirectory() as _folder:  # its import opens a log of ever
         _handler.close()
     textgrad.logger.disabled = True
 
-TAGS = ("<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>")
-ROLES = {"system": "system prompt", "question": f"question template with its slot {SLOT}"}
-EDITOR = "You write prompts for a small language model. You are precise and brief."
-GRADIENT = (
-    "The critic of the reply says: {words} "
-    "Turn these words into one order that holds for every reply, whatever the question. Keep exact phrases, numbers, "
-    "symbols and formats word for word, and leave out the topic of this question. "
-    "Your answer starts with 'The prompt must tell the model that every reply must'."
-)
-OPTIMIZER = EDITOR + " Send the text between {new_variable_start_tag} and {new_variable_end_tag}."
-CONSTRAINTS = {
-    "system": "The system prompt is instructions to the model, not a reply. It says what every reply must look like, "
-    "and repeats exact phrases, symbols and formats word for word.",
-    "question": f"The question template is {SLOT} followed by an instruction to the model. Write {SLOT} itself, no "
-    "real question. Repeat exact phrases, symbols and formats word for word.",
-}
-MODELS = (  # worked examples, of rules that no task has: what every reply must do, and a reply that does
-    ("name a color twice in round brackets", "your answer (blue, blue)"),
-    ("be a question", "is it your answer?"),
-)
-LEADS = {"system": "", "question": f"{SLOT} "}
-PLANS = (
-    "Replace the old text by an order of the form 'Every reply must ..., like this: ...'. Do not copy the "
-    "examples above.",
-    "Replace the old text by an order of the form 'Always reply with ..., like this: ...'. Do not copy the "
-    "examples above.",
-)
-REMINDER = f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
-ANSWER = (
-    "Rewrite the answer so that it does what the critic asks. Keep the facts and the spelling of names. "
-    "Send the rewritten answer and nothing else."
-)
 GRADIENT_TOKENS, EDIT_TOKENS, ANSWER_TOKENS = 64, 128, 96  # longest replies of the editor
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
 MASK = "…"  # stands for the right answer in the critic's words
@@ -264,12 +245,11 @@ def propose(prompt: Prompt, name: str, passes: list[dict[str, Text]], engine: Ed
     if not feedback:
         return value, "editor"
     variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
-    examples = [
-        f"<FEEDBACK>The prompt must tell the model that every reply must {what}.</FEEDBACK> "
-        f"{TAGS[0]}{LEADS[name]}Every reply must {what}, like this: {reply}{TAGS[1]}"
-        for what, reply in MODELS
-    ]
-    told = {"constraints": [CONSTRAINTS[name]], "in_context_examples": examples, "optimizer_system_prompt": OPTIMIZER}
+    told = {
+        "constraints": [CONSTRAINTS[name]],
+        "in_context_examples": worked_examples(name),
+        "optimizer_system_prompt": OPTIMIZER,
+    }
     try:
         TextualGradientDescent([variable], engine=engine, **told).step()
     except EditorError:
