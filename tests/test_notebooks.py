@@ -115,7 +115,7 @@ def test_all_notebooks_read_the_records_of_a_clone(project):
     assert {name: "image/png" in text for name, text in shown.items()} == dict.fromkeys(shown, True)
     assert "<ins>" in shown["00_quickstart"]
     assert "is not in this working folder" in shown["00_quickstart"], "a clone has no checkpoints to bundle"
-    for name in ("00_quickstart", "01_why", "04_main", "09_paper"):
+    for name in shown:
         assert "undecided" in shown[name].lower()
 
 

@@ -137,8 +137,8 @@ def test_pooling_uses_the_seeds_that_backbones_share() -> None:
 
 def test_saturation_claim_scores_c1_against_what_came_later(grid: Path) -> None:
     loaded = records.load(grid)
-    assert (claims.saturation("signal.c1", 1.0)(loaded) > 0.4).all()  # the synthetic loss flattens with the reward
-    assert (claims.saturation("signal.c1", -1.0)(loaded) < -0.4).all()
+    assert (claims.saturation("c1", 1.0)(loaded) > 0.4).all()  # the synthetic loss flattens with the reward
+    assert (claims.saturation("c1", -1.0)(loaded) < -0.4).all()
 
 
 def test_remade_data_are_paired_across_targets_only(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import stats
+from . import stats, when
 from .records import Records, estimate, paired
-from .types import Move, Need
 
 Values = Callable[[Records], pd.Series]  # numbers indexed by backbone, seed and anything else
 
@@ -70,29 +69,16 @@ def saturation(column: str, sign: float) -> Values:
     """How well a signal of `lora` runs tells that later moves bring less than gain_eps of dev reward (any task)."""
 
     def values(records: Records) -> pd.Series:
-        steps = records.main.steps
-        rows = [pd.DataFrame(columns=["backbone", "seed", "label", "score"])]
-        for _, run in steps[steps.method == "lora"].sort_values("step").groupby("run_id"):
-            best_so_far, best = run["dev.value"].cummax(), run["dev.value"].max()
-            least = float(pd.Series(run.settings.iloc[0]).str.extract(r'"gain_eps": ([\d.e-]+)').iloc[0, 0])
-            known = (run.move == Move.NUMERICAL) & (run.step < run.step.max()) & run[column].notna()
-            rows.append(run.assign(label=best - best_so_far < least, score=sign * run[column])[known][rows[0].columns])
-        return area(pd.concat([row for row in rows if len(row)] or rows))
+        moves = when.lora_moves(records)
+        known = moves[(moves.later > 0) & moves[column].notna()]
+        return area(known.assign(label=known.left < known.gain_eps, score=sign * known[column]))
 
     return values
 
 
 def needs_told(records: Records) -> pd.Series:
     """How well P(content) of failing training items tells hidden content needs from style needs (task mixed)."""
-    steps = records.main.steps
-    routed = steps[(steps.task == "mixed") & steps.method.isin(("classifier", "neurosymbolic"))]
-    rows = [
-        (step.backbone, step.seed, need == Need.CONTENT, p_content)
-        for _, step in routed.iterrows()
-        for _, need, success, p_content in (step["detail.needs"] if step.step > 0 else ())
-        if success < 1 and need != Need.BOTH
-    ]
-    return area(pd.DataFrame(rows, columns=["backbone", "seed", "label", "score"]))
+    return area(when.one_need(when.predicted_needs(records)))
 
 
 def calls_avoided(records: Records) -> pd.Series:
@@ -119,8 +105,8 @@ CLAIMS = (
     Claim(
         "saturation-signal", "A small relative change of the loss and a small gradient norm tell that LoRA saturated.",
         (
-            Comparison("AUROC - 0.5 of C1 for 'later LoRA moves bring nothing'", saturation("signal.c1", 1.0)),
-            Comparison("AUROC - 0.5 of -C2 for 'later LoRA moves bring nothing'", saturation("signal.c2", -1.0)),
+            Comparison("AUROC - 0.5 of C1 for 'later LoRA moves bring nothing'", saturation("c1", 1.0)),
+            Comparison("AUROC - 0.5 of -C2 for 'later LoRA moves bring nothing'", saturation("c2", -1.0)),
         ),
     ),
     Claim(

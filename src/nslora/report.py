@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import claims, figures, records, stats
+from . import claims, config, figures, records, stats, when, when_figures
 from .records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -181,6 +181,13 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
         ),
         "cost_curves": ("best dev reward so far by cost", records.curves(all_records), figures.cost_curves, mixed),
         "signal_traces": ("reward and signal", records.traces(all_records), figures.signal_traces, mixed),
+        "threshold_sensitivity": (
+            "what stopping LoRA at a threshold of C1 gives up and saves", when.thresholds(all_records),
+            when_figures.threshold_sensitivity, list(config.TASKS),
+        ),
+        "need_roc": (
+            "P(content) for hidden content against style needs", when.roc(all_records), when_figures.need_roc, mixed,
+        ),
         "prompt_diffs": ("diff of the system prompt", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip
     paths = []
