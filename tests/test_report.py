@@ -141,6 +141,17 @@ def test_saturation_claim_scores_c1_against_what_came_later(grid: Path) -> None:
     assert (claims.saturation("c1", -1.0)(loaded) < -0.4).all()
 
 
+def test_the_claims_table_says_what_claims_json_says(grid: Path) -> None:
+    judged = json.loads((grid / "claims.json").read_text())["claims"]
+    table = (grid / "tables" / "claims.md").read_text()
+    for claim in judged:
+        for row in claim["comparisons"]:
+            difference = f"{report.percent(row['difference'])} [{report.percent(row['low'])}, "
+            line = f"| {claim['key']} | {row['comparison']} | {row['backbone']} | {difference}"
+            assert line in table
+            assert f"| {row['n']} | {row['verdict']} |" in table.split(line)[1].splitlines()[0]
+
+
 def test_remade_data_are_paired_across_targets_only(tmp_path: Path) -> None:
     for seed in range(3):
         for targets, skill in (("remade", 1.0), ("gold", 0.0)):

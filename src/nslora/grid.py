@@ -16,7 +16,7 @@ from .config import RunConfig
 from .store import Store, append_json
 from .types import UserError
 
-BLOCK = {"backbones", "tasks", "methods", "seeds", "rules", "settings"}
+BLOCK = {"backbones", "tasks", "methods", "seeds", "rules", "settings", "variants"}
 RULED = ("style", "mixed")  # tasks that have a style rule
 
 
@@ -150,8 +150,9 @@ def expand(block: dict[str, Any], notebook: str, table: dict[str, Any], profile:
         common = table.get("settings", {}) | table.get("backbones", {}).get(backbone, {})
         common = common | profile.get("settings", {}) | block.get("settings", {}) | {"backbone": backbone, "task": task}
         rules = [{"rule": rule} for rule in block.get("rules", ())] if task in RULED else []
-        for rule, seed, method in product(rules or [{}], block["seeds"], block["methods"]):
-            configs.append(RunConfig.of(common | rule | {"seed": seed, "method": method}))
+        variants = block.get("variants", [{}])
+        for rule, seed, change, method in product(rules or [{}], block["seeds"], variants, block["methods"]):
+            configs.append(RunConfig.of(common | rule | change | {"seed": seed, "method": method}))
     return configs
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import claims, config, figures, records, stats, when, when_figures
+from . import ablations, claims, config, figures, records, stats, when, when_figures
 from .records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -80,7 +80,7 @@ def main_table(results: Path) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """A display table as a Markdown table; header levels are stacked."""
-    heads = ["method", *("<br>".join(head) for head in table.columns)]
+    heads = [str(table.index.name), *("<br>".join(head) for head in table.columns)]
     body = [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
     lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -142,7 +142,22 @@ def costs(all_records: Records, task: str = "mixed") -> pd.DataFrame:
     return records.in_order(grouped.mean().assign(runs=grouped.runs.sum()).reset_index())
 
 
-def build_tables(all_records: Records, out: Path) -> list[Path]:
+def verdicts(judged: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every comparison of every claim, pooled and per backbone: as text cells, and as numbers."""
+    rows = [{"claim": claim["key"], **row} for claim in judged["claims"] for row in claim["comparisons"]]
+    frame = pd.DataFrame(rows).drop(columns=["backbones", "interval"])
+    shown = [
+        f"{percent(row.difference)} [{percent(row.low)}, {percent(row.high)}]" if row.n else MISSING
+        for row in frame.itertuples()
+    ]
+    texts = frame[["comparison", "backbone"]].assign(
+        **{"points [interval]": shown}, seeds=frame.n, verdict=frame.verdict
+    )
+    texts = texts.astype(str).set_index(frame.claim)
+    return texts.set_axis(pd.MultiIndex.from_arrays([texts.columns]), axis=1), frame
+
+
+def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables that the records allow."""
     frame, cost = main_frame(all_records), costs(all_records)
     paths = save_table(grid(frame, ["task", "backbone"]), frame, out / "main", caption(frame))
@@ -150,6 +165,8 @@ def build_tables(all_records: Records, out: Path) -> list[Path]:
     by_rule = by_rule[by_rule.task == "style"].drop(columns="task")
     if len(by_rule):
         paths += save_table(grid(by_rule, ["backbone", "rule"]), by_rule, out / "rules", caption(by_rule))
+    said = f"Each claim as a comparison: {stats.LEVEL:.0%} interval over seeds, in points; the verdict is that of zero."
+    paths += save_table(*verdicts(judged), out / "claims", said)
     if len(cost):
         texts = cost.set_index("method").map(lambda value: value if isinstance(value, str) else f"{value:,.0f}")
         texts.columns = pd.MultiIndex.from_arrays([texts.columns])
@@ -187,6 +204,10 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
         ),
         "need_roc": (
             "P(content) for hidden content against style needs", when.roc(all_records), when_figures.need_roc, mixed,
+        ),
+        "ablations": (
+            "change in test success by one changed setting", ablations.ablations(all_records), ablations.ablation_dots,
+            mixed,
         ),
         "prompt_diffs": ("diff of the system prompt", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip
@@ -235,7 +256,9 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
     (out / "claims.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
     (out / "numbers.tex").write_text(numbers(all_records, judged), encoding="utf-8")
     paths = [out / "claims.json", out / "numbers.tex"]
-    return paths + build_tables(all_records, out / "tables") + build_figures(all_records, out / "figures", images)
+    return (
+        paths + build_tables(all_records, judged, out / "tables") + build_figures(all_records, out / "figures", images)
+    )
 
 
 def verify(results: Path) -> list[str]:

@@ -1,0 +1,37 @@
+"""Ablations: one changed setting at a time, paired with the main comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import write_grid, write_record
+
+from nslora import ablations, records
+
+
+def test_one_changed_setting_is_compared_with_the_main_runs(tmp_path: Path) -> None:
+    write_grid(tmp_path, seeds=3)
+    for seed in range(3):
+        shared = {"task": "mixed", "backbone": "smollm2-135m", "seed": seed}
+        write_record(tmp_path, (0.0, 0.0), method="neurosymbolic", replay=0.0, **shared)
+        write_record(tmp_path, (1.0, 1.0), method="neurosymbolic", replay=0.0, rank=8, **shared)  # two changes
+        write_record(tmp_path, (0.0, 0.0), method="lora", gate=False, **shared)  # another method
+    loaded = records.load(tmp_path)
+    frame = ablations.ablations(loaded).set_index(["backbone", "change"])
+    assert list(frame.loc["qwen2.5-coder-0.5b"].index) == ["rank = 4"]
+    assert sorted(frame.loc["smollm2-135m"].index) == ["rank = 4", "replay = 0.0"]
+    row = frame.loc[("smollm2-135m", "replay = 0.0")]
+    main = records.success(loaded).set_index(["task", "backbone", "method"])
+    assert row["mean"] == pytest.approx(-main.loc[("mixed", "smollm2-135m", "neurosymbolic"), "mean"])
+    assert row.n == 3 and row.low < row["mean"] < row.high
+    assert len(ablations.ablation_dots(frame.reset_index()).axes) == 2
+
+
+def test_changes_are_named_by_value() -> None:
+    assert ablations.change('{"a": 1, "b": "x"}', '{"a": 1, "b": "y"}') == {"b": "x"}
+    assert ablations.change('{"a": 1}', '{"a": 1}') == {}
+
+
+def test_no_records_have_no_ablations(tmp_path: Path) -> None:
+    assert ablations.ablations(records.load(tmp_path)).empty
