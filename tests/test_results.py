@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,15 @@ def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
     assert {"runs", *re.findall(r"\\(claim\w+)", text)} <= defined
     body = re.sub(r"\[[^]]*\]|\d+\\%", "", text.split(r"\section{Results}")[1].split(r"\section{Limits}")[0])
     assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"
+
+
+@pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
+def test_the_paper_builds_with_every_reference(tmp_path: Path) -> None:
+    for name in ("paper", "results"):
+        skip = shutil.ignore_patterns("records", "recordings", "main.aux", "main.bbl", "main.fdb_latexmk", "main.log")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
+    command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path / "paper", capture_output=True, text=True)
+    log = (tmp_path / "paper" / "main.log").read_text(errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert "undefined" not in log and "multiply defined" not in log

@@ -24,7 +24,9 @@ def threshold_sensitivity(frame: pd.DataFrame) -> Figure:
     for ax, kind in zip(fig.subplots(1, len(kinds)), kinds, strict=True):
         for (backbone, rows), colour in zip(frame[frame.kind == kind].groupby("backbone"), LINES, strict=False):
             ax.plot(rows.eps, 100 * rows["mean"], "o-", ms=3, color=colour, label=backbone)
-            ax.fill_between(rows.eps, 100 * rows.low, 100 * rows.high, color=colour, alpha=0.15, lw=0)
+            ax.fill_between(
+                rows.eps, 100 * rows.low.clip(0, 1), 100 * rows.high.clip(0, 1), color=colour, alpha=0.15, lw=0
+            )
         ax.set(title=kind, xlabel="threshold: stop when C1 > -eps, eps", ylabel="percent")
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     fig.axes[0].legend(frameon=False, fontsize=7)
