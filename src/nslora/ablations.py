@@ -28,11 +28,10 @@ def ablations(records: Records, task: str = "mixed") -> pd.DataFrame:
 
     One row per backbone and change, shares with intervals. Runs that differ in several settings are left out.
     """
-    runs = records.scores[(records.scores.task == task) & (records.scores.method == "neurosymbolic")]
+    scores, reference = records.scores, records.main.runs
     parts = []
-    for backbone, group in runs.groupby("backbone"):
-        main = records.main.runs
-        main = main.settings[(main.task == task) & (main.backbone == backbone)].iloc[0]
+    for backbone, group in scores[(scores.task == task) & (scores.method == "neurosymbolic")].groupby("backbone"):
+        main = reference.settings[(reference.task == task) & (reference.backbone == backbone)].iloc[0]
         for settings in sorted(set(group.settings) - {main}):
             changed = change(settings, main)
             if len(changed) == 1 and main in set(group.settings):
