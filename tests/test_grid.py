@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nslora import grid
+from nslora import grid, jobs
 from nslora.jobs import TOKEN
 from nslora.store import write_json
 from nslora.types import UserError
@@ -319,3 +320,22 @@ def test_the_plan_takes_costs_from_like_runs(tmp_path):
     row = grid.plan(profile)[0]
     assert (row["left"], row["unknown"], row["seconds"], row["tokens"]) == (2, 1, 30, 200)
     assert grid.expected(lora, []) is None
+
+
+def test_the_job_expected_to_take_longest_starts_first(tmp_path):
+    make(tmp_path, first=(RUNS,), second=(RUNS,), third=(RUNS,))
+    text = (tmp_path / "experiments.toml").read_text()
+    for name, seed in (("second", 1), ("third", 2)):
+        head, tail = text.split(f"[[profiles.t.notebooks.{name}]]")
+        text = f"{head}[[profiles.t.notebooks.{name}]]" + tail.replace("seeds = [0]", f"seeds = [{seed}]", 1)
+    (tmp_path / "experiments.toml").write_text(text)
+    queue = [job for job in grid.jobs(grid.load("t", tmp_path)) if job.backbone]
+    assert jobs.longest_first(queue) == queue
+    for job, seconds in zip(queue[:2], (30, 90), strict=True):
+        cfg = next(cfg for cfg in job.configs if cfg.method == "frozen")
+        record = tmp_path / "results/other/records" / cfg.run_id
+        record.mkdir(parents=True)
+        run = {"run_id": cfg.run_id, "config": asdict(cfg), "cost": {"wall_s": seconds}}
+        (record / "run.json").write_text(json.dumps(run | {"editor": {"tokens_in": 0, "tokens_out": 0}}))
+    # the third has no record of its own: the mean of the others
+    assert [job.notebook for job in jobs.longest_first(queue)] == ["second", "third", "first"]

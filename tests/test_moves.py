@@ -8,13 +8,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from nslora import evaluate, moves, tasks
+from nslora import evaluate, moves, remake, tasks
 from nslora.config import RunConfig
 from nslora.grading import grade
 from nslora.moves import Session
 from nslora.rules import make
 from nslora.store import Store
-from nslora.types import Candidate, Edit, Example, Prompt, Scored
+from nslora.types import Candidate, Edit, Example, Generation, Need, Prompt, Scored
 
 CFG = RunConfig(
     task="style", rule="end_phrase", items=4, test_items=4, max_new_tokens=6, threads=1, lr=3e-3, replay=0.0
@@ -115,3 +115,37 @@ def test_one_edit_needs_no_comparison_and_none_gives_none() -> None:
     only = Edit(Prompt("Be brief."))
     assert moves.halve(session, [only], []) == (only, {})
     assert moves.halve(session, [], []) == (None, {})
+
+
+def test_replay_under_a_rewritten_prompt_has_the_content_known_before_in_the_new_form() -> None:
+    """Asked for JSON, a small model names wrong capitals: replaying those would teach them."""
+    cities = {"France": "Paris", "Peru": "Lima", "Chad": "N'Djamena", "Cuba": "Havana"}
+    asked = [
+        Example(f"replay:{land}", f"The capital of {land}?", city, (), Need.CONTENT, land, land)
+        for land, city in cities.items()
+    ]
+    start, rewritten = Prompt("You help."), Prompt("Every reply must be JSON.")
+    said = {
+        f"You help. {asked[0].question}": "It is Paris.",
+        f"You help. {asked[1].question}": "Lima, of course.",
+        f"You help. {asked[2].question}": "It is Abuja.",  # not known before: nothing to keep
+        f"You help. {asked[3].question}": "Havana.",
+        f"Every reply must be JSON. {remake.hint(asked[0])}": '{"answer": "Paris"}',
+        f"Every reply must be JSON. {remake.hint(asked[1])}": '{"answer": "Quito"}',  # wrong, hint or not
+        f"Every reply must be JSON. {remake.hint(asked[3])}": '{"answer": "Havana"}',
+    }
+
+    def frozen(texts: list[str]) -> list[Generation]:
+        return [Generation(said[text], 5, -0.1) for text in texts]
+
+    session = cast(Any, SimpleNamespace(
+        cfg=CFG, task=SimpleNamespace(start=start, replay=[(start, e) for e in asked]), frozen=frozen,
+        backbone=SimpleNamespace(text=lambda prompt, question: f"{prompt.system} {question}"),
+    ))  # fmt: skip
+    pairs = moves.known(session, rewritten, asked)
+    assert {p.question: p.target for p in pairs} == {
+        asked[0].question: '{"answer": "Paris"}',
+        asked[3].question: '{"answer": "Havana"}',
+    }
+    assert {(p.prompt, p.source) for p in pairs} == {(rewritten, "replay")}
+    assert moves.replay(session, rewritten, 2, np.random.default_rng(0)) in ([pairs[0]], [pairs[1]])

@@ -24,7 +24,7 @@ from typing import IO
 
 import psutil
 
-from .grid import Job, Profile, jobs, load
+from .grid import Job, Profile, jobs, load, plan
 from .store import write_json
 from .types import UserError
 
@@ -190,11 +190,18 @@ def reproduce(
     """
     everything = jobs(profile)
     grid = [job for job in everything if job.backbone]
-    failed = run_jobs([job for job in grid[shard[0] - 1 :: shard[1]] if not job.done()], parallel, reuse, say)
+    left = longest_first([job for job in grid[shard[0] - 1 :: shard[1]] if not job.done()])
+    failed = run_jobs(left, parallel, reuse, say)
     if shard[1] > 1 and not all(job.done() for job in grid):
         say("reports are left to the shard that finishes last")
         return failed
     return failed + run_jobs([job for job in everything if not job.backbone and not job.done()], 1, reuse, say)
+
+
+def longest_first(queue: list[Job]) -> list[Job]:
+    """Jobs by the time that earlier records let expect: a long one left for the end would run alone."""
+    seconds = {row["job"]: row["seconds"] for row in plan(queue[0].profile)} if queue else {}
+    return sorted(queue, key=lambda job: -seconds[job.name])
 
 
 def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Callable[[str], None]) -> list[str]:

@@ -138,19 +138,35 @@ def numerical(
 def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:
     """At most `count` replay pairs, drawn anew each time: half under the current prompt, half under told rules."""
     start, asked = session.task.start, session.task.replay
-    current = [(prompt, e) for p, e in asked if p == start]
-    if prompt != start:  # replies that no other run shares: make only as many as are needed
-        order = session.cfg.rng("replay").permutation(len(current))
-        current = [current[i] for i in order[:REPLAYED]]
+    own = [(p, e) for p, e in asked if p == start]
     told = [(p, e) for p, e in asked if p != start]
     found: list[Pair] = []
-    for kind, share in ((current, count - count // 2), (told, count // 2)):
+    for kind, share in ((own, count - count // 2), (told, count // 2)):
         if not share:
             continue
-        replies = session.frozen([session.backbone.text(p, e.question) for p, e in kind])
-        useful = remake.replay(kind, replies, grade, session.cfg)
+        if kind is own and prompt != start:
+            useful = known(session, prompt, [e for _, e in own])
+        else:
+            replies = session.frozen([session.backbone.text(p, e.question) for p, e in kind])
+            useful = remake.replay(kind, replies, grade, session.cfg)
         found += [useful[i] for i in rng.permutation(len(useful))[:share]]
     return found
+
+
+def known(session: Session, prompt: Prompt, questions: Sequence[Example]) -> list[Pair]:
+    """What the frozen model knows under the start prompt, as the rewritten prompt makes it answer.
+
+    A rewritten prompt alone costs knowledge: asked for JSON, a small model names wrong capitals. So these replay pairs
+    are remade like new facts: a reply to the hinted question, verified, and only where the model was right before.
+    """
+    cfg, text = session.cfg, session.backbone.text
+    before = session.frozen([text(session.task.start, e.question) for e in questions])
+    right = [e for e, reply in zip(questions, before, strict=True) if grade(e, reply.text).content == 1]
+    right = [right[i] for i in cfg.rng("replay").permutation(len(right))[:REPLAYED]]
+    hinted = session.frozen([text(prompt, remake.hint(e)) for e in right])
+    targets = remake.verified(right, hinted, grade)
+    whole = [e for e, reply in zip(right, hinted, strict=True) if reply.tokens < cfg.max_new_tokens]
+    return [Pair(prompt, e.question, targets[e.fact][0], "replay") for e in whole if e.fact in targets]
 
 
 def remakes(cfg: RunConfig) -> bool:
