@@ -16,7 +16,7 @@ ORDER = [
     "types", "config", "rules", "worlds", "grading", "own", "tasks", "fetch", "weights", "decode", "backbones",
     "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite", "remake", "monitor", "needs",
     "router", "stats", "store", "moves", "loop", "probe", "records", "when", "figures", "when_figures",
-    "ablations", "claims", "report", "grid", "jobs", "bundle", "bench_sides", "bench_report", "bench", "cli",
+    "ablations", "costs", "claims", "report", "grid", "jobs", "bundle", "bench_sides", "bench_report", "bench", "cli",
 ]
 # fmt: on
 HEAVY = {"torch", "transformers", "peft", "textgrad", "xllamacpp", "datasets"}

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nslora import grid, jobs
+from nslora import grid, jobs, weights
 from nslora.jobs import TOKEN
 from nslora.store import write_json
 from nslora.types import UserError
@@ -315,11 +315,29 @@ def test_the_plan_takes_costs_from_like_runs(tmp_path):
     record = tmp_path / "results/other/records/x"
     record.mkdir(parents=True)
     like = {"task": "facts", "backbone": BACKBONE, "method": "lora", "moves": 4}
-    run = {"run_id": "x", "config": like, "cost": {"wall_s": 60}, "editor": {"tokens_in": 300, "tokens_out": 100}}
+    editor = {"tokens_in": 300, "tokens_out": 100, "money": 0.5}
+    run = {"run_id": "x", "config": like, "cost": {"wall_s": 60, "peak_mb": 900}, "editor": editor}
     (record / "run.json").write_text(json.dumps(run))
     row = grid.plan(profile)[0]
     assert (row["left"], row["unknown"], row["seconds"], row["tokens"]) == (2, 1, 30, 200)
+    assert grid.expected(lora, [run]) == (30, 200, 0.25, 900)
     assert grid.expected(lora, []) is None
+    assert grid.total([]) == grid.Cost()
+    assert grid.total([grid.Cost(1, 2, 3, 4), grid.Cost(1, 2, 3, 2)]) == (2, 4, 6, 4)
+
+
+def test_the_table_of_expected_costs_shows_what_is_not_known_as_missing(tmp_path):
+    make(tmp_path, good=(RUNS,))
+    profile = grid.load("t", tmp_path)
+    size = sum(weights.BACKBONES[name].bytes for name in ("smollm2-135m", "qwen2.5-coder-1.5b"))
+    assert f"| good | 2 | 2 | - | - | {size / 1e9:.1f} | - | - |" in grid.expectation(profile)
+    cfg = profile.notebooks["good"][1]
+    record = tmp_path / "results/records" / cfg.run_id
+    record.mkdir(parents=True)
+    editor = {"tokens_in": 3000, "tokens_out": 1000, "money": 0.5}
+    run = {"run_id": cfg.run_id, "config": asdict(cfg), "cost": {"wall_s": 7200, "peak_mb": 900}, "editor": editor}
+    (record / "run.json").write_text(json.dumps(run))
+    assert f"| good | 2 | 1 | 2.0 | 0.9 | {size / 1e9:.1f} | 4,000 | 0.50 |" in grid.expectation(profile)
 
 
 def test_the_job_expected_to_take_longest_starts_first(tmp_path):
@@ -335,7 +353,7 @@ def test_the_job_expected_to_take_longest_starts_first(tmp_path):
         cfg = next(cfg for cfg in job.configs if cfg.method == "frozen")
         record = tmp_path / "results/other/records" / cfg.run_id
         record.mkdir(parents=True)
-        run = {"run_id": cfg.run_id, "config": asdict(cfg), "cost": {"wall_s": seconds}}
-        (record / "run.json").write_text(json.dumps(run | {"editor": {"tokens_in": 0, "tokens_out": 0}}))
+        run = {"run_id": cfg.run_id, "config": asdict(cfg), "cost": {"wall_s": seconds, "peak_mb": 1}}
+        (record / "run.json").write_text(json.dumps(run | {"editor": {"tokens_in": 0, "tokens_out": 0, "money": 0}}))
     # the third has no record of its own: the mean of the others
     assert [job.notebook for job in jobs.longest_first(queue)] == ["second", "third", "first"]

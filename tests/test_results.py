@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nslora import report
+from nslora import grid, report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +33,12 @@ def test_every_file_the_readme_links_to_is_there() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert "results/figures/success.png" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_expected_costs_follow_from_the_receipts(name: str) -> None:
+    profile = grid.load(name, ROOT)
+    assert (profile.results / "expected.md").read_text(encoding="utf-8") == grid.expectation(profile)
 
 
 @each_folder

@@ -7,14 +7,14 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from . import weights
 from .config import RunConfig
-from .grid import jobs, load, plan
+from .grid import jobs, load, needed, plan, save_expectation
 from .store import Store
 from .types import UserError
 
@@ -136,13 +136,9 @@ def check(configs: Sequence[RunConfig]) -> None:
         )
 
 
-def downloads(configs: Sequence[RunConfig]) -> int:
+def downloads(configs: Iterable[RunConfig]) -> int:
     """Bytes of default weights that these runs still have to fetch."""
-    names = {cfg.backbone for cfg in configs}
-    names |= {cfg.editor_model for cfg in configs if cfg.editor_url == "local" and cfg.method != "frozen"}
-    return sum(
-        weights.BACKBONES[name].bytes for name in names if name in weights.BACKBONES and not weights.is_cached(name)
-    )
+    return sum(w.bytes for w in needed(configs) if not weights.is_cached(w.key))
 
 
 def models(args: argparse.Namespace) -> int:
@@ -266,8 +262,8 @@ def figures(args: argparse.Namespace) -> int:
     """Rebuild tables and figures."""
     from . import report
 
-    for path in report.build(load(args.profile).results):
-        print(path)
+    profile = load(args.profile)
+    print(*report.build(profile.results), save_expectation(profile), sep="\n")
     return 0
 
 

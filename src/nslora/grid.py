@@ -7,12 +7,15 @@ import json
 import re
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import weights
 from .config import RunConfig
+from .fetch import Weights
 from .store import Store, append_json
 from .types import UserError
 
@@ -202,32 +205,93 @@ def run_group(runs: list[RunConfig], job: Job) -> None:
             append_json(place.work / "progress.jsonl", entry)
 
 
+class Cost(NamedTuple):
+    """What runs take: seconds, the editor's tokens and money, and the peak memory of their process in MB."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    money: float = 0.0
+    peak_mb: float = 0.0
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Their sum; of memory the highest."""
+    seconds, tokens, money, peaks = zip(Cost(), *costs, strict=True)
+    return Cost(sum(seconds), sum(tokens), sum(money), max(peaks))
+
+
 def plan(profile: Profile) -> list[dict[str, Any]]:
     """One row per job: its name, whether it is done, runs and runs done, and what is left as `expected` says."""
-    past = [json.loads(path.read_text()) for path in sorted(profile.root.glob("results/**/records/*/run.json"))]
+    past = history(profile, "results/**")
     rows = []
     for job in jobs(profile):
         left = [cfg for cfg in job.configs if not profile.store.done(cfg)]
-        costs = [expected(cfg, past) for cfg in left]
-        known = [cost for cost in costs if cost is not None]
+        known = [cost for cost in (expected(cfg, past) for cfg in left) if cost is not None]
         rows.append({
             "job": job.name, "done": job.done(), "runs": len(job.configs), "left": len(left),
-            "seconds": sum(seconds for seconds, _ in known), "tokens": sum(tokens for _, tokens in known),
-            "unknown": len(left) - len(known),
+            "seconds": total(known).seconds, "tokens": total(known).tokens, "unknown": len(left) - len(known),
         })  # fmt: skip
     return rows
 
 
-def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> tuple[float, float] | None:
-    """(seconds, editor tokens) of a run: of its own earlier record, else the mean per move of like runs, else None."""
+def history(profile: Profile, folders: str) -> list[dict[str, Any]]:
+    """Receipts of the finished runs in `folders` of the project, whatever their profile."""
+    return [json.loads(path.read_text()) for path in sorted(profile.root.glob(f"{folders}/records/*/run.json"))]
 
-    def cost(run: dict[str, Any], moves: int) -> tuple[float, float]:
-        editor, share = run["editor"], moves / run["config"]["moves"]
-        return share * run["cost"]["wall_s"], share * (editor["tokens_in"] + editor["tokens_out"])
+
+def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
+    """What a run will take: as its own earlier record says, else the mean per move of like runs, else None."""
+
+    def cost(run: dict[str, Any]) -> Cost:
+        editor, share = run["editor"], cfg.moves / run["config"]["moves"]
+        tokens = editor["tokens_in"] + editor["tokens_out"]
+        return Cost(share * run["cost"]["wall_s"], share * tokens, share * editor["money"], run["cost"]["peak_mb"])
 
     for run in past:
         if run["run_id"] == cfg.run_id:
-            return cost(run, cfg.moves)
+            return cost(run)
     same = ("task", "backbone", "method")
-    like = [cost(run, cfg.moves) for run in past if all(run["config"][k] == getattr(cfg, k) for k in same)]
-    return (sum(s for s, _ in like) / len(like), sum(t for _, t in like) / len(like)) if like else None
+    like = [cost(run) for run in past if all(run["config"][k] == getattr(cfg, k) for k in same)]
+    if not like:
+        return None
+    seconds, tokens, money, peak_mb = total(like)
+    return Cost(seconds / len(like), tokens / len(like), money / len(like), peak_mb)
+
+
+def needed(configs: Iterable[RunConfig]) -> list[Weights]:
+    """The default weights that runs use: their backbones and, where edits can happen, the local editor."""
+    names = {name for cfg in configs for name in (cfg.backbone, cfg.editor_model if edits(cfg) else cfg.backbone)}
+    return [weights.BACKBONES[name] for name in sorted(names) if name in weights.BACKBONES]
+
+
+def edits(cfg: RunConfig) -> bool:
+    """Whether a run may call the local editor."""
+    return cfg.editor_url == "local" and cfg.method != "frozen"
+
+
+def expectation(profile: Profile) -> str:
+    """Markdown table of what each notebook of a profile is expected to take, from the receipts in results/records."""
+    past = history(profile, "results")
+    lines = [
+        f"What `make reproduce PROFILE={profile.name}` takes per notebook, by the receipts of finished runs: hours",
+        "of one thread, every run made anew. Runs that no finished run is like are `unknown` and not counted. Memory",
+        "is the highest of a notebook's process; `make` runs two of them at a time.\n",
+        "| notebook | runs | unknown | hours | peak memory, GB | to download, GB | editor tokens | money |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for notebook, runs in profile.notebooks.items():
+        known = [cost for cost in (expected(cfg, past) for cfg in runs) if cost is not None]
+        sums = total(known)
+        spent = [f"{sums.seconds / 3600:.1f}", f"{sums.peak_mb / 1e3:.1f}", f"{sums.tokens:,.0f}", f"{sums.money:.2f}"]
+        hours, memory, tokens, money = spent if known else "----"
+        download = f"{sum(w.bytes for w in needed(runs)) / 1e9:.1f}"
+        cells = (notebook, len(runs), len(runs) - len(known), hours, memory, download, tokens, money)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + f"\n\n{', '.join(profile.reports)}: read records only, in seconds.\n"
+
+
+def save_expectation(profile: Profile) -> Path:
+    """Write the table of `expectation` beside the profile's results."""
+    path = profile.results / "expected.md"
+    path.write_text(expectation(profile), encoding="utf-8")
+    return path

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import ablations, claims, config, figures, records, stats, when, when_figures
+from . import ablations, claims, config, costs, figures, records, stats, when, when_figures
 from .records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -122,26 +122,6 @@ def save_table(table: pd.DataFrame, frame: pd.DataFrame, stem: Path, text: str) 
     return paths
 
 
-def costs(all_records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Mean cost of a run per backbone and method: seconds, tokens trained on and generated, editor requests."""
-    runs = all_records.main.runs
-    runs = runs[runs.task == task]
-    if runs.empty:
-        return pd.DataFrame()
-    frame = runs[["backbone", "method"]].assign(
-        **{
-            "wall seconds": runs["cost.wall_s"],
-            "tokens trained": runs["cost.train_tokens"],
-            "tokens generated": runs["cost.generated_tokens"],
-            "editor requests": runs["editor.calls"] + runs["editor.replayed"],
-            "editor tokens": runs["editor.tokens_in"] + runs["editor.tokens_out"],
-            "runs": 1.0,
-        }
-    )
-    grouped = frame.groupby(["backbone", "method"])
-    return records.in_order(grouped.mean().assign(runs=grouped.runs.sum()).reset_index())
-
-
 def verdicts(judged: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every comparison of every claim, pooled and per backbone: as text cells, and as numbers."""
     rows = [{"claim": claim["key"], **row} for claim in judged["claims"] for row in claim["comparisons"]]
@@ -159,7 +139,7 @@ def verdicts(judged: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables that the records allow."""
-    frame, cost = main_frame(all_records), costs(all_records)
+    frame, cost = main_frame(all_records), costs.costs(all_records)
     paths = save_table(grid(frame, ["task", "backbone"]), frame, out / "main", caption(frame))
     by_rule = records.success(all_records, ("task", "rule", "backbone", "method"))
     by_rule = by_rule[by_rule.task == "style"].drop(columns="task")
@@ -209,6 +189,7 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
             "change in test success by one changed setting", ablations.ablations(all_records), ablations.ablation_dots,
             mixed,
         ),
+        "cost_parts": ("minutes of a run by kind of work", costs.parts(all_records), costs.cost_parts, mixed),
         "prompt_diffs": ("diff of the system prompt", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip
     paths = []
