@@ -50,8 +50,8 @@ table: .venv/ready ## print the main table
 bench: .venv/ready ## measure speed and memory beside the tools that our parts replace; wants a quiet machine
 	$(NSLORA) bench
 
-test: lint ## lint, then all tests
-	$(PY) -m pytest
+test: lint ## lint, then all tests, JOBS files at a time
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 lint: .venv/ready ## ruff, pyright, and notebooks without outputs
 	$(PY) -m ruff check .
