@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from .types import Need, Scored
 
@@ -106,6 +107,12 @@ class NeedClassifier:
     def default(cls) -> NeedClassifier:
         """The classifier that ships with the package, trained on the probe runs in results/classifier/."""
         return cls.parse((files("nslora") / "needs.json").read_text(encoding="utf-8"))
+
+
+def probes(folder: Path) -> pd.DataFrame:
+    """The labelled rows of every probe in `folder` (columns FEATURES, label, fact and more); empty without probes."""
+    frames = [pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))]
+    return pd.concat(frames).dropna(subset=["label"]) if frames else pd.DataFrame(columns=[*FEATURES, "label", "fact"])
 
 
 def out_of_fold(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -95,8 +95,7 @@ def rows(
 
 def train(folder: Path, packaged: Path = PACKAGED) -> dict[str, object]:
     """Fit the classifier on every probe CSV in `folder`; write it and its cross-validated report; return the report."""
-    frame = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))])
-    frame = frame.dropna(subset=["label"])
+    frame = needs.probes(folder)
     x, y = frame[list(needs.FEATURES)].to_numpy(), frame["label"].to_numpy()
     groups = frame["fact"].to_numpy()
     needs.fit(x, y, groups).save(packaged)

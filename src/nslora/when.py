@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_curve
 
 from . import needs, stats
 from .records import Records, estimates
@@ -84,10 +85,7 @@ def roc(records: Records) -> pd.DataFrame:
         area = stats.auroc_interval(group.label, group.score)
         if np.isnan(area.mean):
             continue
-        cuts = np.sort(group.score.unique())[::-1]
-        tpr, fpr = (
-            [0.0, *(float((group.score[group.label == kind] >= cut).mean()) for cut in cuts)] for kind in (True, False)
-        )
+        fpr, tpr, _ = roc_curve(group.label.to_numpy(bool), group.score.to_numpy(float), drop_intermediate=False)
         curve = pd.DataFrame({"backbone": backbone, "method": "neurosymbolic", "fpr": fpr, "tpr": tpr})
         said = {"mean": area.mean, "low": area.low, "high": area.high, "n": group.seed.nunique()}
         rows.append(curve.assign(**said, interval=f"{area.kind} of the area"))
@@ -120,10 +118,9 @@ def against_thresholds(folder: Path) -> pd.DataFrame:
     One row per score: name, auroc, low, high, n (items); none without probe runs. A feature's sign is the one that its
     meaning gives it.
     """
-    probes = [pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))]
-    if not probes:
+    frame = needs.probes(folder)
+    if frame.empty:
         return pd.DataFrame(columns=["score", "auroc", "low", "high", "n"])
-    frame = pd.concat(probes).dropna(subset=["label"])
     x, label = frame[list(needs.FEATURES)].to_numpy(), frame.label.to_numpy()
     scores = {
         "need classifier (cross-validated)": needs.out_of_fold(x, label, frame.fact.to_numpy()),
