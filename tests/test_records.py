@@ -25,7 +25,7 @@ def test_no_records_are_empty_frames(tmp_path: Path) -> None:
     loaded = records.load(tmp_path)
     assert loaded.runs.empty and loaded.steps.empty and loaded.scores.empty
     assert records.success(loaded).empty and records.gains(loaded).empty and records.curves(loaded).empty
-    assert records.kept(loaded).empty and records.traces(loaded).empty and records.diffs(loaded).empty
+    assert records.interaction(loaded).empty and records.traces(loaded).empty and records.diffs(loaded).empty
 
 
 def test_load_keeps_text_as_it_is_and_skips_unfinished_folders(tmp_path: Path) -> None:

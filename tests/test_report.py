@@ -33,16 +33,16 @@ def verdicts(results: Path) -> dict[str, str]:
 
 def test_build_writes_every_kind_of_file(grid: Path) -> None:
     names = {path.name for path in grid.rglob("*") if path.is_file() and "records" not in path.parts}
-    kinds = ("gain_matrix", "success", "kept", "cost_curves", "signal_traces", "prompt_diffs")
+    kinds = ("gain_matrix", "success", "interaction", "cost_curves", "signal_traces", "prompt_diffs")
     assert {f"{kind}.{end}" for kind in kinds for end in ("pdf", "png", "csv", "json")} <= names
     assert {f"{kind}.{end}" for kind in ("main", "rules", "cost") for end in ("md", "tex", "csv")} <= names
     assert {"claims.json", "numbers.tex"} <= names
 
 
 def test_sidecars_name_the_interval_and_the_runs_behind_it(grid: Path) -> None:
-    kept = json.loads((grid / "figures" / "kept.json").read_text())
-    assert kept["interval"] == "95% t-interval on seed means" and kept["n_seeds"] == "3"
-    assert len(kept["sources"]) == 10 * 2 * 3 and all(name.startswith("mixed-") for name in kept["sources"])
+    shown = json.loads((grid / "figures" / "interaction.json").read_text())
+    assert shown["interval"] == "95% t-interval on seed means" and shown["n_seeds"] == "3"
+    assert len(shown["sources"]) == 10 * 2 * 3 and all(name.startswith("mixed-") for name in shown["sources"])
     traces = json.loads((grid / "figures" / "signal_traces.json").read_text())
     assert len(traces["sources"]) == 2 and "no interval" in traces["interval"]
 
@@ -166,7 +166,7 @@ def test_verify_finds_whatever_was_changed(grid: Path, tmp_path: Path) -> None:
     assert report.verify(results) == []
     (results / "claims.json").write_text((results / "claims.json").read_text().replace("undecided", "holds"))
     (results / "tables" / "extra.md").write_text("typed by hand")
-    (results / "figures" / "kept.csv").unlink()
+    (results / "figures" / "interaction.csv").unlink()
     record = sorted(results.glob("records/facts-*"))[0]
     run = json.loads((record / "run.json").read_text())
     run["final"]["test"]["content"] += 0.01
@@ -174,7 +174,7 @@ def test_verify_finds_whatever_was_changed(grid: Path, tmp_path: Path) -> None:
     assert report.verify(results) == [
         f"{record.name}: run.json and scores.csv disagree on test content.",
         "claims.json differs from what the records give.",
-        "figures/kept.csv is missing.",
+        "figures/interaction.csv is missing.",
         "tables/extra.md is stored but does not follow from the records.",
     ]
 

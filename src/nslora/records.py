@@ -141,14 +141,19 @@ def gains(records: Records, methods: Sequence[str] = ("lora", "textgrad", "neuro
     return estimates(pd.concat(parts), by)
 
 
-def kept(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Share of what the frozen backbone could do that each method kept, per backbone; `row` names the kind.
+def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
+    """What each method gains and what it loses, per backbone: test success and shares that are kept.
 
-    Both splits hold only items that the frozen backbone gets right, so 1 means that nothing was forgotten.
+    `row` names which. Locality and promptability hold only items that the frozen backbone gets right, so 1 means that
+    nothing was forgotten.
     """
     scores = records.main.scores
     scores = scores[scores.task == task].set_index(UNIT)
-    kinds = (("known facts kept", "locality", "content"), ("told rules still obeyed", "promptability", "style"))
+    kinds = (
+        ("test success", "test", "success"),
+        ("known facts kept", "locality", "content"),
+        ("told rules obeyed", "promptability", "style"),
+    )
     parts = {name: scores[scores.split == split][metric] for name, split, metric in kinds}
     return estimates(pd.concat(parts, names=["row"]), ["row", "backbone", "method"])
 

@@ -172,9 +172,9 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
     plan: dict[str, tuple[str, pd.DataFrame, Draw, list[str]]] = {
         "gain_matrix": ("gain in test success over frozen", gains, figures.gain_matrix, list(gains.task)),
         "success": ("test success", by_task, lambda f: figures.dots(f, "test success, percent"), list(by_task.row)),
-        "kept": (
-            "share of what the frozen backbone could do that is kept", records.kept(all_records),
-            lambda f: figures.dots(f, "kept of what the frozen backbone could do, percent"), mixed,
+        "interaction": (
+            "test success, and share kept of what the frozen backbone could do", records.interaction(all_records),
+            lambda f: figures.dots(f, "percent of test items, and of what the frozen backbone could do"), mixed,
         ),
         "cost_curves": ("best dev reward so far by cost", records.curves(all_records), figures.cost_curves, mixed),
         "signal_traces": ("reward and signal", records.traces(all_records), figures.signal_traces, mixed),
