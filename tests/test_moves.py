@@ -142,10 +142,11 @@ def test_replay_under_a_rewritten_prompt_has_the_content_known_before_in_the_new
         cfg=CFG, task=SimpleNamespace(start=start, replay=[(start, e) for e in asked]), frozen=frozen,
         backbone=SimpleNamespace(text=lambda prompt, question: f"{prompt.system} {question}"),
     ))  # fmt: skip
-    pairs = moves.known(session, rewritten, asked)
+    pairs = moves.known(session, rewritten, asked, 3)
     assert {p.question: p.target for p in pairs} == {
         asked[0].question: '{"answer": "Paris"}',
         asked[3].question: '{"answer": "Havana"}',
     }
     assert {(p.prompt, p.source) for p in pairs} == {(rewritten, "replay")}
+    assert len(moves.known(session, rewritten, asked, 1)) <= 1
     assert moves.replay(session, rewritten, 2, np.random.default_rng(0)) in ([pairs[0]], [pairs[1]])

@@ -21,7 +21,7 @@ from .tasks import Task, grade
 from .types import Candidate, Edit, Example, Generation, Pair, Prompt, Scored
 
 RUNGS = (6, 12)  # dev items on which the edits of a move are compared, a third of them going on to the second rung
-REPLAYED = 64  # replay questions whose replies under a rewritten prompt are made
+REPLAYED = 64  # replay questions at most whose replies under a rewritten prompt are made
 Memo = Callable[[str, Callable[[], Any]], Any]
 
 
@@ -145,7 +145,7 @@ def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generato
         if not share:
             continue
         if kind is own and prompt != start:
-            useful = known(session, prompt, [e for _, e in own])
+            useful = known(session, prompt, [e for _, e in own], min(REPLAYED, 3 * share // 2))
         else:
             replies = session.frozen([session.backbone.text(p, e.question) for p, e in kind])
             useful = remake.replay(kind, replies, grade, session.cfg)
@@ -153,8 +153,8 @@ def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generato
     return found
 
 
-def known(session: Session, prompt: Prompt, questions: Sequence[Example]) -> list[Pair]:
-    """What the frozen model knows under the start prompt, as the rewritten prompt makes it answer.
+def known(session: Session, prompt: Prompt, questions: Sequence[Example], most: int) -> list[Pair]:
+    """What the frozen model knows under the start prompt, as the rewritten one makes it answer; of `most` questions.
 
     A rewritten prompt alone costs knowledge: asked for JSON, a small model names wrong capitals. So these replay pairs
     are remade like new facts: a reply to the hinted question, verified, and only where the model was right before.
@@ -162,7 +162,7 @@ def known(session: Session, prompt: Prompt, questions: Sequence[Example]) -> lis
     cfg, text = session.cfg, session.backbone.text
     before = session.frozen([text(session.task.start, e.question) for e in questions])
     right = [e for e, reply in zip(questions, before, strict=True) if grade(e, reply.text).content == 1]
-    right = [right[i] for i in cfg.rng("replay").permutation(len(right))[:REPLAYED]]
+    right = [right[i] for i in cfg.rng("replay").permutation(len(right))[:most]]
     hinted = session.frozen([text(prompt, remake.hint(e)) for e in right])
     targets = remake.verified(right, hinted, grade)
     whole = [e for e, reply in zip(right, hinted, strict=True) if reply.tokens < cfg.max_new_tokens]

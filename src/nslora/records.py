@@ -155,7 +155,8 @@ def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
         ("told rules obeyed", "promptability", "style"),
     )
     parts = {name: scores[scores.split == split][metric] for name, split, metric in kinds}
-    return estimates(pd.concat(parts, names=["row"]), ["row", "backbone", "method"])
+    table = estimates(pd.concat(parts, names=["row"]), ["row", "backbone", "method"])
+    return table.sort_values("row", key=lambda row: row.map(list(parts).index), kind="stable", ignore_index=True)
 
 
 def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
