@@ -14,8 +14,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 # fmt: off
 ORDER = [
     "types", "config", "rules", "worlds", "grading", "own", "tasks", "fetch", "weights", "decode", "backbones",
-    "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite", "remake", "monitor", "needs",
-    "router", "stats", "store", "moves", "loop", "probe", "records", "when", "figures", "when_figures",
+    "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite", "controls", "remake", "monitor",
+    "needs", "router", "stats", "store", "moves", "loop", "probe", "records", "when", "figures", "when_figures",
     "ablations", "costs", "claims", "report", "grid", "jobs", "bundle", "bench_sides", "bench_report", "bench", "cli",
 ]
 # fmt: on

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from scripted import Scripted
 
 from nslora import evaluate, moves, remake, tasks
 from nslora.config import RunConfig
+from nslora.editor import Request
 from nslora.grading import grade
 from nslora.moves import Session
 from nslora.rules import make
@@ -115,6 +118,24 @@ def test_one_edit_needs_no_comparison_and_none_gives_none() -> None:
     only = Edit(Prompt("Be brief."))
     assert moves.halve(session, [only], []) == (only, {})
     assert moves.halve(session, [], []) == (None, {})
+
+
+@pytest.mark.parametrize("control", ["none", "shuffled", "random"])
+def test_controls_take_the_critics_message_out_of_an_edit(opened, control: str) -> None:
+    seen: list[str] = []
+
+    def reply(request: Request) -> str:
+        seen.append(request.user)
+        return "<IMPROVED_VARIABLE>{question} Every reply must end politely.</IMPROVED_VARIABLE>"
+
+    session = opened()
+    session.cfg, session.editor = replace(CFG, control=control), Scripted(reply)
+    dev = session.score(session.task.start, session.task.examples("dev"))
+    _, _, edits = moves.symbolic(session, Candidate(session.task.start), dev, dev, 1)
+    critic = any(PHRASE in text for text in seen)
+    written = any("must end politely" in str(edit["question"]) for edit in edits)
+    assert (critic, written) == {"none": (True, True), "shuffled": (False, True), "random": (True, False)}[control]
+    assert any(str(edit["question"]).startswith("{question} ") for edit in edits)
 
 
 def test_replay_under_a_rewritten_prompt_has_the_content_known_before_in_the_new_form() -> None:

@@ -23,14 +23,14 @@ def change(settings: str, main: str) -> dict[str, object]:
     return {name: value for name, value in ours.items() if value != theirs[name]}
 
 
-def ablations(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Test success of neurosymbolic runs with one setting changed, minus the main ones; paired by seed and item.
+def ablations(records: Records, task: str = "mixed", method: str = "neurosymbolic") -> pd.DataFrame:
+    """Test success of a method's runs with one setting changed, minus its main ones; paired by seed and item.
 
     One row per backbone and change, shares with intervals. Runs that differ in several settings are left out.
     """
     scores, reference = records.scores, records.main.runs
     parts = []
-    for backbone, group in scores[(scores.task == task) & (scores.method == "neurosymbolic")].groupby("backbone"):
+    for backbone, group in scores[(scores.task == task) & (scores.method == method)].groupby("backbone"):
         main = reference.settings[(reference.task == task) & (reference.backbone == backbone)].iloc[0]
         for settings in sorted(set(group.settings) - {main}):
             changed = change(settings, main)
@@ -40,7 +40,7 @@ def ablations(records: Records, task: str = "mixed") -> pd.DataFrame:
                 parts.append(pd.concat({f"{name} = {json.dumps(value)}": differences}, names=["change"]))
     if not parts:
         return pd.DataFrame(columns=COLUMNS)
-    return estimates(pd.concat(parts), ["backbone", "change"]).assign(method="neurosymbolic")
+    return estimates(pd.concat(parts), ["backbone", "change"]).assign(method=method)
 
 
 @styled

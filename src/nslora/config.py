@@ -24,7 +24,9 @@ CHOICES = {
     "small": ("signed", "absolute"),
     "signal_loss": ("train", "dev"),
     "router": ("rule", "utility"),
+    "control": ("none", "shuffled", "random"),
 }
+LATER = ("control",)  # settings newer than some records: part of a run's identity only where they are not the default
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
             "max_new_tokens", "patience", "threads")  # fmt: skip
 
@@ -54,6 +56,7 @@ class RunConfig:
     feedback: int = 2  # failing examples shown to the editor per symbolic move
     prompt_tokens: int = 160  # longest prompt (system and template together), in backbone tokens
     gate: bool = True  # keep an edit only if dev reward does not fall
+    control: str = "none"  # "shuffled": edits see another rule's critic; "random": their words are random ones
 
     c1_eps: float = 0.1  # |C1| or -C1 below this is small
     c2_eps: float = 0.5  # gradient norm below this is small
@@ -101,7 +104,8 @@ class RunConfig:
     @property
     def fingerprint(self) -> str:
         """Eight hex digits over all settings but the seed, so that seeds of one experiment share it."""
-        settings = {k: v for k, v in asdict(self).items() if k != "seed"}
+        same = {f.name for f in fields(self) if f.name in LATER and getattr(self, f.name) == f.default}
+        settings = {k: v for k, v in asdict(self).items() if k not in {"seed", *same}}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import evaluate, remake, rewrite, rules
+from . import controls, evaluate, remake, rewrite, rules
 from .backbones import Backbone
 from .config import RunConfig
 from .editor import Editor
@@ -212,7 +212,13 @@ def symbolic(
     seed = int(cfg.rng(f"edit-{step}").integers(2**31))
     # broken style first, and among that right content: no prompt can hold the answers themselves
     shown = sorted((failing[i] for i in order), key=lambda s: (s.reward.style, -s.reward.content))
+    chance = cfg.rng(f"control-{step}")
+    if cfg.control == "shuffled":
+        shown = controls.shuffled(shown, chance)
     edits = rewrite.step(old, shown, session.editor, cfg, session.backbone.count, seed, forbidden) if shown else []
+    if cfg.control == "random":
+        words = sorted({word for _, e in session.task.replay for word in e.question.split()})
+        edits = [controls.scrambled(edit, old, words, chance) for edit in edits]
     usable = [edit for edit in edits if not edit.problem and edit.prompt != old]
     best, values = halve(session, usable, dev)
     new = session.score(best.prompt, [s.example for s in dev]) if best else list(dev)

@@ -189,6 +189,10 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
             "change in test success by one changed setting", ablations.ablations(all_records), ablations.ablation_dots,
             mixed,
         ),
+        "controls": (
+            "change in test success of textgrad on style without the critic's message",
+            ablations.ablations(all_records, "style", "textgrad"), ablations.ablation_dots, ["style"],
+        ),
         "cost_parts": ("minutes of a run by kind of work", costs.parts(all_records), costs.cost_parts, mixed),
         "prompt_diffs": ("diff of the system prompt", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip
