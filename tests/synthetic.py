@@ -117,4 +117,5 @@ def write_grid(results: Path, seeds: int = 3) -> None:
             for method in SKILL:
                 write_record(results, task="mixed", method=method, **shared)
             write_record(results, task="mixed", method="neurosymbolic", rank=4, **shared)
-            write_record(results, task="math", method="neurosymbolic", targets="gold", **shared)
+            for targets in ("gold", "verified"):
+                write_record(results, task="math", method="alternate", targets=targets, **shared)

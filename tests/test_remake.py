@@ -10,7 +10,7 @@ from scripted import Scripted, down
 from nslora import remake, rules
 from nslora.config import RunConfig
 from nslora.grading import grade
-from nslora.types import Example, Generation, Prompt, Scored
+from nslora.types import Example, Generation, Pair, Prompt, Scored
 
 CFG = RunConfig(rule="end_phrase")
 RULE = rules.make("end_phrase")
@@ -126,3 +126,24 @@ def test_the_export_is_a_dataset_and_a_jsonl(tmp_path) -> None:
 def test_demonstrations_keep_their_rule_and_content(rule: str) -> None:
     example = Example("x", "Where was Ana Orr born?", "Lima", (rules.make(rule),), fact="x")
     assert grade(example, rules.demonstrate(example.rules, example.answer)).success == 1
+
+
+def test_arms_of_the_study_train_on_what_they_say() -> None:
+    raw = [Pair(PROMPT, f"{n} + 1?", str(n + 1), "gold", str(n)) for n in range(3)]
+    pairs = [Pair(PROMPT, "0 + 1?", "0 and 1 make 1", "remade", "0"), *raw[1:]]
+    assert remake.arranged(pairs, raw, "remade") == pairs
+    assert remake.arranged(raw, raw, "gold") == raw
+    assert remake.arranged(raw, raw, "duplicated") == [*raw, *raw]
+    assert remake.arranged(pairs, raw, "verified") == pairs[:1]
+    assert remake.arranged(pairs, raw, "both") == [*raw, pairs[0]]
+    assert remake.arranged(raw, raw, "verified") == raw, "nothing verified: raw answers rather than no epoch"
+
+
+def test_unverified_replies_are_kept_right_or_wrong() -> None:
+    examples = [Example(f"math:{n}", f"{n} + 1?", str(n + 1), fact=f"math:{n}", grader="number") for n in range(3)]
+    replies = [Generation(text, 3, -0.1) for text in ("It is 1.", "It is 7.", "")]
+    assert remake.unverified(examples, replies) == {
+        "math:0": ("It is 1.", "unverified"),
+        "math:1": ("It is 7.", "unverified"),
+    }
+    assert remake.verified(examples, replies, grade) == {"math:0": ("It is 1.", "remade")}

@@ -154,9 +154,9 @@ def test_the_claims_table_says_what_claims_json_says(grid: Path) -> None:
 
 def test_remade_data_are_paired_across_targets_only(tmp_path: Path) -> None:
     for seed in range(3):
-        for targets, skill in (("remade", 1.0), ("gold", 0.0)):
+        for targets, skill in (("verified", 1.0), ("gold", 0.0)):
             write_record(tmp_path, (skill, 1.0), task="math", method="neurosymbolic", targets=targets, seed=seed)
-        write_record(tmp_path, (0.0, 1.0), task="math", method="neurosymbolic", targets="remade", seed=seed, rank=4)
+        write_record(tmp_path, (0.0, 1.0), task="math", method="neurosymbolic", targets="verified", seed=seed, rank=4)
     values = claims.remade(records.load(tmp_path))
     assert len(values) == 3 * 12 and (values == 1.0).all()  # the runs at rank 4 have no partner
 

@@ -20,7 +20,7 @@ METHODS = (
     "lora-demonstrated",
 )  # fmt: skip
 CHOICES = {
-    "targets": ("remade", "gold"),
+    "targets": ("remade", "gold", "verified", "both", "duplicated", "unverified"),
     "small": ("signed", "absolute"),
     "signal_loss": ("train", "dev"),
     "router": ("rule", "utility"),
@@ -49,7 +49,7 @@ class RunConfig:
     rank: int = 16  # LoRA rank
     lr: float = 5e-4  # AdamW learning rate
     batch: int = 8  # training pairs per optimizer step
-    targets: str = "remade"  # train on verified replies in the current prompt's style, or on gold answers
+    targets: str = "remade"  # verified replies in the prompt's style, gold where there are none; or one of remake.ARMS
     replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
 
     candidates: int = 3  # edits proposed per symbolic move

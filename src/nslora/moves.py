@@ -125,7 +125,7 @@ def numerical(
     targets = choose_targets(session, prompt, [s for s in scored if s.example.fact in chosen], rewrites)
     kept = remake.passing(scored) if remakes(cfg) else {}
     train = [e for e in session.task.examples("train") if e.fact in chosen or e.fact in kept]
-    pairs = remake.spread(train, prompt, {**targets, **kept})
+    pairs = remake.arranged(remake.spread(train, prompt, {**targets, **kept}), remake.gold(train, prompt), cfg.targets)
     rng = cfg.rng(f"epoch-{step}")
     pairs += replay(session, prompt, round(cfg.replay * len(pairs)), rng)
     epoch = session.learner.epoch(pairs, rng)
@@ -171,7 +171,7 @@ def known(session: Session, prompt: Prompt, questions: Sequence[Example], most: 
 
 def remakes(cfg: RunConfig) -> bool:
     """Whether numerical moves train on remade targets. The purely numerical methods have no symbolic part to use."""
-    return cfg.targets == "remade" and not cfg.method.startswith("lora")
+    return cfg.targets not in ("gold", "duplicated") and not cfg.method.startswith("lora")
 
 
 def choose_targets(
@@ -189,9 +189,11 @@ def choose_targets(
     if not remakes(cfg):
         return remake.sampled(session.backbone, prompt, styled, grade, cfg) if styled else {}
     found = {}
-    if prompt != session.task.start and examples:
-        hints = [session.backbone.text(prompt, remake.hint(e)) for e in examples]
-        found = remake.lend(remake.verified(examples, session.frozen(hints), grade), examples, grade)
+    if examples and (prompt != session.task.start or cfg.targets in remake.ARMS):
+        replies = session.frozen([session.backbone.text(prompt, remake.hint(e)) for e in examples])
+        if cfg.targets == "unverified":
+            return remake.unverified(examples, replies)
+        found = remake.lend(remake.verified(examples, replies, grade), examples, grade)
     missing = [e for e in styled if e.fact not in found]
     if rewrites and missing:
         found |= remake.rewritten(missing, grade, session.editor, cfg)

@@ -21,6 +21,7 @@ from .rewrite import rewrite_answer
 from .types import Example, Generation, Pair, Prompt, Scored
 
 REWRITES = 6  # answers the editor rewrites per move at most, until one has a form for the rest
+ARMS = ("gold", "duplicated", "verified", "both", "unverified")  # of the remaking study
 SAMPLES, TEMPERATURE = 2, 0.8  # rejection sampling of the purely numerical baseline
 HINT = "{question}\n(The answer is {answer}.)"
 
@@ -39,6 +40,19 @@ def spread(examples: Sequence[Example], prompt: Prompt, targets: dict[str, tuple
     return pairs
 
 
+def arranged(pairs: Sequence[Pair], raw: Sequence[Pair], targets: str) -> list[Pair]:
+    """The pairs of an arm of the study, from those with remade targets (gold where there are none) and the raw ones.
+
+    An arm without any remade target trains on raw answers.
+    """
+    remade = [p for p in pairs if p.source != "gold"]
+    if targets == "duplicated":
+        return [*raw, *raw]
+    if targets == "both":
+        return [*raw, *remade]
+    return remade if remade and targets in ("verified", "unverified") else list(pairs)
+
+
 def hint(example: Example) -> str:
     """The question with its answer as a hint."""
     return HINT.format(question=example.question, answer=example.answer)
@@ -51,6 +65,11 @@ def verified(examples: Sequence[Example], replies: Sequence[Generation], grade: 
         for e, reply in zip(examples, replies, strict=True)
         if reply.text and grade(e, reply.text).success
     }
+
+
+def unverified(examples: Sequence[Example], replies: Sequence[Generation]) -> dict[str, tuple[str, str]]:
+    """Per fact, the reply to the hinted question, right or wrong: the control of `verified`."""
+    return {e.fact: (r.text, "unverified") for e, r in zip(examples, replies, strict=True) if r.text}
 
 
 def lend(targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade: Grade) -> dict[str, tuple[str, str]]:

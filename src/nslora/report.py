@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import ablations, claims, config, costs, figures, records, stats, when, when_figures
+from . import ablations, claims, config, costs, figures, records, remaking, stats, when, when_figures
 from .records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -192,6 +192,10 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
         "controls": (
             "change in test success of textgrad on style without the critic's message",
             ablations.ablations(all_records, "style", "textgrad"), ablations.ablation_dots, ["style"],
+        ),
+        "data_efficiency": (
+            "test success on math by number of training problems and what weights are trained on",
+            remaking.efficiency(all_records), remaking.data_efficiency, ["math"],
         ),
         "cost_parts": ("minutes of a run by kind of work", costs.parts(all_records), costs.cost_parts, mixed),
         "prompt_diffs": ("diff of the system prompt", records.diffs(all_records), figures.prompt_diffs, mixed),

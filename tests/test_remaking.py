@@ -1,0 +1,54 @@
+"""The remaking study on synthetic records: arms and sizes are told apart, and other runs stay out of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import write_record
+
+from nslora import records, remake, remaking
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> records.Records:
+    for seed in range(3):
+        for items in (8, 32):
+            for targets, skill in (("gold", 0.25), ("verified", 0.75)):
+                shared = {"task": "math", "seed": seed, "items": items, "targets": targets, "test_items": 40}
+                folder = write_record(tmp_path, (skill, 1.0), method="alternate", **shared)
+                source = {"gold": "gold", "verified": "remade"}[targets]
+                lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+                for line in lines:
+                    if line["move"] == "numerical":
+                        line["detail"]["pairs"] = {source: items}
+                (folder / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_record(tmp_path, (1.0, 1.0), task="math", method="lora", seed=seed, items=8, targets="gold")
+        write_record(tmp_path, (1.0, 1.0), task="mixed", method="alternate", seed=seed, items=8, targets="gold")
+    return records.load(tmp_path)
+
+
+def test_success_by_arm_and_number_of_problems(study: records.Records) -> None:
+    frame = remaking.efficiency(study).set_index(["targets", "items"])
+    assert sorted(frame.index) == [("gold", 8), ("gold", 32), ("verified", 8), ("verified", 32)]
+    assert frame.loc[("gold", 8), "mean"] == pytest.approx(0.25, abs=0.15)
+    assert frame.loc[("verified", 32), "mean"] == pytest.approx(0.75, abs=0.15)
+    assert set(frame.n) == {3}
+    axes = remaking.data_efficiency(remaking.efficiency(study)).axes
+    assert [len(ax.lines) for ax in axes] == [2]
+
+
+def test_the_amount_of_training_data_is_shown_by_source(study: records.Records) -> None:
+    table = remaking.counts(study).set_index(["targets", "items"])
+    assert table.loc[("gold", 32), "gold"] == 32 and table.loc[("gold", 32), "remade"] == 0
+    assert table.loc[("verified", 8), "remade"] == 8
+
+
+def test_without_runs_there_is_nothing(tmp_path: Path) -> None:
+    empty = records.load(tmp_path)
+    assert remaking.efficiency(empty).empty and remaking.counts(empty).empty
+
+
+def test_the_arms_are_those_that_a_run_can_have() -> None:
+    assert set(remaking.ARMS) == set(remake.ARMS)
