@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 from .figures import BLUE, GREY, ORANGE, PAGE, styled
 from .records import Records, estimates, in_order
 
-PARTS = {"numerical": "training and its dev scores", "symbolic": "edits and their dev scores", "rest": "everything else"}
+PARTS = {
+    "numerical": "training and its dev scores",
+    "symbolic": "edits and their dev scores",
+    "rest": "everything else",
+}
 COLOURS = dict(zip(PARTS, (BLUE, ORANGE, GREY), strict=True))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -105,9 +106,8 @@ def dots(frame: pd.DataFrame, xlabel: str) -> Figure:
     methods = {row: sorted(set(group.method), key=known.__getitem__) for row, group in frame.groupby("row", sort=False)}
     heights = [0.45 + 0.15 * len(names) for names in methods.values()]
     fig = Figure(figsize=(min(PAGE, 1.4 + 2.4 * len(backbones)), 0.5 + sum(heights)), layout="constrained")
-    axes = fig.subplots(
-        len(methods), len(backbones), squeeze=False, sharex=True, sharey="row", height_ratios=heights
-    )  # fmt: skip
+    shape = {"sharex": True, "sharey": "row", "height_ratios": heights}
+    axes = fig.subplots(len(methods), len(backbones), squeeze=False, **shape)
     for (i, j), ax in np.ndenumerate(axes):
         row, names = list(methods.items())[i]
         here = frame[(frame.row == row) & (frame.backbone == backbones[j])].set_index("method").reindex(names)
@@ -120,7 +120,7 @@ def dots(frame: pd.DataFrame, xlabel: str) -> Figure:
         ax.grid(axis="y", color="#eeeeee")
         ax.tick_params(axis="y", length=0)
         if j == 0:
-            ax.set_ylabel(row, fontweight="bold")
+            ax.set_ylabel(textwrap.fill(row, 12), fontweight="bold")
     fig.supxlabel(xlabel, fontsize=8)
     fig.align_ylabels()
     return fig
