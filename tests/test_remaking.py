@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
+import yaml
 from synthetic import write_record
 
 from nslora import records, remake, remaking
@@ -52,3 +54,21 @@ def test_without_runs_there_is_nothing(tmp_path: Path) -> None:
 
 def test_the_arms_are_those_that_a_run_can_have() -> None:
     assert set(remaking.ARMS) == set(remake.ARMS)
+
+
+def test_the_remade_pairs_of_all_runs_are_one_dataset_with_a_card(tmp_path: Path) -> None:
+    assert remaking.save_dataset(tmp_path, tmp_path / "remade") == []
+    base = {"question": "1 + 1?", "answer": "It is 2.", "backbone": "a", "source": "remade", "run": "one"}
+    runs = {
+        "one": [base, base | {"question": "1 + 2?", "answer": "3"}],
+        "two": [base | {"run": "two"}, base | {"backbone": "b", "source": "rewritten", "run": "two"}],
+    }
+    for name, rows in runs.items():
+        (tmp_path / "records" / name).mkdir(parents=True)
+        (tmp_path / "records" / name / "remade.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, card = remaking.save_dataset(tmp_path, tmp_path / "remade")
+    loaded = datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["run"] for row in loaded] == ["one", "one", "two"]
+    text = card.read_text()
+    assert "3 questions" in text and "| a | remade | 2 | 1 |" in text and "| b | rewritten | 1 | 1 |" in text
+    assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +24,33 @@ ARMS = {  # settings.targets of the study's runs, in the order of the legend
     "both": ("raw and remade answers", GREEN, ":"),
     "unverified": ("remade answers, right or wrong", ORANGE, "-"),
 }
+
+CARD = """\
+---
+license: apache-2.0
+language: en
+configs:
+- config_name: default
+  data_files: train.jsonl
+---
+
+# Remade training pairs
+
+{total} questions with answers that a model gave under a refined prompt (`remade`) or that the external LLM rewrote
+(`rewritten`), each verified by a reward that checks content and style. They were made by the runs of the grid while
+adapting small models to invented facts and style rules; nothing in them is about real people.
+
+| backbone | source | pairs | runs |
+| :-- | :-- | --: | --: |
+{counted}
+
+Fields: `question`, `answer`; `system` and `template`, the prompt under which the pair is trained; `parent`, the item
+that the answer was made for; `source`; `backbone`; `reward`; `run`, the record that holds everything else;
+`prompt_diff`, what the run had changed of the start's system prompt, as (op, token).
+
+To load: `datasets.load_dataset("json", data_files="train.jsonl")`. Do not test on the runs' own items: facts of a seed
+occur here in the wordings of its training split.
+"""
 
 
 def efficiency(records: Records, method: str = "alternate") -> pd.DataFrame:
@@ -75,3 +105,33 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False,
                fontsize=7, labelcolor=INK)  # fmt: skip
     return fig
+
+
+def collect(results: Path) -> list[dict[str, Any]]:
+    """The verified pairs that all runs left behind, each question and answer of a backbone once."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in sorted(results.glob("records/*/remade.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows.setdefault((row["backbone"], row["question"], row["answer"]), row)
+    return list(rows.values())
+
+
+def save_dataset(results: Path, out: Path) -> list[Path]:
+    """Write the collected pairs as JSONL with a data set card, if there are any; returns the paths."""
+    rows = collect(results)
+    if not rows:
+        return []
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "train.jsonl", out / "README.md"]
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
+    paths[0].write_text("".join(lines), encoding="utf-8")
+    paths[1].write_text(card(rows), encoding="utf-8")
+    return paths
+
+
+def card(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The data set card: what the pairs are, how they were made and checked, and how many there are of which kind."""
+    table = pd.DataFrame(rows).groupby(["backbone", "source"]).agg(pairs=("answer", "size"), runs=("run", "nunique"))
+    counted = "\n".join(f"| {' | '.join(map(str, row))} |" for row in table.reset_index().to_numpy())
+    return CARD.format(total=len(rows), counted=counted)

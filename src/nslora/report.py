@@ -244,7 +244,7 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
     out.mkdir(parents=True, exist_ok=True)
     (out / "claims.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
     (out / "numbers.tex").write_text(numbers(all_records, judged), encoding="utf-8")
-    paths = [out / "claims.json", out / "numbers.tex"]
+    paths = [out / "claims.json", out / "numbers.tex", *remaking.save_dataset(results, out / "remade")]
     return (
         paths + build_tables(all_records, judged, out / "tables") + build_figures(all_records, out / "figures", images)
     )
@@ -262,7 +262,9 @@ def verify(results: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         fresh = {path.relative_to(made) for path in build(results, made, images=False)}
-        old = {path.relative_to(results) for name in ("tables", "figures") for path in results.glob(f"{name}/*")}
+        old = {
+            path.relative_to(results) for name in ("tables", "figures", "remade") for path in results.glob(f"{name}/*")
+        }
         for path in sorted(fresh | {path for path in old if path.suffix not in (".pdf", ".png")}):
             if path not in fresh:
                 differences.append(f"{path} is stored but does not follow from the records.")
