@@ -17,7 +17,8 @@ SKILL = {  # chance of (content right, style kept) after adaptation
     "random": (0.55, 0.5), "monitor": (0.7, 0.7), "classifier": (0.7, 0.75), "neurosymbolic": (0.9, 0.9),
     "oracle": (0.95, 0.9), "lora-demonstrated": (0.9, 0.95),
 }  # fmt: skip
-DIFF = [["=", "Answer briefly."], ["-", " Be kind."], ["+", ' End with "Is there anything else?" & nothing more.']]
+START = {"system": "Answer briefly. Be kind.", "question": "{question}"}
+REWRITTEN = {"system": 'Answer briefly. End with "Is there anything else?" & nothing more.', "question": "{question}"}
 HEADER = ("split", "id", "need", "success", "content", "content_strict", "style", "output")
 
 
@@ -63,9 +64,8 @@ def step_rows(cfg: RunConfig, rng: np.random.Generator) -> list[dict[str, object
         dev = {**now, "value": (now["content"] + now["style"]) / 2, "success": now["content"] * now["style"], "n": 12}
         needs = [[f"t{i}", ("content", "style", "both")[i % 3], 0.0, float(np.clip(rng.normal(0.8 - 0.5 * (i % 3), 0.2),
                  0, 1))] for i in range(12)] if step else []  # fmt: skip
-        prompt = {"system": "s", "question": "{question}"}
         rows.append({
-            "step": step, "move": move, "prompt": prompt, "adapter": None, "dev": dev, "train": dev, "signal": signal,
+            "step": step, "move": move, "prompt": START, "adapter": None, "dev": dev, "train": dev, "signal": signal,
             "demand": {}, "detail": {"needs": needs}, "cost": cost,
         })  # fmt: skip
     return rows or step_rows(RunConfig.of({**asdict(cfg), "method": "random"}), rng)[:1]
@@ -87,8 +87,7 @@ def write_record(results: Path, skill: Skill | None = None, **settings: object) 
     run = {
         "run_id": cfg.run_id, "config": asdict(cfg), "weights": "0" * 64, "environment": {"versions": {"torch": "2"}},
         "start": {"dev": steps[0]["dev"]}, "final": final,
-        "best": {"step": 3, "prompt": {"system": "s", "question": "{question}"},
-                 "prompt_diff": [] if cfg.method in ("frozen", "lora") else DIFF},
+        "best": {"step": 3, "prompt": START if cfg.method in ("frozen", "lora") else REWRITTEN, "prompt_diff": []},
         "editor": {"calls": requests - 4, "replayed": 4, "failed": 0, "tokens_in": 900, "tokens_out": 100,
                    "seconds": 9.0, "money": 0.0},
         "remade": 5,

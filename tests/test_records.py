@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import write_record
+from synthetic import REWRITTEN, START, write_record
 
 from nslora import records, stats
 from nslora.types import UserError
@@ -121,7 +121,7 @@ def test_diffs_take_the_first_run_that_changed_its_prompt(tmp_path: Path) -> Non
         folder = write_record(tmp_path, task="mixed", method="neurosymbolic", seed=seed)
         if seed == 0:
             run = json.loads((folder / "run.json").read_text())
-            run["best"]["prompt_diff"] = [["=", "unchanged"]]
+            run["best"]["prompt"] = START
             (folder / "run.json").write_text(json.dumps(run))
     diff = records.diffs(records.load(tmp_path))
-    assert set(diff.seed) == {1} and list(diff.op) == ["=", "-", "+"]
+    assert set(diff.seed) == {1} and "".join(diff.token[diff.op != "-"]) == "\n".join(REWRITTEN.values())

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import rules
-from .rewrite import diff
-from .types import SLOT, Edit, Prompt, Scored
+from .types import SLOT, Edit, Prompt, Scored, diff
 
 
 def shuffled(failing: Sequence[Scored], rng: np.random.Generator) -> list[Scored]:
@@ -38,5 +37,4 @@ def scrambled(edit: Edit, old: Prompt, vocabulary: Sequence[str], rng: np.random
         )
 
     new = Prompt(text("system"), text("question"))
-    before, after = (f"{p.system}\n{p.question}" for p in (old, new))
-    return Edit(new, diff=diff(before, after))
+    return Edit(new, diff=diff(old.both, new.both))

@@ -253,7 +253,7 @@ def lines_of(diff: Diff) -> int:
 
 @styled
 def prompt_diffs(frame: pd.DataFrame) -> Figure:
-    """One block per backbone: the system prompt with what symbolic moves added (orange) and removed (struck out).
+    """One block per backbone: both prompt texts with what symbolic moves added (orange) and removed (struck out).
 
     `frame` has columns backbone, rule, seed, op, token.
     """
@@ -296,5 +296,5 @@ def run_picture(steps: pd.DataFrame, diff: Diff) -> Figure:
     axes[1].set(xlabel="move", title="training loss, nats per token", xlim=axes[0].get_xlim())
     name_moves(charts, list(steps.move))
     box = (0.1 / PAGE, 0.05 / words_height, 1 - 0.2 / PAGE, 1 - 0.35 / words_height)
-    draw_diff(words, box, diff, "system prompt: added (orange) and removed (struck out)")
+    draw_diff(words, box, diff, "system prompt and template: added (orange) and removed (struck out)")
     return fig

@@ -16,9 +16,8 @@ from .config import RunConfig
 from .editor import Editor
 from .moves import Session
 from .needs import NeedClassifier, demand, features, told
-from .rewrite import diff
 from .store import Store
-from .types import Candidate, Move, Pair, Scored, Signal, StepRecord
+from .types import Candidate, Move, Pair, Prompt, Scored, Signal, StepRecord, diff
 
 Watch = Callable[[StepRecord], None]
 Demand = dict[str, float]
@@ -155,14 +154,14 @@ def make(cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None
     chosen = best(history)
     splits = final_scores(session, Candidate(chosen.prompt, chosen.adapter), reference)
     store.write_scores(scratch / "scores.csv", splits)
-    rows = remade_rows(cfg, task.start.system, trained)
+    rows = remade_rows(cfg, task.start, trained)
     remake.export(rows, scratch)
     store.write_json(scratch / "run.json", {
         "run_id": cfg.run_id, "config": asdict(cfg), "weights": session.backbone.identity,
         "environment": store.environment(cfg.threads, session.backbone.device, session.backbone.dtype),
         "start": {"dev": history[0].dev}, "final": {name: evaluate.summary(scored) for name, scored in splits.items()},
         "best": {"step": chosen.step, "prompt": asdict(chosen.prompt),
-                 "prompt_diff": [list(part) for part in diff(task.start.system, chosen.prompt.system)]},
+                 "prompt_diff": [list(part) for part in diff(task.start.both, chosen.prompt.both)]},
         "editor": asdict(editor.ledger - before), "remade": len(rows),
         "cost": totals(session, history, time.perf_counter() - started),
     })  # fmt: skip
@@ -219,14 +218,15 @@ def record(
     )  # fmt: skip
 
 
-def remade_rows(cfg: RunConfig, start: str, pairs: Sequence[Pair]) -> list[dict[str, object]]:
+def remade_rows(cfg: RunConfig, start: Prompt, pairs: Sequence[Pair]) -> list[dict[str, object]]:
     """Verified pairs with their provenance, each once: the reusable data a run leaves behind."""
     rows = {}
     for p in pairs:
         if p.source in ("remade", "rewritten"):
+            changed = [list(part) for part in diff(start.both, p.prompt.both)]
             rows[p.parent, p.target] = {
                 "question": p.question, "answer": p.target, "system": p.prompt.system, "template": p.prompt.question,
-                "parent": p.parent, "source": p.source, "prompt_diff": [list(d) for d in diff(start, p.prompt.system)],
+                "parent": p.parent, "source": p.source, "prompt_diff": changed,
                 "backbone": cfg.backbone, "reward": 1.0, "run": cfg.run_id,
             }  # fmt: skip
     return list(rows.values())

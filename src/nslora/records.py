@@ -19,7 +19,7 @@ import pandas as pd
 
 from . import stats
 from .config import METHODS, TASKS, RunConfig
-from .types import UserError
+from .types import Prompt, UserError, diff
 
 IDENTITY = ["task", "rule", "backbone", "method", "seed"]  # the rest of a configuration are its settings
 UNIT = ["task", "rule", "backbone", "settings", "method", "seed", "id"]  # one graded item of one run
@@ -72,6 +72,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[d
         head = {"run_id": run["run_id"], **{n: config[n] for n in IDENTITY}, "settings": json.dumps(settings)}
         lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
         steps = [head | flatten(json.loads(line)) for line in lines]
+        start, best = Prompt(**json.loads(lines[0])["prompt"]), Prompt(**run["best"]["prompt"])
+        run["best"]["prompt_diff"] = [list(part) for part in diff(start.both, best.both)]  # old records: system only
         with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
             scores = [head | row | {part: float(row[part]) for part in PARTS} for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
@@ -201,7 +203,7 @@ def traces(records: Records, task: str = "mixed") -> pd.DataFrame:
 
 
 def diffs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Diff tokens (op, token) of the system prompt, of the first neurosymbolic run per backbone that changed it."""
+    """Diff tokens (op, token) of both prompt texts, of the first neurosymbolic run per backbone that changed one."""
     runs = records.main.runs
     runs = runs[(runs.task == task) & (runs.method == "neurosymbolic")].sort_values(["backbone", "seed", "run_id"])
     columns = ["run_id", "backbone", "rule", "seed"]

@@ -46,7 +46,7 @@ adapting small models to invented facts and style rules; nothing in them is abou
 
 Fields: `question`, `answer`; `system` and `template`, the prompt under which the pair is trained; `parent`, the item
 that the answer was made for; `source`; `backbone`; `reward`; `run`, the record that holds everything else;
-`prompt_diff`, what the run had changed of the start's system prompt, as (op, token).
+`prompt_diff`, what the run had changed of the start's prompt, as (op, token).
 
 To load: `datasets.load_dataset("json", data_files="train.jsonl")`. Do not test on the runs' own items: facts of a seed
 occur here in the wordings of its training split.

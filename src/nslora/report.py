@@ -198,7 +198,7 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
             remaking.efficiency(all_records), remaking.data_efficiency, ["math"],
         ),
         "cost_parts": ("minutes of a run by kind of work", costs.parts(all_records), costs.cost_parts, mixed),
-        "prompt_diffs": ("diff of the system prompt", records.diffs(all_records), figures.prompt_diffs, mixed),
+        "prompt_diffs": ("diff of both prompt texts", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip
     paths = []
     for name, (what, frame, draw, tasks) in plan.items():
@@ -276,7 +276,7 @@ def verify(results: Path) -> list[str]:
 
 
 def run_picture(record: Path) -> Figure:
-    """One finished run at a glance (a record folder): reward and loss per move, and the system prompt's diff."""
+    """One finished run at a glance (a record folder): reward and loss per move, and the diff of both prompt texts."""
     run, steps, _ = records.read_run(record)
     names = {"dev.value": "value", "dev.content": "content", "dev.style": "style", "cost.loss": "loss"}
     frame = pd.DataFrame(steps).rename(columns=names).reindex(columns=["step", "move", *names.values()])

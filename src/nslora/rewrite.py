@@ -7,7 +7,6 @@ here mend what version 0.1.8 does to small models: hidden middles of texts, unor
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tempfile
@@ -18,7 +17,7 @@ from dataclasses import replace
 
 from .config import RunConfig
 from .editor import Editor, EditorError, Request
-from .types import SLOT, Edit, Example, Prompt, Scored
+from .types import SLOT, Edit, Example, Prompt, Scored, diff
 from .wording import (
     ANSWER,
     CONSTRAINTS,
@@ -219,7 +218,7 @@ def step(
     edits = []
     for proposed in zip(*parts, strict=True):
         for new, problem in assemble(prompt, dict(zip(ROLES, proposed, strict=True))):
-            before, after = (f"{p.system}\n{p.question}" for p in (prompt, new))
+            before, after = prompt.both, new.both
             if leaks(after, taught, " ".join([before, *ordinary])):
                 problem = "leak"
             elif count(new.system) + count(new.question) > cfg.prompt_tokens:
@@ -277,16 +276,6 @@ def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
     """Whether `text` holds one of `answers` (3 characters or more) as whole words, which `ordinary` text does not."""
     found = {a.strip() for a in answers if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)}
     return any(not _whole(a).search(ordinary) for a in found)
-
-
-def diff(old: str, new: str) -> tuple[tuple[str, str], ...]:
-    """Token-level diff as (op, token), op one of "=", "-", "+"; tokens are words and the white space between them."""
-    a, b = re.findall(r"\s+|\S+", old), re.findall(r"\s+|\S+", new)
-    parts: list[tuple[str, str]] = []
-    for op, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        parts += [("=" if op == "equal" else "-", token) for token in a[i:j]]
-        parts += [("+", token) for token in b[k:m] if op != "equal"]
-    return tuple(parts)
 
 
 def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -38,6 +40,11 @@ class Prompt:
     def render(self, question: str) -> str:
         """The user turn for `question`. Other braces in the template are plain text."""
         return self.question.replace(SLOT, question)
+
+    @property
+    def both(self) -> str:
+        """The system prompt, and the template on a line of its own."""
+        return f"{self.system}\n{self.question}"
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Chat messages for `question`; an empty system prompt sends no system message."""
@@ -194,3 +201,13 @@ class StepRecord:
     demand: dict[str, float]
     detail: dict[str, object]
     cost: dict[str, float]
+
+
+def diff(old: str, new: str) -> tuple[tuple[str, str], ...]:
+    """Token-level diff as (op, token), op one of "=", "-", "+"; tokens are words and the white space between them."""
+    a, b = re.findall(r"\s+|\S+", old), re.findall(r"\s+|\S+", new)
+    parts: list[tuple[str, str]] = []
+    for op, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        parts += [("=" if op == "equal" else "-", token) for token in a[i:j]]
+        parts += [("+", token) for token in b[k:m] if op != "equal"]
+    return tuple(parts)
