@@ -117,11 +117,12 @@ def test_traces_show_one_run_per_backbone_with_its_thresholds(tmp_path: Path) ->
 
 
 def test_diffs_take_the_first_run_that_changed_its_prompt(tmp_path: Path) -> None:
-    for seed in range(3):
+    edited = {0: START, 1: START | {"question": "{question} Be brief."}, 2: REWRITTEN}  # 1: the template alone
+    for seed, prompt in edited.items():
         folder = write_record(tmp_path, task="mixed", method="neurosymbolic", seed=seed)
-        if seed == 0:
-            run = json.loads((folder / "run.json").read_text())
-            run["best"]["prompt"] = START
-            (folder / "run.json").write_text(json.dumps(run))
+        run = json.loads((folder / "run.json").read_text())
+        run["best"]["prompt"] = prompt
+        (folder / "run.json").write_text(json.dumps(run))
     diff = records.diffs(records.load(tmp_path))
-    assert set(diff.seed) == {1} and "".join(diff.token[diff.op != "-"]) == "\n".join(REWRITTEN.values())
+    assert set(diff.seed) == {1} and "".join(diff.token[diff.op == "+"]) == " Be brief."
+    assert "".join(diff.token[diff.op != "-"]) == "\n".join(edited[1].values())
