@@ -161,6 +161,15 @@ def test_remade_data_are_paired_across_targets_only(tmp_path: Path) -> None:
     assert len(values) == 3 * 12 and (values == 1.0).all()  # the runs at rank 4 have no partner
 
 
+def test_build_removes_what_earlier_versions_left_behind(grid: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(grid, tmp_path / "results"))
+    old = results / "figures" / "kept.csv"
+    old.write_text("a figure that has another name now")
+    assert report.verify(results) == ["figures/kept.csv is stored but does not follow from the records."]
+    report.build(results)
+    assert not old.exists() and report.verify(results) == []
+
+
 def test_verify_finds_whatever_was_changed(grid: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(grid, tmp_path / "results"))
     assert report.verify(results) == []

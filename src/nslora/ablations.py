@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .figures import GREEN, PAGE, styled
 from .records import Records, estimates, paired
 
-COLUMNS = ["backbone", "change", "mean", "low", "high", "half", "n", "interval"]
+COLUMNS = ["backbone", "change", "mean", "low", "high", "half", "n", "interval", "method"]
 
 
 def change(settings: str, main: str) -> dict[str, object]:

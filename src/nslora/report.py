@@ -21,6 +21,7 @@ from .records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 MISSING = "-"
+MADE = ("tables", "figures", "remade")  # folders that hold nothing but what is made from the records
 Draw = Callable[[pd.DataFrame], Figure]
 CAPTION = (
     "Test success (content and style both right), percent: mean ± half-width of the {level:.0%} {kind}; seeds: {n}. "
@@ -237,7 +238,10 @@ def percent(share: float | None) -> str:
 
 
 def build(results: Path, out: Path | None = None, images: bool = True) -> list[Path]:
-    """Rebuild tables, figures, numbers.tex and claims.json of `results` (into `out`, if given); returns the paths."""
+    """Rebuild tables, figures, numbers.tex and claims.json of `results` (into `out`, if given); returns the paths.
+
+    Files that earlier versions or records left in their folders are removed.
+    """
     out = out or results
     all_records = load(results)
     judged = claims.judged(all_records)
@@ -245,9 +249,12 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
     (out / "claims.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
     (out / "numbers.tex").write_text(numbers(all_records, judged), encoding="utf-8")
     paths = [out / "claims.json", out / "numbers.tex", *remaking.save_dataset(results, out / "remade")]
-    return (
-        paths + build_tables(all_records, judged, out / "tables") + build_figures(all_records, out / "figures", images)
-    )
+    paths += build_tables(all_records, judged, out / "tables")
+    paths += build_figures(all_records, out / "figures", images)
+    if images:  # else the pictures are not made anew
+        for path in {path for name in MADE for path in out.glob(f"{name}/*")} - set(paths):
+            path.unlink()
+    return paths
 
 
 def verify(results: Path) -> list[str]:
@@ -262,9 +269,7 @@ def verify(results: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         fresh = {path.relative_to(made) for path in build(results, made, images=False)}
-        old = {
-            path.relative_to(results) for name in ("tables", "figures", "remade") for path in results.glob(f"{name}/*")
-        }
+        old = {path.relative_to(results) for name in MADE for path in results.glob(f"{name}/*")}
         for path in sorted(fresh | {path for path in old if path.suffix not in (".pdf", ".png")}):
             if path not in fresh:
                 differences.append(f"{path} is stored but does not follow from the records.")
