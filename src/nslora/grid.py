@@ -7,6 +7,7 @@ import json
 import re
 import time
 import tomllib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -189,6 +190,7 @@ def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]
 
 def run_group(runs: list[RunConfig], job: Job) -> None:
     """Make runs that share a backbone and an editor; equal editor requests are answered from the recordings."""
+    warnings.filterwarnings("ignore", "IProgress not found|`is_gradient_checkpointing` is deprecated")  # in a notebook
     from . import loop
     from .backbones import load as load_backbone
 

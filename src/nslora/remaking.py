@@ -98,9 +98,10 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
                 low, high = (100 * line[end].clip(0, 1) for end in ("low", "high"))
                 ax.fill_between(line["items"], low, high, color=colour, alpha=0.1, lw=0)
         ticks = sorted(set(frame["items"]))
-        ax.set(title=backbone, xscale="log", xlabel="training problems", ylim=(0, None))
+        ax.set(title=backbone, xscale="log", xlabel="training problems")
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
+        ax.set_ylim(0, max(10, ax.get_ylim()[1]))
     fig.axes[0].set_ylabel("test success, percent")
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False,
                fontsize=7, labelcolor=INK)  # fmt: skip
