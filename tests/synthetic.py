@@ -94,6 +94,7 @@ def write_record(results: Path, skill: Skill | None = None, **settings: object) 
         "cost": {"wall_s": 80.0, "moves_s": 75.0, "train_tokens": 12000.0, "generated_tokens": 900.0, "peak_mb": 900.0},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    (folder / "remade.jsonl").touch()
     return folder
 
 

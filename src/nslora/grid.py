@@ -237,8 +237,9 @@ def plan(profile: Profile) -> list[dict[str, Any]]:
 
 
 def history(profile: Profile, folders: str) -> list[dict[str, Any]]:
-    """Receipts of the finished runs in `folders` of the project, whatever their profile."""
-    return [json.loads(path.read_text()) for path in sorted(profile.root.glob(f"{folders}/records/*/run.json"))]
+    """Receipts of the finished runs in `folders` of the project, whatever their profile; incomplete ones left out."""
+    runs = [json.loads(path.read_text()) for path in sorted(profile.root.glob(f"{folders}/records/*/run.json"))]
+    return [run for run in runs if {"run_id", "config", "cost", "editor"} <= set(run)]
 
 
 def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
