@@ -49,7 +49,9 @@ class RunConfig:
     rank: int = 16  # LoRA rank
     lr: float = 5e-4  # AdamW learning rate
     batch: int = 8  # training pairs per optimizer step
-    targets: str = "remade"  # verified replies in the prompt's style, gold where there are none; or one of remake.ARMS
+    targets: str = (
+        "remade"  # verified replies in the prompt's style, gold where there are none; or one of remaking.ARMS
+    )
     replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
 
     candidates: int = 3  # edits proposed per symbolic move

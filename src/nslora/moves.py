@@ -189,7 +189,7 @@ def choose_targets(
     if not remakes(cfg):
         return remake.sampled(session.backbone, prompt, styled, grade, cfg) if styled else {}
     found = {}
-    if examples and (prompt != session.task.start or cfg.targets in remake.ARMS):
+    if examples and (prompt != session.task.start or cfg.targets != "remade"):
         replies = session.frozen([session.backbone.text(prompt, remake.hint(e)) for e in examples])
         if cfg.targets == "unverified":
             return remake.unverified(examples, replies)

@@ -21,7 +21,6 @@ from .rewrite import rewrite_answer
 from .types import Example, Generation, Pair, Prompt, Scored
 
 REWRITES = 6  # answers the editor rewrites per move at most, until one has a form for the rest
-ARMS = ("gold", "duplicated", "verified", "both", "unverified")  # of the remaking study
 SAMPLES, TEMPERATURE = 2, 0.8  # rejection sampling of the purely numerical baseline
 HINT = "{question}\n(The answer is {answer}.)"
 
