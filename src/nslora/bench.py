@@ -48,7 +48,7 @@ class Size:
 
     backbones: tuple[str, ...] = ("smollm2-135m", "qwen2.5-coder-0.5b")
     editor: str = "qwen2.5-coder-1.5b"
-    repetitions: int = 5
+    repetitions: int = 3
     batch: int = 8
     learn: tuple[tuple[str, int, int], ...] = (("short", 32, 60), ("long", 8, 400))
     answer: tuple[tuple[str, int, int], ...] = (("short", 64, 24), ("chains", 16, 200))
@@ -182,7 +182,7 @@ def load(size: Size, common: Row) -> Iterator[Row]:
     for backbone in size.backbones:
         spec = {**common, "run": "loads", "backbone": backbone}
         pair = [spec | {"side": OURS, "gguf": False}, spec | {"side": "GGUF loader", "gguf": True}]
-        yield from measure(pair, min(size.repetitions, 3), part="load", case="cached backbone")
+        yield from measure(pair, size.repetitions, part="load", case="cached backbone")
 
 
 def editor(size: Size, common: Row) -> Iterator[Row]:
@@ -205,14 +205,14 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
 
 
 def growth(size: Size, common: Row) -> Iterator[Row]:
-    """An epoch by number of items and by length of the examples, twice in a fresh process each."""
+    """An epoch by number of items and by length of the examples, in a fresh process each, warmed up."""
     few = 2 * size.batch
     plan = [("items", n, {"items": n, "tokens": size.tokens[0]}) for n in size.items]
     plan += [("tokens", n, {"items": few, "tokens": n}) for n in size.tokens]
     for backbone, (axis, n, much) in product(size.backbones, plan):
         spec = {**common, **much, "run": "epochs", "side": OURS, "backbone": backbone, "spread": 0.0, "steps": True}
         spec["warm"] = {"first": few}
-        yield from measure([spec], 2, part="growth", case=axis, size=n)
+        yield from measure([spec], 1, part="growth", case=axis, size=n)
 
 
 def recorded(results: Path) -> Iterator[Row]:
