@@ -52,6 +52,24 @@ def bare(loaded):
     loaded.model = loaded.model.unload()
 
 
+@pytest.fixture(scope="module")
+def memo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the module's runs keep the frozen weights' replies, as the runs of one working folder do."""
+    return tmp_path_factory.mktemp("memo")
+
+
+def fresh(folder: Path, memo: Path) -> Store:
+    """A store without any run, but with the frozen weights' replies."""
+    (folder / "runs").mkdir(parents=True)
+    (folder / "runs" / "memo").symlink_to(memo)
+    return Store(folder / "results", folder / "runs")
+
+
+@pytest.fixture
+def store(tmp_path: Path, memo: Path) -> Store:
+    return fresh(tmp_path, memo)
+
+
 def test_a_record_tells_the_whole_run(store, bare) -> None:
     cfg = replace(CFG, method="alternate")
     summary, steps = run(cfg, store, bare)
@@ -72,13 +90,13 @@ def test_a_record_tells_the_whole_run(store, bare) -> None:
     assert not list(store.record(cfg).rglob("*.safetensors"))
 
 
-def test_a_run_repeats_itself_and_a_finished_one_is_not_run_again(store, bare, tmp_path) -> None:
+def test_a_run_repeats_itself_and_a_finished_one_is_not_run_again(store, bare, tmp_path, memo) -> None:
     cfg = replace(CFG, method="alternate")
     first, steps = run(cfg, store, bare)
     before = (store.record(cfg) / "run.json").stat().st_mtime_ns
     run(cfg, store, bare)
     assert (store.record(cfg) / "run.json").stat().st_mtime_ns == before
-    second, again = run(cfg, Store(tmp_path / "other", tmp_path / "work"), bare)
+    second, again = run(cfg, fresh(tmp_path / "other", memo), bare)
     assert second["final"] == first["final"]
     assert [untimed(s) for s in again] == [untimed(s) for s in steps]
 
@@ -88,7 +106,7 @@ def untimed(step: dict) -> dict:
     return {**step, "cost": {k: v for k, v in step["cost"].items() if k != "seconds"}}
 
 
-def test_an_interrupted_run_starts_again_and_ends_the_same(store, bare, tmp_path) -> None:
+def test_an_interrupted_run_starts_again_and_ends_the_same(store, bare, tmp_path, memo) -> None:
     cfg = replace(CFG, method="lora")
 
     def stop_after_one(step) -> None:
@@ -99,7 +117,7 @@ def test_an_interrupted_run_starts_again_and_ends_the_same(store, bare, tmp_path
         loop.run(cfg, store, editor, bare, watch=stop_after_one)
     assert not store.done(cfg)
     resumed, _ = run(cfg, store, bare)
-    undisturbed, _ = run(cfg, Store(tmp_path / "other", tmp_path / "work"), bare)
+    undisturbed, _ = run(cfg, fresh(tmp_path / "other", memo), bare)
     assert resumed["final"] == undisturbed["final"]
     assert len((store.record(cfg) / "steps.jsonl").read_text().splitlines()) == 3
 
@@ -128,6 +146,22 @@ def test_routed_methods_record_what_each_input_was_thought_to_need(store, bare) 
         needs = steps[1]["detail"]["needs"]
         assert len(needs) == 9 and {row[1] for row in needs} == {"content", "style", "both"}
         assert set(steps[1]["demand"]) == {"content", "style"}
+
+
+def test_a_stream_goes_on_from_the_best_of_each_phase(store, bare) -> None:
+    cfg = replace(CFG, task="stream", rule="json", method="alternate", moves=2, test_items=6)
+    summary, steps = run(cfg, store, bare)
+    assert [s["step"] for s in steps] == list(range(9))
+    assert [s["move"] for s in steps] == ["stop", "symbolic", "numerical"] * 3
+    assert {split: row["n"] for split, row in summary["final"].items() if split.startswith("test")} == {
+        "test-1": 12, "test-2": 12, "test": 12,
+    }  # fmt: skip
+    assert [s["dev"]["n"] for s in steps[::3]] == [6, 9, 9]  # three more facts from the second phase on
+    for phase in (1, 2):
+        earlier, start = steps[3 * phase - 3 : 3 * phase], steps[3 * phase]
+        best = max(earlier, key=lambda s: (s["dev"]["success"], s["dev"]["value"], -s["step"]))
+        assert (start["prompt"], start["adapter"]) == (best["prompt"], best["adapter"])
+    assert summary["best"]["step"] >= 6
 
 
 def test_the_test_split_is_scored_once(store, bare, monkeypatch) -> None:

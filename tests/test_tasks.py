@@ -13,7 +13,7 @@ import pytest
 from nslora import rules, worlds
 from nslora.config import RunConfig
 from nslora.grading import normalise
-from nslora.tasks import START, build, grade
+from nslora.tasks import START, Task, build, grade, phases
 from nslora.types import Example, Need, UserError
 
 SPLITS = ("train", "dev", "test")
@@ -244,3 +244,28 @@ def test_own_data_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot read"):
         build(RunConfig(task=f"own:{tmp_path / 'mine.jsonl'}"))
+
+
+def test_a_stream_brings_more_facts_then_another_rule() -> None:
+    cfg = RunConfig(task="stream", rule="json", items=3, test_items=6)
+    assert phases(cfg) == 3 and phases(replace(cfg, task="mixed")) == 1
+    first, more, turned = (build(cfg, phase) for phase in range(3))
+
+    def facts(task: Task) -> set[str]:
+        return {e.fact for e in task.examples("train") if e.fact.startswith("both:")}
+
+    def asked(task: Task) -> set[str]:
+        return {rule.name for split in ("train", "dev", "test") for e in task.examples(split) for rule in e.rules}
+
+    assert facts(first) < facts(more) == facts(turned) and len(facts(more)) == 6
+    assert (asked(first), asked(more), asked(turned)) == ({"json"}, {"json"}, {"bullet"})
+    assert first.promptability == turned.promptability  # neither rule is among those told there, in any phase
+    assert first.examples("locality") == turned.examples("locality")
+    for task in (first, more, turned):
+        questions = [{e.question for e in task.examples(split)} for split in ("train", "dev", "test")]
+        assert not questions[0] & questions[1] and not questions[2] & (questions[0] | questions[1])
+
+
+def test_a_stream_that_starts_with_the_second_rule_changes_to_another() -> None:
+    cfg = RunConfig(task="stream", rule="bullet", items=3, test_items=6)
+    assert {rule.name for e in build(cfg, 2).examples("test") for rule in e.rules} == {"end_phrase"}

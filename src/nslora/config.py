@@ -14,7 +14,7 @@ import numpy as np
 
 from .types import UserError
 
-TASKS = ("facts", "style", "math", "mixed")
+TASKS = ("facts", "style", "math", "mixed", "stream")
 METHODS = (
     "frozen", "lora", "textgrad", "alternate", "random", "monitor", "classifier", "neurosymbolic", "oracle",
     "lora-demonstrated",
@@ -35,15 +35,15 @@ POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates",
 class RunConfig:
     """One run. Two runs with equal settings and weights make the same records."""
 
-    task: str = "mixed"  # facts, style, math, mixed, or own:<file.jsonl>
+    task: str = "mixed"  # facts, style, math, mixed, stream, or own:<file.jsonl>
     backbone: str = "smollm2-135m"  # a key of weights.BACKBONES, hub:<id>@<revision>, or a local folder
     method: str = "neurosymbolic"  # one of METHODS
     seed: int = 0
-    moves: int = 6  # budget of moves, equal for every method
+    moves: int = 6  # budget of moves, equal for every method; in a stream, of each phase
 
     items: int = 24  # facts (each in 5 training wordings), style questions, math problems: of each kind in the task
     test_items: int = 36  # test items of each kind
-    rule: str = "end_phrase"  # the style rule of style and mixed (a key of rules.RULES)
+    rule: str = "end_phrase"  # the style rule of style and mixed, the first of a stream (a key of rules.RULES)
     max_new_tokens: int = 32  # longest reply, in tokens
 
     rank: int = 16  # LoRA rank

@@ -21,7 +21,7 @@ from .store import Store, append_json
 from .types import UserError
 
 BLOCK = {"backbones", "tasks", "methods", "seeds", "rules", "settings", "variants"}
-RULED = ("style", "mixed")  # tasks that have a style rule
+RULED = ("style", "mixed", "stream")  # tasks that have a style rule
 
 
 @dataclass(frozen=True)

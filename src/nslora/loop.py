@@ -21,19 +21,47 @@ from .types import Candidate, Move, Pair, Prompt, Scored, Signal, StepRecord, di
 
 Watch = Callable[[StepRecord], None]
 Demand = dict[str, float]
+Scores = dict[str, list[Scored]]  # by split
 ROUTED = ("classifier", "neurosymbolic")  # methods that see predicted needs
 
 
-def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]:
-    """Adapt within the budget of moves; returns the history (step 0 is the start) and the pairs trained on."""
+def through_phases(session: Session, watch: Watch) -> tuple[list[StepRecord], StepRecord, list[Pair], Scores]:
+    """Adapt to the phases of a task one after the other, each from the best candidate of the one before.
+
+    Returns the history, the best step of the last phase, all pairs trained on, and the test scores of earlier phases,
+    each taken once at its phase's end (`test-1`, `test-2`, ...).
+    """
+    histories, trained = list[list[StepRecord]](), list[Pair]()
+    earlier, chosen = Scores(), set[str]()
+    candidate = Candidate(session.task.start)
+    for phase in range(tasks.phases(session.cfg)):
+        if phase:
+            session.use(candidate)
+            earlier[f"test-{phase}"] = session.score(candidate.prompt, session.task.examples("test"))
+            session.task = tasks.build(session.cfg, phase)
+        steps, pairs = adapt(session, watch, candidate, chosen, sum(map(len, histories)))
+        histories.append(steps)
+        trained += pairs
+        candidate = Candidate(best(steps).prompt, best(steps).adapter)
+    return [step for steps in histories for step in steps], best(histories[-1]), trained, earlier
+
+
+def adapt(
+    session: Session, watch: Watch, candidate: Candidate, chosen: set[str], first: int = 0
+) -> tuple[list[StepRecord], list[Pair]]:
+    """Adapt a candidate, whose weights are in place, to the session's task within the budget of moves.
+
+    Adds to `chosen` the facts that the weights are to learn. Returns the history, from step number `first` (the start,
+    no move yet), and the pairs trained on.
+    """
     cfg, task = session.cfg, session.task
-    candidate, chosen, trained = Candidate(task.start), set(), []
+    trained: list[Pair] = []
     dev = session.score(candidate.prompt, task.examples("dev"))
     train = session.score(candidate.prompt, task.examples("feedback"))
-    history = [record(session, [], Move.STOP, candidate, dev, train)]
+    history = [record(session, first, Move.STOP, candidate, dev, train)]
     watch(history[0])
-    decide, rng = router.DECISIONS[cfg.method], cfg.rng("route")
-    for step in range(1, cfg.moves + 1):
+    decide, rng = router.DECISIONS[cfg.method], cfg.rng(f"route-{first}" if first else "route")
+    for step in range(first + 1, first + cfg.moves + 1):
         started, saved, taken = time.perf_counter(), session.saved_s, history[1:]
         p_content = predict(session, candidate, train)
         wanted = demand(train, p_content) if p_content is not None else {}
@@ -60,7 +88,7 @@ def adapt(session: Session, watch: Watch) -> tuple[list[StepRecord], list[Pair]]
         seconds = time.perf_counter() - started + session.saved_s - saved  # as if no run had shared its replies
         cost |= {"seconds": seconds, "dev_change": evaluate.summary(dev)["value"] - before}
         train = session.score(candidate.prompt, task.examples("feedback"))
-        history.append(record(session, history, move, candidate, dev, train, signal, wanted, detail, cost))
+        history.append(record(session, step, move, candidate, dev, train, signal, wanted, detail, cost))
         watch(history[-1])
     return history, trained
 
@@ -150,9 +178,8 @@ def make(cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None
         store.append_step(scratch / "steps.jsonl", step)
         watch(step)
 
-    history, trained = adapt(session, log)
-    chosen = best(history)
-    splits = final_scores(session, Candidate(chosen.prompt, chosen.adapter), reference)
+    history, chosen, trained, splits = through_phases(session, log)
+    splits |= final_scores(session, Candidate(chosen.prompt, chosen.adapter), reference)
     store.write_scores(scratch / "scores.csv", splits)
     rows = remade_rows(cfg, task.start, trained)
     remake.export(rows, scratch)
@@ -189,7 +216,7 @@ def obedience(session: Session) -> list[Scored]:
     return session.score_each(prompts, examples)
 
 
-def final_scores(session: Session, candidate: Candidate, reference: dict[str, set[str]]) -> dict[str, list[Scored]]:
+def final_scores(session: Session, candidate: Candidate, reference: dict[str, set[str]]) -> Scores:
     """The candidate on test, once, and on what the frozen backbone could do: locality and promptability."""
     session.use(candidate)
     task = session.task
@@ -203,7 +230,7 @@ def final_scores(session: Session, candidate: Candidate, reference: dict[str, se
 
 
 def record(
-    session: Session, history: Sequence[StepRecord], move: Move, candidate: Candidate, dev: Sequence[Scored],
+    session: Session, step: int, move: Move, candidate: Candidate, dev: Sequence[Scored],
     train: Sequence[Scored], signal: Signal | None = None, demand: Demand | None = None,
     detail: Mapping[str, object] | None = None, cost: Mapping[str, float] | None = None,
 ) -> StepRecord:  # fmt: skip
@@ -212,7 +239,7 @@ def record(
     calls = float(ledger.calls + ledger.replayed)
     spent = {"editor_calls": calls, "editor_tokens": float(ledger.tokens_in + ledger.tokens_out)}
     return StepRecord(
-        len(history), move, candidate.prompt, candidate.adapter, evaluate.summary(dev), evaluate.summary(train),
+        step, move, candidate.prompt, candidate.adapter, evaluate.summary(dev), evaluate.summary(train),
         signal or Signal(), dict(demand or {}), dict(detail or {}),
         {**(cost or {"seconds": 0.0, "dev_change": 0.0}), **spent},
     )  # fmt: skip

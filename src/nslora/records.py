@@ -25,6 +25,7 @@ IDENTITY = ["task", "rule", "backbone", "method", "seed"]  # the rest of a confi
 UNIT = ["task", "rule", "backbone", "settings", "method", "seed", "id"]  # one graded item of one run
 HEAD = ["run_id", *IDENTITY, "settings"]
 PARTS = ["success", "content", "content_strict", "style"]
+STREAM = "stream"  # the task with several phases
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,21 @@ class Records:
 
     @cached_property
     def main(self) -> Records:
-        """The main comparison: per task and backbone, the runs under the settings that most methods were run with.
+        """The main comparison: every task but the stream."""
+        return self._compared(self.runs[self.runs.task != STREAM])
+
+    @cached_property
+    def stream(self) -> Records:
+        """The comparison on the stream of tasks."""
+        return self._compared(self.runs[self.runs.task == STREAM])
+
+    def _compared(self, runs: pd.DataFrame) -> Records:
+        """Per task and backbone, the runs under the settings that most methods were run with.
 
         Ablations and sweeps change a setting for one or two methods and are left out by this.
         """
         keep: set[str] = set()
-        for _, group in self.runs.groupby(["task", "backbone"]):
+        for _, group in runs.groupby(["task", "backbone"]):
             tried = group.groupby("settings").agg(methods=("method", "nunique"), runs=("run_id", "size"))
             reference = tried.reset_index().sort_values(["methods", "runs", "settings"]).settings.iloc[-1]
             keep |= set(group.run_id[group.settings == reference])

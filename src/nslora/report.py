@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import ablations, claims, config, costs, figures, records, remaking, stats, when, when_figures
+from . import ablations, adaptability, claims, config, costs, figures, records, remaking, stats, when, when_figures
 from .records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
@@ -157,7 +157,7 @@ def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> lis
 
 def meta(all_records: Records, frame: pd.DataFrame, what: str, tasks: list[str]) -> dict[str, Any]:
     """A figure's sidecar: what is shown, what the interval is, n, and the runs behind it."""
-    runs = all_records.main.runs
+    runs = pd.concat([all_records.main.runs, all_records.stream.runs])
     runs = runs[runs.task.isin(tasks) & runs.backbone.isin(frame.backbone)]
     if "interval" not in frame:
         return {"figure": what, "interval": TRACED, "n_seeds": "1", "sources": sorted(set(frame.run_id))}
@@ -181,7 +181,7 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
         "signal_traces": ("reward and signal", records.traces(all_records), figures.signal_traces, mixed),
         "threshold_sensitivity": (
             "what stopping LoRA at a threshold of C1 gives up and saves", when.thresholds(all_records),
-            when_figures.threshold_sensitivity, list(config.TASKS),
+            when_figures.threshold_sensitivity, [t for t in config.TASKS if t != records.STREAM],
         ),
         "need_roc": (
             "P(content) for hidden content against style needs", when.roc(all_records), when_figures.need_roc, mixed,
@@ -198,6 +198,7 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
             "test success on math by number of training problems and what weights are trained on",
             remaking.efficiency(all_records), remaking.data_efficiency, ["math"],
         ),
+        "stream": ("dev success through the stream", adaptability.curves(all_records), adaptability.stream, ["stream"]),
         "cost_parts": ("minutes of a run by kind of work", costs.parts(all_records), costs.cost_parts, mixed),
         "prompt_diffs": ("diff of both prompt texts", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip

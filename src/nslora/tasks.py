@@ -1,7 +1,7 @@
 """The tasks: fixed train, dev and test splits, what measures forgetting and obedience, and replay questions.
 
-Test is scored once, by the run's best candidate. Every choice comes from `cfg.rng`, so that all methods of one seed see
-the same task. Locality and promptability are the same for every task and seed.
+Test is scored once, by the run's best candidate (of each phase, in a stream). Every choice comes from `cfg.rng`, so
+that all methods of one seed see the same task. Locality and promptability are the same for every task and seed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, product
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,8 @@ MATH = {
     "products": {"min_digits": 1, "max_digits": 2},
     "number_sequence": {"max_complexity": 1},
 }  # the easy tier, of reasoning-gym
+
+STREAM = ((1, 0), (2, 0), (2, 1))  # per phase: batches of facts so far, and the rule: 0 is the first, 1 the second
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,20 @@ def _example(row: dict) -> Example:
     return Example(**row | {"rules": kept, "need": Need(row["need"])})
 
 
-def build(cfg: RunConfig) -> Task:
-    """The task of a run; raises UserError for a bad rule, too many items, or a malformed data file (with its line)."""
-    makers = {"facts": _facts, "style": _style, "math": _math, "mixed": _mixed}
+def phases(cfg: RunConfig) -> int:
+    """How many tasks a run meets one after the other: several in a stream, else one."""
+    return len(STREAM) if cfg.task == "stream" else 1
+
+
+def build(cfg: RunConfig, phase: int = 0) -> Task:
+    """The task of a run, or of one phase of a stream.
+
+    Raises UserError for a bad rule, too many items, or a malformed data file (with its line).
+    """
+    makers = {"facts": _facts, "style": _style, "math": _math, "mixed": _mixed, "stream": lambda c: _stream(c, phase)}
     splits = _own(cfg) if cfg.task.startswith("own:") else makers[cfg.task](cfg)
     asked = {rule.name for example in splits.all() for rule in example.rules}
+    asked |= set(_stream_rules(cfg)) if cfg.task == "stream" else set()
     locality, promptable = _held()
     obey = [rules.make(name) for name in OBEY if name not in asked]
     return Task(
@@ -213,14 +224,33 @@ def _mixed(cfg: RunConfig) -> Splits:
     """Facts without rules, known questions with the rule, and facts of other people with the rule, shuffled."""
     asked = (rules.make(cfg.rule),)
     content, both = worlds.invent(cfg.rng("facts"), (cfg.items, cfg.items))
-    kinds = (_fact_splits(cfg, content, "content", ()), _style(cfg), _fact_splits(cfg, both, "both", asked))
+    return _shuffled(
+        cfg, _fact_splits(cfg, content, "content", ()), _style(cfg), _fact_splits(cfg, both, "both", asked)
+    )
+
+
+def _shuffled(cfg: RunConfig, *kinds: Splits) -> Splits:
     rng = cfg.rng("mix")
 
-    def shuffled(split: str) -> list[Example]:
+    def together(split: str) -> list[Example]:
         rows = [example for kind in kinds for example in getattr(kind, split)]
         return [rows[i] for i in rng.permutation(len(rows))]
 
-    return Splits(shuffled("train"), shuffled("dev"), shuffled("test"), shuffled("feedback"))
+    return Splits(together("train"), together("dev"), together("test"), together("feedback"))
+
+
+def _stream_rules(cfg: RunConfig) -> tuple[str, str]:
+    """The rule that a stream starts with, and the one that it changes to."""
+    return cfg.rule, "end_phrase" if cfg.rule == "bullet" else "bullet"
+
+
+def _stream(cfg: RunConfig, phase: int) -> Splits:
+    """Facts and known questions under a rule: first one batch of facts, then a second one too, then another rule."""
+    batches, turn = STREAM[phase]
+    cfg = replace(cfg, rule=_stream_rules(cfg)[turn])
+    facts = worlds.invent(cfg.rng("facts"), (cfg.items, cfg.items))[:batches]
+    met = [fact for batch in facts for fact in batch]
+    return _shuffled(cfg, _style(cfg), _fact_splits(cfg, met, "both", (rules.make(cfg.rule),)))
 
 
 def _math(cfg: RunConfig) -> Splits:
