@@ -202,6 +202,16 @@ def test_both_sides_learn_the_same_from_the_same_tokens() -> None:
     assert (line["against"], line["n"]) == ("TRL", 1)
 
 
+def test_a_setting_that_breaks_is_told_and_never_the_best() -> None:
+    spec = {**COMMON, "batch": 4, "items": 4, "tokens": 50, "steps": False, "spread": 0.1}
+    wrong = spec | {"run": "trl_epochs", "side": "TRL", "setting": "odd", "settings": {"optim": "no such optimizer"}}
+    row = bench.tried_once(wrong, "train, c")
+    assert row["work"] == 0 and "adamw" in row["broke"]
+    fine = row | {"setting": "plain", "work": 100, "seconds": 2.0}
+    del fine["broke"]
+    assert bench_report.tried([row, fine]) == ["Tried for train, c, smollm2-135m: odd did not run, plain 50."]
+
+
 def test_both_sides_answer_the_same_in_float32() -> None:
     spec = {**COMMON, "items": 3, "new_tokens": 6, "chains": False, "dtype": "float32"}
     theirs = spec | {"run": "padded_replies", "side": "transformers", "ask": {"batch": 2}}

@@ -40,7 +40,8 @@ class Size:
     """How much is measured.
 
     Attributes:
-        learn, answer: per case, the number of items and the tokens of each (of its reply, at most).
+        learn, answer: per case, the number of items and the tokens of each (of its reply, at most); `learn` also the
+            batch size, smaller for long items lest the other side's memory exceed that of a common machine.
         batches: sizes tried for padded generation. checked: replies compared in float32.
         items, tokens: of the epochs whose cost is followed. matrix: side of the square that is multiplied.
         written: tokens of an editor's reply.
@@ -50,7 +51,7 @@ class Size:
     editor: str = "qwen2.5-coder-1.5b"
     repetitions: int = 3
     batch: int = 8
-    learn: tuple[tuple[str, int, int], ...] = (("short", 32, 60), ("long", 8, 400))
+    learn: tuple[tuple[str, int, int, int], ...] = (("short", 32, 60, 8), ("long", 8, 400, 4))
     answer: tuple[tuple[str, int, int], ...] = (("short", 64, 24), ("chains", 16, 200))
     batches: tuple[int, ...] = (8, 16, 32, 64)
     items: tuple[int, ...] = (16, 64, 256, 512)
@@ -62,7 +63,7 @@ class Size:
 
 SMALL = Size(
     backbones=("smollm2-135m",), editor="smollm2-135m", repetitions=2, batch=4,
-    learn=(("short", 8, 60), ("long", 4, 300)), answer=(("short", 8, 12), ("chains", 4, 40)), batches=(4, 8),
+    learn=(("short", 8, 60, 4), ("long", 4, 300, 2)), answer=(("short", 8, 12), ("chains", 4, 40)), batches=(4, 8),
     items=(8, 16), tokens=(64, 128), matrix=1024, checked=2, written=16,
 )  # fmt: skip
 
@@ -124,23 +125,26 @@ def same(a: Row, b: Row) -> float:
 
 
 def train(size: Size, common: Row) -> Iterator[Row]:
-    """Our numerical move against the best of TRL's settings, each tried on two batches."""
-    for backbone, (case, items, tokens) in product(size.backbones, size.learn):
-        spec = {
-            **common,
-            "backbone": backbone,
-            "items": items,
-            "tokens": tokens,
-            "steps": case == "long",
-            "spread": 0.3,
-        }
+    """Our numerical move against the best of TRL's settings, each tried on half of the items."""
+    for backbone, (case, items, tokens, batch) in product(size.backbones, size.learn):
+        spec = {**common, "backbone": backbone, "items": items, "tokens": tokens, "batch": batch, "spread": 0.3}
+        spec["steps"] = case == "long"
         theirs = [{"run": "trl_epochs", "side": "TRL", "setting": k, "settings": v} for k, v in TRL.items()]
-        few = {"items": min(items, 2 * size.batch), "warm": {"steps": 1}}
-        tried = [measure([spec | t | few], 1, part="tried", case=f"train, {case}")[0] for t in theirs]
+        few = {"items": items // 2, "warm": {"steps": 1}}
+        tried = [tried_once(spec | one | few, f"train, {case}") for one in theirs]
         yield from tried
         best = max(zip(tried, theirs, strict=True), key=lambda pair: rate(pair[0]))[1]
         pair = [spec | {"run": "epochs", "side": OURS}, spec | best]
         yield from measure(pair, size.repetitions, part="train", case=case)
+
+
+def tried_once(spec: Row, case: str) -> Row:
+    """One turn of a setting of the other side; no work done, with the reason, where it breaks or lacks memory."""
+    try:
+        return measure([spec], 1, part="tried", case=case)[0]
+    except RuntimeError as error:
+        named = {key: spec[key] for key in ("side", "setting", "backbone")}
+        return {**named, "part": "tried", "case": case, "work": 0, "seconds": 1.0, "broke": str(error)[-300:]}
 
 
 def evaluate(size: Size, common: Row) -> Iterator[Row]:

