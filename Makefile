@@ -6,6 +6,7 @@ PROFILE ?= quick
 JOBS ?= 2
 SHARD ?= 1/1
 REUSE ?=
+CLUSTER ?=
 
 # Asked for by a range, pip would take the newest build with gigabytes of CUDA packages. The exact version takes a CPU
 # build where one is at hand, so its hash differs by machine and it stays out of requirements.lock.
@@ -30,10 +31,11 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  settings: PROFILE=quick|full|smoke  JOBS=2  SHARD=i/n  REUSE=1  PYTHON=python3"
+	@echo "  settings: PROFILE=quick|full|smoke  JOBS=2  SHARD=i/n  REUSE=1  CLUSTER=tcp://host:8786  PYTHON=python3"
 
 reproduce: .venv/ready ## run every notebook over backbones and seeds; makes all records, tables and figures
-	$(NSLORA) reproduce --profile $(PROFILE) --jobs $(JOBS) --shard $(SHARD) $(if $(filter 1,$(REUSE)),--reuse)
+	$(NSLORA) reproduce --profile $(PROFILE) --jobs $(JOBS) --shard $(SHARD) $(if $(filter 1,$(REUSE)),--reuse) \
+	  $(if $(CLUSTER),--cluster $(CLUSTER))
 
 plan: .venv/ready ## print the jobs of PROFILE, which are done, and what the rest will cost
 	$(NSLORA) plan --profile $(PROFILE)
@@ -72,7 +74,7 @@ lock: ## write requirements.lock anew from pyproject.toml; keeps its pins where 
 	"$(PYTHON)" -m venv runs/uv
 	runs/uv/bin/python -m pip install --quiet $(UV)
 	printf '%s\n' $(UNLOCKED) > runs/uv/excludes.txt
-	runs/uv/bin/uv pip compile pyproject.toml --extra dev --extra bench --excludes runs/uv/excludes.txt --universal \
+	runs/uv/bin/uv pip compile pyproject.toml --extra dev --extra bench --extra cluster --excludes runs/uv/excludes.txt --universal \
 	  --python-version 3.11 --fork-strategy fewest --generate-hashes --custom-compile-command "make lock" --quiet \
 	  --output-file requirements.lock
 

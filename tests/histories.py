@@ -10,7 +10,7 @@ from nslora.types import Move, Prompt, Signal, StepRecord
 
 def step(number: int, move: Move, signal: Signal, **cost: float) -> StepRecord:
     """A move with nothing but what routers look at."""
-    defaults = {"seconds": 1.0, "dev_change": 0.0}
+    defaults = {"tokens": 1.0, "dev_change": 0.0}
     return StepRecord(number, move, Prompt(), None, {}, {}, signal, {}, {}, {**defaults, **cost})
 
 

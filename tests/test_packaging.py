@@ -68,7 +68,7 @@ def test_lock_leaves_out_what_differs_by_machine() -> None:
 
 
 def test_lock_satisfies_every_declared_requirement() -> None:
-    for requirement in declared("dev", "bench"):
+    for requirement in declared("dev", "bench", "cluster"):
         if requirement.name not in UNLOCKED:
             assert requirement.specifier.contains(version(requirement.name)), requirement
 
@@ -101,7 +101,7 @@ def imported(source: str) -> set[str]:
 def test_declared_requirements_are_the_imported_ones() -> None:
     files = (ROOT / "src" / "nslora").glob("*.py")
     found = set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
-    needed = [r.name for r in declared("bench") if r.name not in NOT_IMPORTED]
+    needed = [r.name for r in declared("bench", "cluster") if r.name not in NOT_IMPORTED]
     expected = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in needed}
     assert found - sys.stdlib_module_names - {"nslora"} == expected
 

@@ -75,9 +75,9 @@ def test_the_classifier_alone_follows_the_larger_demand() -> None:
 
 def test_utility_weighs_demand_progress_and_cost() -> None:
     cfg = RunConfig(router="utility")
-    cheap = step(1, Move.NUMERICAL, Signal(), dev_change=0.2, seconds=1.0)
-    dear = step(2, Move.SYMBOLIC, Signal(), dev_change=0.2, seconds=9.0)
-    useless = step(2, Move.NUMERICAL, Signal(), dev_change=-0.1, seconds=1.0)
+    cheap = step(1, Move.NUMERICAL, Signal(), dev_change=0.2, tokens=1.0)
+    dear = step(2, Move.SYMBOLIC, Signal(), dev_change=0.2, tokens=9.0)
+    useless = step(2, Move.NUMERICAL, Signal(), dev_change=-0.1, tokens=1.0)
     assert decide("neurosymbolic", [cheap, dear], BOTH, cfg) is Move.NUMERICAL
     assert decide("neurosymbolic", [cheap, dear], {"content": 0.05, "style": 0.9}, cfg) is Move.SYMBOLIC
     assert decide("neurosymbolic", [useless, useless, dear], BOTH, cfg) is Move.SYMBOLIC

@@ -246,8 +246,7 @@ def edits(spec: Spec) -> Side:
     def repeat() -> dict[str, Any]:
         before = replace(editor.ledger)
         editor.complete(next(asked))
-        spent = editor.ledger - before
-        return {"tokens_in": spent.tokens_in, "work": spent.tokens_out}
+        return {"tokens_in": (spent := editor.ledger - before).tokens_in, "work": spent.tokens_out}
 
     return repeat, SERVED
 
@@ -278,7 +277,8 @@ def serve(spec: Spec) -> None:
         os.dup2(2, 1)  # libraries print
         torch.set_num_threads(spec["threads"])
         if not (cuda := torch.cuda.is_available()):  # a side that needs more than there is breaks alone
-            resource.setrlimit(resource.RLIMIT_DATA, (psutil.virtual_memory().available,) * 2)
+            free = psutil.virtual_memory().available
+            resource.setrlimit(resource.RLIMIT_DATA, (free, free))
         repeat, about = SIDES[spec["run"]](spec)
         about |= {"accelerator": torch.cuda.get_device_name()} if cuda else {}
         print(json.dumps(about), file=answers, flush=True)

@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--jobs", type=int, default=1, help="jobs at a time")
             sub.add_argument("--shard", default="1/1", metavar="I/N", help="the I-th of N parts of the jobs")
             sub.add_argument("--reuse", action="store_true", help="finished records in the repository count as done")
+            sub.add_argument("--cluster", metavar="ADDRESS", help="a dask scheduler, whose workers run the jobs")
+            sub.add_argument("--gpu", action="store_true", help='on a cluster: each job takes a resource "GPU"')
     sub = command("bench", bench, "measure our parts beside the tools that they replace")
     sub.add_argument("--small", action="store_true", help="a few minutes' try of everything; not a result")
     sub.add_argument("--out", type=Path, default=Path("results/bench"))
@@ -136,7 +138,7 @@ def check(configs: Sequence[RunConfig]) -> None:
         )
 
 
-def downloads(configs: Iterable[RunConfig]) -> int:
+def downloads(configs: Sequence[RunConfig]) -> int:
     """Bytes of default weights that these runs still have to fetch."""
     return sum(w.bytes for w in needed(configs) if not weights.is_cached(w.key))
 
@@ -212,14 +214,8 @@ def show_plan(args: argparse.Namespace) -> int:
     profile = load(args.profile)
     rows = plan(profile)
     for row in rows:
-        state = (
-            "done"
-            if row["done"]
-            else f"{row['left']} of {row['runs']} runs left{cost(row)}"
-            if row["runs"]
-            else "to do"
-        )
-        print(f"{row['job']:36} {state}")
+        left = f"{row['left']} of {row['runs']} runs left{cost(row)}" if row["runs"] else "to do"
+        print(f"{row['job']:36} {'done' if row['done'] else left}")
     total = {key: sum(row[key] for row in rows) for key in ("left", "seconds", "tokens", "unknown")}
     fetch = downloads([cfg for job in jobs(profile) if not job.done() for cfg in job.configs])
     print(f"total: {total['left']} runs left{cost(total)}; {fetch / 1e6:.0f} MB of models to fetch")
@@ -236,6 +232,7 @@ def cost(row: dict[str, Any]) -> str:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Run the jobs of a profile."""
+    from . import cluster
     from .jobs import reproduce
 
     part, _, parts = args.shard.partition("/")
@@ -245,7 +242,10 @@ def reproduce(args: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be at least 1, not {args.jobs}.")
     profile = load(args.profile)
     check([cfg for job in jobs(profile) if not job.done() for cfg in job.configs])
-    failed = reproduce(profile, args.jobs, (int(part), int(parts)), args.reuse, say)
+    if args.cluster:
+        failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
+    else:
+        failed = reproduce(profile, args.jobs, (int(part), int(parts)), args.reuse, say)
     if failed:
         say(f"failed: {', '.join(failed)}")
         return 1

@@ -8,7 +8,7 @@ import re
 import time
 import tomllib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
@@ -227,13 +227,18 @@ def plan(profile: Profile) -> list[dict[str, Any]]:
     past = history(profile, "results/**")
     rows = []
     for job in jobs(profile):
-        left = [cfg for cfg in job.configs if not profile.store.done(cfg)]
-        known = [cost for cost in (expected(cfg, past) for cfg in left) if cost is not None]
+        left, known = costs_left(job, past)
         rows.append({
-            "job": job.name, "done": job.done(), "runs": len(job.configs), "left": len(left),
-            "seconds": total(known).seconds, "tokens": total(known).tokens, "unknown": len(left) - len(known),
+            "job": job.name, "done": job.done(), "runs": len(job.configs), "left": left,
+            "seconds": total(known).seconds, "tokens": total(known).tokens, "unknown": left - len(known),
         })  # fmt: skip
     return rows
+
+
+def costs_left(job: Job, past: list[dict[str, Any]]) -> tuple[int, list[Cost]]:
+    """The number of a job's runs that are not done, and what those will take of which `expected` knows it."""
+    left = [expected(cfg, past) for cfg in job.configs if not job.profile.store.done(cfg)]
+    return len(left), [cost for cost in left if cost is not None]
 
 
 def history(profile: Profile, folders: str) -> list[dict[str, Any]]:
@@ -261,15 +266,11 @@ def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
     return Cost(seconds / len(like), tokens / len(like), money / len(like), peak_mb)
 
 
-def needed(configs: Iterable[RunConfig]) -> list[Weights]:
+def needed(configs: Sequence[RunConfig]) -> list[Weights]:
     """The default weights that runs use: their backbones and, where edits can happen, the local editor."""
-    names = {name for cfg in configs for name in (cfg.backbone, cfg.editor_model if edits(cfg) else cfg.backbone)}
+    names = {cfg.backbone for cfg in configs}
+    names |= {cfg.editor_model for cfg in configs if cfg.editor_url == "local" and cfg.method != "frozen"}
     return [weights.BACKBONES[name] for name in sorted(names) if name in weights.BACKBONES]
-
-
-def edits(cfg: RunConfig) -> bool:
-    """Whether a run may call the local editor."""
-    return cfg.editor_url == "local" and cfg.method != "frozen"
 
 
 def expectation(profile: Profile) -> str:
@@ -295,6 +296,5 @@ def expectation(profile: Profile) -> str:
 
 def save_expectation(profile: Profile) -> Path:
     """Write the table of `expectation` beside the profile's results."""
-    path = profile.results / "expected.md"
-    path.write_text(expectation(profile), encoding="utf-8")
+    (path := profile.results / "expected.md").write_text(expectation(profile), encoding="utf-8")
     return path

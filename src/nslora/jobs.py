@@ -24,7 +24,7 @@ from typing import IO
 
 import psutil
 
-from .grid import Job, Profile, jobs, load, plan
+from .grid import Job, Profile, costs_left, history, jobs, load, total
 from .store import write_json
 from .types import UserError
 
@@ -200,8 +200,8 @@ def reproduce(
 
 def longest_first(queue: list[Job]) -> list[Job]:
     """Jobs by the time that earlier records let expect: a long one left for the end would run alone."""
-    seconds = {row["job"]: row["seconds"] for row in plan(queue[0].profile)} if queue else {}
-    return sorted(queue, key=lambda job: -seconds[job.name])
+    past = history(queue[0].profile, "results/**") if queue else []
+    return sorted(queue, key=lambda job: -total(costs_left(job, past)[1]).seconds)
 
 
 def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Callable[[str], None]) -> list[str]:

@@ -63,6 +63,7 @@ def adapt(
     decide, rng = router.DECISIONS[cfg.method], cfg.rng(f"route-{first}" if first else "route")
     for step in range(first + 1, first + cfg.moves + 1):
         started, saved, taken = time.perf_counter(), session.saved_s, history[1:]
+        paid = replace(session.editor.ledger)
         p_content = predict(session, candidate, train)
         wanted = demand(train, p_content) if p_content is not None else {}
         move = decide(taken, wanted, cfg, rng)
@@ -86,7 +87,9 @@ def adapt(
             break
         detail["needs"] = need_rows(train, p_content)
         seconds = time.perf_counter() - started + session.saved_s - saved  # as if no run had shared its replies
+        edited = session.editor.ledger - paid
         cost |= {"seconds": seconds, "dev_change": evaluate.summary(dev)["value"] - before}
+        cost["tokens"] = cost.get("train_tokens", 0.0) + edited.tokens_in + edited.tokens_out
         train = session.score(candidate.prompt, task.examples("feedback"))
         history.append(record(session, step, move, candidate, dev, train, signal, wanted, detail, cost))
         watch(history[-1])

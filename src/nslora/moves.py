@@ -137,20 +137,23 @@ def numerical(
 
 def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:
     """At most `count` replay pairs, drawn anew each time: half under the current prompt, half under told rules."""
-    start, asked = session.task.start, session.task.replay
-    own = [(p, e) for p, e in asked if p == start]
-    told = [(p, e) for p, e in asked if p != start]
-    found: list[Pair] = []
-    for kind, share in ((own, count - count // 2), (told, count // 2)):
-        if not share:
-            continue
-        if kind is own and prompt != start:
-            useful = known(session, prompt, [e for _, e in own], min(REPLAYED, 3 * share // 2))
-        else:
-            replies = session.frozen([session.backbone.text(p, e.question) for p, e in kind])
-            useful = remake.replay(kind, replies, grade, session.cfg)
-        found += [useful[i] for i in rng.permutation(len(useful))[:share]]
-    return found
+    start = session.task.start
+    own = [(p, e) for p, e in session.task.replay if p == start]
+    told = [(p, e) for p, e in session.task.replay if p != start]
+
+    def whole(asked: list[tuple[Prompt, Example]]) -> list[Pair]:
+        replies = session.frozen([session.backbone.text(p, e.question) for p, e in asked])
+        return remake.replay(asked, replies, grade, session.cfg)
+
+    def drawn(useful: list[Pair], share: int) -> list[Pair]:
+        return [useful[i] for i in rng.permutation(len(useful))[:share]]
+
+    if not count:
+        return []
+    half = count - count // 2
+    most = min(REPLAYED, 3 * half // 2)
+    mine = whole(own) if prompt == start else known(session, prompt, [e for _, e in own], most)
+    return drawn(mine, half) + drawn(whole(told), count // 2)
 
 
 def known(session: Session, prompt: Prompt, questions: Sequence[Example], most: int) -> list[Pair]:

@@ -71,14 +71,14 @@ def by_utility(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) ->
     """Our extension: the move with the larger demand x expected progress / cost.
 
     Expected progress of a kind is the mean gain in dev reward of its last two moves (optimistically 1 before it was
-    tried), its cost their mean seconds.
+    tried), its cost their mean tokens, trained on or the editor's: seconds would differ from one machine to another.
     """
     scores = {}
     for move, key in ((Move.NUMERICAL, "content"), (Move.SYMBOLIC, "style")):
         tried = [step for step in history if step.move is move][-2:]
         progress = float(np.mean([max(step.cost["dev_change"], 0.0) for step in tried])) if tried else 1.0
-        seconds = float(np.mean([step.cost["seconds"] for step in tried])) if tried else 1.0
-        scores[move] = demand[key] * progress / max(seconds, 1e-3)
+        tokens = float(np.mean([step.cost["tokens"] for step in tried])) if tried else 1.0
+        scores[move] = demand[key] * progress / max(tokens, 1.0)
     best = max(scores, key=lambda move: scores[move])
     if scores[best] > 0:
         return best
