@@ -25,8 +25,12 @@ CHOICES = {
     "signal_loss": ("train", "dev"),
     "router": ("rule", "utility"),
     "control": ("none", "shuffled", "random"),
+    "tier": ("easy", "hard"),
 }
-LATER = ("control",)  # settings newer than some records: part of a run's identity only where they are not the default
+LATER = (
+    "control",
+    "tier",
+)  # settings newer than some records: part of a run's identity only where they are not the default
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
             "max_new_tokens", "patience", "threads")  # fmt: skip
 
@@ -44,6 +48,7 @@ class RunConfig:
     items: int = 24  # facts (each in 5 training wordings), style questions, math problems: of each kind in the task
     test_items: int = 36  # test items of each kind
     rule: str = "end_phrase"  # the style rule of style and mixed, the first of a stream (a key of rules.RULES)
+    tier: str = "easy"  # of math: arithmetic (easy), or word problems with gold chains of thought (hard)
     max_new_tokens: int = 32  # longest reply, in tokens
 
     rank: int = 16  # LoRA rank

@@ -26,15 +26,15 @@ HINT = "{question}\n(The answer is {answer}.)"
 
 
 def gold(examples: Sequence[Example], prompt: Prompt) -> list[Pair]:
-    """The given answers, bare."""
-    return [Pair(prompt, e.question, e.answer, "gold", e.id) for e in examples]
+    """The given answers, bare (or the worked solutions, where the task has them)."""
+    return [Pair(prompt, e.question, e.gold, "gold", e.id) for e in examples]
 
 
 def spread(examples: Sequence[Example], prompt: Prompt, targets: dict[str, tuple[str, str]]) -> list[Pair]:
     """Training pairs for every wording of a fact from one (target, source) per fact; bare gold where there is none."""
     pairs = []
     for e in examples:
-        target, source = targets.get(e.fact, (e.answer, "gold"))
+        target, source = targets.get(e.fact, (e.gold, "gold"))
         pairs.append(Pair(prompt, e.question, target, source, e.id))
     return pairs
 

@@ -7,18 +7,15 @@ that all methods of one seed see the same task. Locality and promptability are t
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle, product
+from itertools import cycle
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from datasets import Dataset
 
-from . import own, rules, worlds
+from . import own, problems, rules, worlds
 from .config import RunConfig
 from .grading import grade
 from .types import Example, Need, Prompt, Rule, UserError
@@ -32,13 +29,7 @@ OPENINGS = ("Gladly:", "My answer is this:", "Dear reader,", "As far as I know,"
 HELD = 24  # questions in each of locality and promptability: half of them capitals, half general knowledge
 SPARE = 40  # capitals among the replay questions
 TRAIN_WORDINGS = 5  # then one for dev, the others for test
-MATH = {
-    "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
-    "basic_arithmetic": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2, "allow_negation": False},
-    "products": {"min_digits": 1, "max_digits": 2},
-    "number_sequence": {"max_complexity": 1},
-}  # the easy tier, of reasoning-gym
-
+SEEDS_APART = 1_000_000  # reasoning-gym seeds item i of a dataset with seed + i: near seeds would share items
 STREAM = ((1, 0), (2, 0), (2, 1))  # per phase: batches of facts so far, and the rule: 0 is the first, 1 the second
 
 
@@ -254,37 +245,11 @@ def _stream(cfg: RunConfig, phase: int) -> Splits:
 
 
 def _math(cfg: RunConfig) -> Splits:
-    """Problems with checkable answers, kinds in turn, splits by index range.
-
-    reasoning-gym seeds item i of a dataset with seed + i, so datasets of near seeds share items: ours lie far apart.
-    """
-    # reasoning-gym imports pycosat for its zebra puzzles alone; it has no wheels, and a fresh machine no compiler.
-    sys.modules.setdefault("pycosat", ModuleType("pycosat"))
-    import reasoning_gym
-
-    sizes = (cfg.items, cfg.items, cfg.test_items)
-    seed, total = cfg.seed * 1_000_000, sum(sizes)
-    sets = {k: reasoning_gym.create_dataset(k, seed=seed, size=10 * total, **kw) for k, kw in MATH.items()}
-    problems: dict[str, Example] = {}
-    for i, kind in product(range(10 * total), sets):
-        question, name = _plain(kind, sets[kind][i]["question"]), f"{kind}:{i}"
-        answer = str(sets[kind][i]["answer"])
-        example = Example(f"math:{name}", question, answer, group=name, fact=name, grader="number")
-        problems.setdefault(question, example)
-        if len(problems) == total:
-            break
-    rows = list(problems.values())
-    train, dev, test = rows[: sizes[0]], rows[sizes[0] : 2 * sizes[0]], rows[2 * sizes[0] :]
+    """Problems with checkable answers, of the tier asked for."""
+    seed, sizes = cfg.seed * SEEDS_APART, (cfg.items, cfg.items, cfg.test_items)
+    hard = cfg.tier == "hard"
+    train, dev, test = problems.hard(seed, sizes, cfg.rng("templates")) if hard else problems.easy(seed, sizes)
     return Splits(train, dev, test, feedback=train)
-
-
-def _plain(kind: str, question: str) -> str:
-    """The problem alone: reasoning-gym's wording tells how to reply ("Give only the result ...")."""
-    if kind == "number_sequence":
-        return f"What is the next number in this sequence? {question.removesuffix(', ?')}"
-    found = re.search(r"-?[\d(][-\d\s()+*/]*", question)
-    assert found, question
-    return f"What is {found.group().strip()}?"
 
 
 def _own(cfg: RunConfig) -> Splits:

@@ -83,6 +83,12 @@ class Example:
     group: str = ""
     fact: str = ""
     grader: str = "contains"
+    solution: str = ""
+
+    @property
+    def gold(self) -> str:
+        """What weights train on when no target was remade: the worked solution, or the bare answer."""
+        return self.solution or self.answer
 
 
 @dataclass(frozen=True)
