@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scripted import Scripted
 
-from nslora import evaluate, moves, remake, tasks
+from nslora import evaluate, loop, moves, remake, tasks
 from nslora.config import RunConfig
 from nslora.editor import Request
 from nslora.grading import grade
@@ -82,6 +82,25 @@ def test_replies_follow_the_weights_in_place(opened, backbone, monkeypatch) -> N
     assert session.score(start.prompt, dev) == after
     assert session.nll(start.prompt, dev) == after_nll
     assert calls == []
+
+
+def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opened, monkeypatch) -> None:
+    session = opened()
+    session.cfg = replace(CFG, method="alternate", targets="verified", bake=True)
+    refined = Prompt(f"End every reply with: {PHRASE}")
+    said = lambda texts: [Generation(f"Lima. {PHRASE}", 5, -0.1) for _ in texts]  # noqa: E731
+    monkeypatch.setattr(session, "frozen", said)
+    monkeypatch.setattr("nslora.remake.verified", lambda examples, *_: {e.fact: ("kept", "remade") for e in examples})
+    train = session.score(session.task.start, session.task.examples("feedback"))
+    facts = {s.example.fact for s in train}
+    baked, _, pairs = moves.numerical(session, Candidate(refined), facts, train, False, 1)
+    assert baked.prompt == session.task.start and baked.adapter
+    assert {(p.prompt, p.made, p.target) for p in pairs} == {(session.task.start, refined, "kept")}
+    session.cfg = replace(session.cfg, bake=False)
+    kept, _, pairs = moves.numerical(session, Candidate(refined), facts, train, False, 2)
+    assert kept.prompt == refined and {(p.prompt, p.made) for p in pairs} == {(refined, None)}
+    (row,) = loop.remade_rows(session.cfg, session.task.start, [replace(pairs[0], made=refined)])
+    assert ["+", "End"] in row["prompt_diff"]
 
 
 class Obedient:

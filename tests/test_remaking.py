@@ -48,9 +48,23 @@ def test_the_amount_of_training_data_is_shown_by_source(study: records.Records) 
     assert table.loc[("verified", 8), "remade"] == 8
 
 
+def test_baking_is_told_from_keeping_the_prompt(tmp_path: Path) -> None:
+    skills = {"frozen": 0.0, "textgrad": 0.5}
+    for seed in range(3):
+        shared = {"task": "style", "rule": "json", "seed": seed, "test_items": 40}
+        for method, skill in skills.items():
+            write_record(tmp_path, (1.0, skill), method=method, **shared)
+        for bake, skill in ((False, 1.0), (True, 0.25)):
+            write_record(tmp_path, (1.0, skill), method="alternate", bake=bake, moves=2, **shared)
+    frame = remaking.baking(records.load(tmp_path))
+    assert frame.arm.tolist() == ["nothing", "prompt", "prompt and weights", "weights"]
+    assert frame["mean"].tolist() == pytest.approx([0.0, 0.5, 1.0, 0.25], abs=0.15)
+    assert set(frame.n) == {3}
+
+
 def test_without_runs_there_is_nothing(tmp_path: Path) -> None:
     empty = records.load(tmp_path)
-    assert remaking.efficiency(empty).empty and remaking.counts(empty).empty
+    assert remaking.efficiency(empty).empty and remaking.counts(empty).empty and remaking.baking(empty).empty
 
 
 def test_the_arms_are_those_that_a_run_can_have() -> None:

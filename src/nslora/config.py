@@ -57,6 +57,7 @@ class RunConfig:
     targets: str = (
         "remade"  # verified replies in the prompt's style, gold where there are none; or one of remaking.ARMS
     )
+    bake: bool = False  # weights learn under the start prompt what the refined one brought, and go on with the start's
     replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
 
     candidates: int = 3  # edits proposed per symbolic move

@@ -253,7 +253,7 @@ def remade_rows(cfg: RunConfig, start: Prompt, pairs: Sequence[Pair]) -> list[di
     rows = {}
     for p in pairs:
         if p.source in ("remade", "rewritten"):
-            changed = [list(part) for part in diff(start.both, p.prompt.both)]
+            changed = [list(part) for part in diff(start.both, (p.made or p.prompt).both)]
             rows[p.parent, p.target] = {
                 "question": p.question, "answer": p.target, "system": p.prompt.system, "template": p.prompt.question,
                 "parent": p.parent, "source": p.source, "prompt_diff": changed,

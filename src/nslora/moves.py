@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,8 @@ def numerical(
 ) -> tuple[Candidate, Epoch, list[Pair]]:
     """One LoRA epoch on the wordings of the `chosen` facts, on what the candidate already does right, and on replay.
 
-    `rewrites` lets the editor write styled answers (when prompts have failed to bring the style).
+    `rewrites` lets the editor write styled answers (when prompts have failed to bring the style). Baking trains under
+    the start prompt instead, and gives the candidate that one back.
     Returns the candidate with its new adapter checkpoint, the epoch's report, and the pairs trained on.
     """
     cfg, prompt = session.cfg, candidate.prompt
@@ -126,13 +127,15 @@ def numerical(
     kept = remake.passing(scored) if remakes(cfg) else {}
     train = [e for e in session.task.examples("train") if e.fact in chosen or e.fact in kept]
     pairs = remake.arranged(remake.spread(train, prompt, {**targets, **kept}), remake.gold(train, prompt), cfg.targets)
+    taught = session.task.start if cfg.bake else prompt
+    pairs = [replace(p, prompt=taught, made=prompt) for p in pairs] if taught != prompt else pairs
     rng = cfg.rng(f"epoch-{step}")
-    pairs += replay(session, prompt, round(cfg.replay * len(pairs)), rng)
+    pairs += replay(session, taught, round(cfg.replay * len(pairs)), rng)
     epoch = session.learner.epoch(pairs, rng)
     folder = f"adapter-{step:02d}"
     session.learner.save(session.scratch / folder)
     session.weights = folder
-    return Candidate(prompt, folder), epoch, pairs
+    return Candidate(taught, folder), epoch, pairs
 
 
 def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:

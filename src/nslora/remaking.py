@@ -82,6 +82,28 @@ def counts(records: Records, method: str = "alternate") -> pd.DataFrame:
     return frame.groupby(["backbone", "targets", "items"]).mean().reset_index()
 
 
+def baking(records: Records, method: str = "alternate") -> pd.DataFrame:
+    """Test success on style per backbone, rule and `arm`: what is left of a refined prompt in weights, with intervals.
+
+    Arms: nothing (frozen), the prompt alone (textgrad), the prompt with weights tuned under it, and weights that were
+    tuned on the same replies under the start prompt and are used with that (`bake`).
+    """
+    main, scores = records.main.scores, records.scores[records.scores.method == method]
+    baked = scores.settings.map(lambda text: json.loads(text)["bake"]).astype(bool)
+    arms = {
+        "nothing": main[main.method == "frozen"], "prompt": main[main.method == "textgrad"],
+        "prompt and weights": scores[~baked], "weights": scores[baked],
+    }  # fmt: skip
+    rows = [
+        rows[(rows.task == "style") & (rows.split == "test")].assign(arm=arm).set_index([*UNIT, "arm"]).success
+        for arm, rows in arms.items()
+    ]
+    table = estimates(pd.concat(rows), ["backbone", "rule", "arm"])
+    return table.sort_values(
+        ["backbone", "rule", "arm"], key=lambda c: c.map(list(arms).index) if c.name == "arm" else c
+    )
+
+
 @styled
 def data_efficiency(frame: pd.DataFrame) -> Figure:
     """Test success against the number of training problems, a line per arm and a panel per backbone.

@@ -154,6 +154,7 @@ class Pair:
         source: "gold" (given answer), "remade" (verified reply under a refined prompt), "rewritten" (verified edit
             of an answer by the editor), "sampled" (own reply that passed the reward) or "replay" (frozen model's own).
         parent: id of the example behind it, empty for replay.
+        made: the prompt that brought the target, where it is not the one trained under (baking).
     """
 
     prompt: Prompt
@@ -161,6 +162,7 @@ class Pair:
     target: str
     source: str
     parent: str = ""
+    made: Prompt | None = None
 
 
 @dataclass(frozen=True)
