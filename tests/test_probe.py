@@ -13,7 +13,9 @@ from nslora import needs, probe, tasks
 from nslora.config import RunConfig
 from nslora.moves import Session
 
-CFG = RunConfig(items=3, test_items=3, max_new_tokens=16, rank=4, lr=2e-3, candidates=2, method="lora", seed=2)
+CFG = RunConfig(
+    items=3, test_items=3, max_new_tokens=16, rank=4, lr=2e-3, candidates=2, method="lora", seed=2, replay=0.0
+)
 
 
 def test_probe_runs_share_no_seed_or_method_with_experiments() -> None:

@@ -118,11 +118,11 @@ def stream(frame: pd.DataFrame) -> Figure:
                 ends[method] = line["mean"].iloc[-1]
         for phase in range(1, len(PHASES)):
             ax.axvline(phase * (moves + 1) - 0.5, color="#888888", lw=0.7, ls=":")
-        ax.set(title=backbone, ylabel="dev success", ylim=(-0.03, 1.05))
+        ax.set(title=backbone, ylabel="dev success", ylim=(-0.03, 1.2), yticks=(0, 0.5, 1))
         label_ends(ax, ends)
     for phase, words in enumerate(PHASES):
         where = phase * (moves + 1) + moves / 2
-        axes[0].text(where, 1.0, words, ha="center", va="top", fontsize=7, color=INK)
+        axes[0].text(where, 1.17, words, ha="center", va="top", fontsize=7, color=INK)
     ticks = range((moves + 1) * len(PHASES))
     axes[-1].set_xticks(ticks, [str(tick % (moves + 1)) for tick in ticks])
     axes[-1].set_xlabel("moves since the change")
