@@ -28,7 +28,7 @@ def write_stream(results: Path, method: str, seed: int, success: list[float], fo
     if method == "frozen":
         rows = [row for row in rows if row["move"] == "stop"]
     (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    graded = {
+    graded: dict[str, list[tuple[object, ...]]] = {
         split: [
             (split, f"both:{fact}:job:{wording}", "both", right, right, right, 1.0, "x")
             for fact in facts

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import LocalCluster
@@ -15,29 +18,37 @@ from nslora import cluster, grid
 from nslora.types import UserError
 
 
+@contextmanager
+def scheduler(**options: Any) -> Iterator[str]:
+    """The address of a scheduler on loopback that has one worker of one thread."""
+    local: Any = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", **options)
+    with local:
+        yield local.scheduler_address
+
+
 @pytest.fixture(scope="module")
-def workers():
-    """A scheduler on loopback and a worker of one thread with one GPU to give."""
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, resources={"GPU": 1}) as local:
-        yield local
+def address() -> Iterator[str]:
+    """A scheduler whose worker has a GPU to give."""
+    with scheduler(resources={"GPU": 1}) as address:
+        yield address
 
 
-def test_workers_make_every_job_and_the_report_comes_last(tmp_path: Path, workers) -> None:
+def test_workers_make_every_job_and_the_report_comes_last(tmp_path: Path, address: str) -> None:
     make(tmp_path, first=(RUNS,), second=(RUNS,))
     profile, said = grid.load("t", tmp_path), list[str]()
-    assert cluster.reproduce(profile, workers.scheduler_address, gpu=True, say=said.append) == []
+    assert cluster.reproduce(profile, address, gpu=True, say=said.append) == []
     assert all(job.done() for job in grid.jobs(profile))
     assert sum(line.endswith(": done") for line in said) == 2
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/t/jobs").glob("*.json")}
     assert len(stamps) == 3
-    assert cluster.reproduce(profile, workers.scheduler_address, say=said.append) == []
+    assert cluster.reproduce(profile, address, say=said.append) == []
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_a_job_that_fails_is_named_with_its_last_words(tmp_path: Path, workers) -> None:
+def test_a_job_that_fails_is_named_with_its_last_words(tmp_path: Path, address: str) -> None:
     make(tmp_path, good=(RUNS,), bad=("1 / 0",))
     profile, said = grid.load("t", tmp_path), list[str]()
-    failed = cluster.reproduce(profile, workers.scheduler_address, say=said.append)
+    failed = cluster.reproduce(profile, address, say=said.append)
     assert [name.split("-")[0] for name in failed] == ["bad"]
     assert any("FAILED" in line and "ZeroDivisionError" in line for line in said)
     assert [job.done() for job in grid.jobs(profile) if job.notebook == "good"] == [True]
@@ -46,22 +57,14 @@ def test_a_job_that_fails_is_named_with_its_last_words(tmp_path: Path, workers) 
 def test_a_job_waits_for_a_free_gpu(tmp_path: Path) -> None:
     make(tmp_path, report=False, good=(RUNS,))
     profile = grid.load("t", tmp_path)
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as plain:
-        call = (profile, plain.scheduler_address, True)
-        waiting = threading.Thread(target=cluster.reproduce, args=call, kwargs={"say": lambda line: None})
+    with scheduler() as plain:
+        call = {"address": plain, "gpu": True, "say": lambda line: None}
+        waiting = threading.Thread(target=cluster.reproduce, args=(profile,), kwargs=call)
         waiting.start()
         waiting.join(timeout=5)
         assert waiting.is_alive() and not any(job.done() for job in grid.jobs(profile))
-        options = [
-            "--nthreads",
-            "1",
-            "--resources",
-            "GPU=1",
-            "--no-dashboard",
-            "--local-directory",
-            str(tmp_path / "d"),
-        ]
-        command = [sys.executable, "-m", "dask", "worker", plain.scheduler_address, *options]
+        options = ["--nthreads", "1", "--resources", "GPU=1", "--no-dashboard", "--local-directory", str(tmp_path)]
+        command = [sys.executable, "-m", "dask", "worker", plain, *options]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
             waiting.join(timeout=90)
             worker.terminate()

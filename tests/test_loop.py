@@ -79,6 +79,7 @@ def test_a_record_tells_the_whole_run(store, bare) -> None:
     assert summary["weights"] == bare.identity
     assert summary["final"]["test"]["n"] == 9
     assert summary["cost"]["wall_s"] > summary["cost"]["moves_s"] > 0
+    assert 0.5 < summary["cost"]["work_s"] / summary["cost"]["wall_s"] < 1
     assert summary["editor"]["calls"] > 0
     edits = steps[1]["detail"]["edits"]
     assert len(edits) >= 1 and all("diff" in e and "problem" in e and "accepted" in e for e in edits)

@@ -100,7 +100,7 @@ def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opene
     kept, _, pairs = moves.numerical(session, Candidate(refined), facts, train, False, 2)
     assert kept.prompt == refined and {(p.prompt, p.made) for p in pairs} == {(refined, None)}
     (row,) = loop.remade_rows(session.cfg, session.task.start, [replace(pairs[0], made=refined)])
-    assert ["+", "End"] in row["prompt_diff"]
+    assert ["+", "End"] in cast(list, row["prompt_diff"])
 
 
 class Obedient:

@@ -76,18 +76,12 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def loop_share(rows: Sequence[Row]) -> str:
-    """How much of a run's wall time its record accounts for; says what the records lack."""
-    if not rows:
-        return "There are no finished runs to tell the loop's own overhead from."
-    names = sorted({key for row in rows for key in row if key.startswith("cost.")} - {"cost.wall_s", "cost.saved_s"})
-    shares = [sum(row.get(name, 0.0) for name in names) / row["cost.wall_s"] for row in rows]
-    known = " and ".join(name.removeprefix("cost.").removesuffix("_s") for name in names) or "no part"
-    text = (
-        f"Share of a run's wall time in {known}: median {median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"
-    )
-    lacking = names in ([], ["cost.moves_s"])
-    more = "; evaluation outside of moves is not in the records, so the loop's overhead is not known" if lacking else ""
-    return f"{text} of {len(rows)} runs{more}."
+    """The loop's own overhead: how much of a run's wall time neither the model nor the editor was at work."""
+    shares = [1 - row["cost.work_s"] / row["cost.wall_s"] for row in rows if "cost.work_s" in row]
+    if not shares:
+        return "No finished run tells the loop's own overhead."
+    spread = f"median {median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) of {len(shares)} runs"
+    return f"The loop's own overhead, wall time in which neither model nor editor was at work: {spread}."
 
 
 def edit_price(rows: Sequence[Row]) -> str:
@@ -103,8 +97,11 @@ def tried(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row["part"] == "tried":
             said = "did not run" if "broke" in row else figure(rate(row))
-            found.setdefault((row["case"], row["backbone"]), []).append(f"{row['setting']} {said}")
-    return [f"Tried for {case}, {backbone}: {', '.join(said)}." for (case, backbone), said in found.items()]
+            found.setdefault((row["case"], row["backbone"]), []).append(f"{row['setting']}: {said}")
+    return [
+        f"Tried for {case}, {backbone}, {UNITS[case.split(',')[0]]}: {'; '.join(said)}."
+        for (case, backbone), said in found.items()
+    ]
 
 
 def identical(rows: Sequence[Row]) -> list[str]:

@@ -30,15 +30,15 @@ def reproduce(
     except ImportError as error:
         raise UserError("--cluster needs dask; install it with pip install 'nslora[cluster]'.") from error
     try:
-        client = Client(address, timeout=WAIT_S, set_as_default=False)
+        client = Client(address, timeout=WAIT_S)
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {address!r} ({error}).") from None
     failed: list[str] = []
     with client:
-        slot = {"resources": {"GPU": 1}} if gpu else {}
+        slot = {"GPU": 1} if gpu else None
         left = jobs.longest_first([job for job in jobs.jobs(profile) if job.backbone and not job.done()])
         futures = {
-            client.submit(make, *where(job), reuse, key=f"nslora-{job.name}", priority=-rank, **slot): job.name
+            client.submit(make, *where(job), reuse, key=f"nslora-{job.name}", priority=-rank, resources=slot): job.name
             for rank, job in enumerate(left)
         }
         for future in as_completed(futures):

@@ -27,10 +27,8 @@ CHOICES = {
     "control": ("none", "shuffled", "random"),
     "tier": ("easy", "hard"),
 }
-LATER = (
-    "control",
-    "tier",
-)  # settings newer than some records: part of a run's identity only where they are not the default
+# settings newer than some records: part of a run's identity only where they are not the default
+LATER = ("control", "tier", "bake")
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
             "max_new_tokens", "patience", "threads")  # fmt: skip
 

@@ -266,11 +266,12 @@ def totals(session: Session, history: Sequence[StepRecord], wall: float) -> dict
     """What the run cost: seconds in all and in moves, tokens trained on and generated, peak memory in MB.
 
     Replies of the frozen weights that an earlier run has made count as if this run had made them; `saved_s` of the
-    seconds are theirs.
+    seconds are theirs. `work_s` are those in which the model computed or the editor was asked.
     """
     return {
         "wall_s": wall + session.saved_s,
         "saved_s": session.saved_s,
+        "work_s": session.work_s,
         "moves_s": sum(step.cost["seconds"] for step in history),
         "train_tokens": sum(step.cost.get("train_tokens", 0.0) for step in history),
         "generated_tokens": float(session.generated_tokens),

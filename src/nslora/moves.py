@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .types import Candidate, Edit, Example, Generation, Pair, Prompt, Scored
 RUNGS = (6, 12)  # dev items on which the edits of a move are compared, a third of them going on to the second rung
 REPLAYED = 64  # replay questions at most whose replies under a rewritten prompt are made
 Memo = Callable[[str, Callable[[], Any]], Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Session:
     Attributes:
         weights: the adapter checkpoint in place; empty while the weights are the frozen ones.
         generated_tokens: tokens of all replies, each counted once. saved_s: seconds that memoised replies took to make.
+        work_s: seconds in which the model computed or the editor was asked; what is left of a run is its own overhead.
     """
 
     cfg: RunConfig
@@ -46,6 +48,7 @@ class Session:
     weights: str = ""
     generated_tokens: int = 0
     saved_s: float = 0.0
+    work_s: float = 0.0
     learner: Learner = field(init=False)
     replies: dict[tuple[str, tuple[str, ...]], list[Generation]] = field(default_factory=dict)
     likelihoods: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(default_factory=dict)
@@ -53,6 +56,13 @@ class Session:
     def __post_init__(self) -> None:
         """Attach the adapter."""
         self.learner = Learner(self.backbone, self.cfg)
+
+    def timed(self, compute: Callable[[], T]) -> T:
+        """The result of work of the model or the editor, its seconds counted."""
+        started, saved = time.perf_counter(), self.saved_s
+        result = compute()
+        self.work_s += time.perf_counter() - started + self.saved_s - saved
+        return result
 
     def generate(self, texts: Sequence[str]) -> list[Generation]:
         """Greedy replies of the weights as they are now to model inputs, in order."""
@@ -67,7 +77,7 @@ class Session:
     def _kept(self, weights: str, texts: Sequence[str], compute: Callable[[], list[Generation]]) -> list[Generation]:
         key = (weights, tuple(texts))
         if key not in self.replies:
-            self.replies[key] = compute()
+            self.replies[key] = self.timed(compute)
             self.generated_tokens += sum(reply.tokens for reply in self.replies[key])
         return self.replies[key]
 
@@ -101,7 +111,7 @@ class Session:
         key = (self.weights, prompt, tuple(e.id for e in examples))
         if key not in self.likelihoods:
             texts = [self.backbone.text(prompt, e.question) for e in examples]
-            self.likelihoods[key] = self.backbone.nll(texts, [e.answer for e in examples])
+            self.likelihoods[key] = self.timed(lambda: self.backbone.nll(texts, [e.answer for e in examples]))
         return self.likelihoods[key]
 
     def use(self, candidate: Candidate) -> None:
@@ -131,7 +141,7 @@ def numerical(
     pairs = [replace(p, prompt=taught, made=prompt) for p in pairs] if taught != prompt else pairs
     rng = cfg.rng(f"epoch-{step}")
     pairs += replay(session, taught, round(cfg.replay * len(pairs)), rng)
-    epoch = session.learner.epoch(pairs, rng)
+    epoch = session.timed(lambda: session.learner.epoch(pairs, rng))
     folder = f"adapter-{step:02d}"
     session.learner.save(session.scratch / folder)
     session.weights = folder
@@ -193,7 +203,7 @@ def choose_targets(
         return {e.fact: (rules.demonstrate(e.rules, e.answer), "demonstrated") for e in examples}
     styled = [s.example for s in scored if s.example.rules]
     if not remakes(cfg):
-        return remake.sampled(session.backbone, prompt, styled, grade, cfg) if styled else {}
+        return session.timed(lambda: remake.sampled(session.backbone, prompt, styled, grade, cfg)) if styled else {}
     found = {}
     if examples and (prompt != session.task.start or cfg.targets != "remade"):
         replies = session.frozen([session.backbone.text(prompt, remake.hint(e)) for e in examples])
@@ -202,7 +212,7 @@ def choose_targets(
         found = remake.lend(remake.verified(examples, replies, grade), examples, grade)
     missing = [e for e in styled if e.fact not in found]
     if rewrites and missing:
-        found |= remake.rewritten(missing, grade, session.editor, cfg)
+        found |= session.timed(lambda: remake.rewritten(missing, grade, session.editor, cfg))
         found = remake.lend(found, examples, grade)
     return found
 
@@ -223,7 +233,9 @@ def symbolic(
     chance = cfg.rng(f"control-{step}")
     if cfg.control == "shuffled":
         shown = controls.shuffled(shown, chance)
-    edits = rewrite.step(old, shown, session.editor, cfg, session.backbone.count, seed, forbidden) if shown else []
+    count = session.backbone.count
+    asked = lambda: rewrite.step(old, shown, session.editor, cfg, count, seed, forbidden)  # noqa: E731
+    edits = session.timed(asked) if shown else []
     if cfg.control == "random":
         words = sorted({word for _, e in session.task.replay for word in e.question.split()})
         edits = [controls.scrambled(edit, old, words, chance) for edit in edits]
