@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from typing import Any
@@ -10,6 +11,7 @@ import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from nslora import backbones, decode, weights
 from nslora.types import Prompt, UserError
@@ -104,6 +106,24 @@ def test_many_batches_equal_generate(tiny, monkeypatch):
         want = reference(tiny, prompt, 10)
         first = next((i for i, token in enumerate(want) if token in {96, 3, 4, 5}), 9)
         assert ids == want[: first + 1]
+
+
+def test_a_cache_with_room_holds_what_a_growing_one_does():
+    torch.manual_seed(0)
+    roomy: Any = decode.RoomyLayer()
+    plain: Any = DynamicLayer()
+    for n in (5, 1, decode.ROOM, 1, 1):
+        key, value = torch.randn(2, 3, 2, n, 4)
+        for rows in (roomy, plain):
+            batch = rows.keys.shape[0] if rows.is_initialized else 3
+            rows.update(key[:batch], value[:batch])
+        if n == decode.ROOM:
+            for rows in (roomy, plain):
+                rows.batch_select_indices(torch.tensor([2, 0]))
+        copied = copy.deepcopy(roomy)
+        copied.update(*torch.zeros(2, roomy.keys.shape[0], 2, 1, 4))  # leaves the first one alone
+        assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
+        assert roomy.get_seq_length() == plain.get_seq_length() == copied.get_seq_length() - 1
 
 
 def test_rows_without_common_start(tiny):

@@ -15,9 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 BATCH = 64
+ROOM = 64  # tokens that a cache makes room for at once
 SCORE_BATCH = 16  # rows per likelihood batch: its head sees every answer token at once
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of a KV cache with room at its end: a new token is written there, and nothing before it is copied.
+
+    Selecting or repeating rows leaves tensors of their own behind, and the next token makes room anew.
+    """
+
+    room: tuple[Tensor, ...] = ()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (B, heads, new tokens, dim) keys and values; all of them so far."""
+        new, start = (key_states, value_states), self.get_seq_length()
+        end = start + key_states.shape[-2]
+        held: Any = (self.keys, self.values) if start else ()
+        if not held or not self.room or held[0].data_ptr() != self.room[0].data_ptr() or end > self.room[0].shape[-2]:
+            self.room = tuple(x.new_empty(*x.shape[:2], end + ROOM, x.shape[-1]) for x in new)
+            for room, old in zip(self.room, held, strict=False):
+                room[..., :start, :] = old
+        for room, x in zip(self.room, new, strict=True):
+            room[..., start:end, :] = x
+        self.is_initialized = True
+        self.keys, self.values = keys, values = self.room[0][..., :end, :], self.room[1][..., :end, :]
+        return keys, values
 
 
 @contextmanager
@@ -199,6 +225,7 @@ def _shared_prefix(model: Any, prompts: list[list[int]]) -> tuple[int, DynamicCa
     """Prefill the common prefix; its length and KV cache."""
     length = _common_prefix(prompts)
     cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if length > 0:
         ids = torch.tensor([prompts[0][:length]], device=model.device)
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
