@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nslora import grid, report
+from nslora import bench_report, grid, report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +67,14 @@ def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
     assert {"runs", *re.findall(r"\\(claim\w+)", text)} <= defined
     body = re.sub(r"\[[^]]*\]|\d+\\%", "", text.split(r"\section{Results}")[1].split(r"\section{Limits}")[0])
     assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"
+
+
+def test_the_benchmark_says_what_was_measured(tmp_path: Path) -> None:
+    bench = ROOT / "results" / "bench"
+    bench_report.write(tmp_path, json.loads((bench / "bench.json").read_text(encoding="utf-8")))
+    for path in tmp_path.glob("*.*"):
+        if path.suffix not in (".pdf", ".png"):
+            assert (bench / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
