@@ -53,7 +53,7 @@ bench: .venv/ready ## measure speed and memory beside the tools that our parts r
 	$(NSLORA) bench
 
 test: lint ## lint, then all tests, JOBS files at a time
-	$(PY) -m pytest -n $(JOBS) --dist loadfile
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready ## ruff, pyright, and notebooks without outputs
 	$(PY) -m ruff check .

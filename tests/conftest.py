@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+LONG = ("test_notebooks.py", "test_grid.py", "test_loop.py")  # minutes each: started last, one would run alone
+
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the others keep their order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
