@@ -41,7 +41,7 @@ def reproduce(
             client.submit(
                 make, *where(job), reuse, key=f"nslora {where(job)}", priority=-rank, resources=slot
             ): job.name
-            for rank, job in enumerate(left)
+            for i, job in enumerate(left)
         }
         for future in as_completed(futures):
             name = futures[future]
