@@ -38,9 +38,7 @@ def reproduce(
         slot = {"GPU": 1} if gpu else None
         left = jobs.longest_first([job for job in jobs.jobs(profile) if job.backbone and not job.done()])
         futures = {
-            client.submit(
-                make, *where(job), reuse, key=f"nslora {where(job)}", priority=-rank, resources=slot
-            ): job.name
+            client.submit(make, *where(job), reuse, key=f"nslora {where(job)}", priority=-i, resources=slot): job.name
             for i, job in enumerate(left)
         }
         for future in as_completed(futures):
