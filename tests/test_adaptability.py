@@ -13,18 +13,18 @@ from synthetic import HEADER, split_means, write_record
 
 from nslora import adaptability, claims, records, report
 
-QUICK = [0.0, 0.8, 1.0, 0.5, 1.0, 1.0, 0.2, 0.95, 1.0]  # dev success: three phases of a start and two moves
+QUICK = [0.0, 0.8, 1.0, 0.5, 1.0, 1.0, 0.2, 0.95, 1.0]  # dev reward: three phases of a start and two moves
 SLOW = [0.0, 0.2, 0.4, 0.1, 0.1, 0.2, 0.0, 0.0, 0.0]
 FACTS = {"test-1": ("a", "b"), "test-2": ("a", "b", "c", "d"), "test": ("a", "b", "c", "d")}
 
 
-def write_stream(results: Path, method: str, seed: int, success: list[float], forgotten: str = "") -> Path:
-    """A record of the stream with the given dev success per step; `forgotten` facts are wrong at the end."""
+def write_stream(results: Path, method: str, seed: int, rewards: list[float], forgotten: str = "") -> Path:
+    """A record of the stream with the given dev rewards per step; `forgotten` facts are wrong at the end."""
     shared = {"task": "stream", "method": method, "seed": seed, "moves": 2, "items": 2, "test_items": 4}
     folder = write_record(results, **shared)
     step = json.loads((folder / "steps.jsonl").read_text().splitlines()[0])
     moves = ["stop", "numerical", "symbolic"] * 3
-    rows = [{**step, "step": i, "move": moves[i], "dev": {**step["dev"], "success": success[i]}} for i in range(9)]
+    rows = [{**step, "step": i, "move": moves[i], "dev": {**step["dev"], "value": rewards[i]}} for i in range(9)]
     if method == "frozen":
         rows = [row for row in rows if row["move"] == "stop"]
     (folder / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -54,13 +54,13 @@ def stream(tmp_path: Path) -> records.Records:
     return records.load(tmp_path)
 
 
-def test_success_is_the_best_so_far_of_each_phase(stream: records.Records) -> None:
+def test_reward_is_the_best_so_far_of_each_phase(stream: records.Records) -> None:
     frame = adaptability.by_move(stream)
     run = frame[(frame.method == "lora") & (frame.seed == 0)]
-    assert run.success.tolist() == [0.0, 0.2, 0.4, 0.1, 0.1, 0.2, 0.0, 0.0, 0.0]
+    assert run.value.tolist() == [0.0, 0.2, 0.4, 0.1, 0.1, 0.2, 0.0, 0.0, 0.0]
     assert run.phase.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     stopped = frame[(frame.method == "frozen") & (frame.seed == 0)]
-    assert stopped.success.tolist() == [0.0] * 3 + [0.1] * 3 + [0.0] * 3  # without moves, each phase's start is held
+    assert stopped.value.tolist() == [0.0] * 3 + [0.1] * 3 + [0.0] * 3  # without moves, each phase's start is held
 
 
 def test_recovery_counts_moves_until_most_of_the_old_level_is_back(stream: records.Records) -> None:

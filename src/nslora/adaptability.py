@@ -20,38 +20,38 @@ RECOVERED = 0.9  # of the level before the change
 
 
 def by_move(records: Records) -> pd.DataFrame:
-    """Best dev success so far in the phase, per run of the stream, phase (from 1) and move (0: before the first one).
+    """Best dev reward so far in the phase, per run of the stream, phase (from 1) and move (0: before the first one).
 
     A run that stops before its phase's budget is spent keeps its value for the rest of the phase.
     """
-    rows = [pd.DataFrame(columns=[*RUN, "phase", "move", "success"])]
+    rows = [pd.DataFrame(columns=[*RUN, "phase", "move", "value"])]
     for _, run in records.stream.steps.groupby("run_id"):
         run, moves = run.sort_values("step"), json.loads(run.settings.iloc[0])["moves"]
         for phase, part in run.groupby((run.move == "stop").cumsum()):  # each phase begins with a record without a move
-            held = pd.Series(part["dev.success"].cummax().to_numpy(float)).reindex(range(moves + 1), method="ffill")
+            held = pd.Series(part["dev.value"].cummax().to_numpy(float)).reindex(range(moves + 1), method="ffill")
             head = {name: run[name].iloc[0] for name in RUN}
-            rows.append(pd.DataFrame({**head, "phase": phase, "move": held.index, "success": held.to_numpy()}))
+            rows.append(pd.DataFrame({**head, "phase": phase, "move": held.index, "value": held.to_numpy()}))
     return in_order(pd.concat([row for row in rows if len(row)] or rows, ignore_index=True))
 
 
 def curves(records: Records) -> pd.DataFrame:
     """Means over seeds of `by_move`, with intervals."""
     by = ["backbone", "method", "phase", "move"]
-    return estimates(by_move(records).set_index([*by, "seed", "rule"]).success.astype(float), by)
+    return estimates(by_move(records).set_index([*by, "seed", "rule"]).value.astype(float), by)
 
 
-def recovery(success: pd.DataFrame) -> pd.DataFrame:
+def recovery(rewards: pd.DataFrame) -> pd.DataFrame:
     """Moves until a change is made good: per run (rows of `by_move`) and phase after the first, column `moves`.
 
     That is until RECOVERED of the level before the change is reached again; budget + 1 if it is not, NaN if that level
     was 0.
     """
     rows = []
-    for key, run in success.groupby(RUN):
-        last = run.groupby("phase").success.last()
+    for key, run in rewards.groupby(RUN):
+        last = run.groupby("phase").value.last()
         for phase, part in run[run.phase > 1].groupby("phase"):
             level = RECOVERED * last[phase - 1]
-            reached = part.move[part.success >= level]
+            reached = part.move[part.value >= level]
             moves = np.nan if level == 0 else reached.min() if len(reached) else part.move.max() + 1
             rows.append((*key, phase, moves))
     return pd.DataFrame(rows, columns=[*RUN, "phase", "moves"])
@@ -74,10 +74,10 @@ def retention(records: Records) -> pd.DataFrame:
 
 
 def regrets(records: Records) -> pd.DataFrame:
-    """The dev success that was missing on average over all moves, per run: column `regret`."""
-    success = by_move(records)
-    missing = 1 - success.success.astype(float)
-    return missing.groupby([success[name] for name in RUN]).mean().rename("regret").reset_index()
+    """The dev reward that was missing on average over all moves, per run: column `regret`."""
+    rewards = by_move(records)
+    missing = 1 - rewards.value.astype(float)
+    return missing.groupby([rewards[name] for name in RUN]).mean().rename("regret").reset_index()
 
 
 def summary(records: Records) -> pd.DataFrame:
@@ -86,8 +86,8 @@ def summary(records: Records) -> pd.DataFrame:
     Test success at each phase's end; `first facts kept` (`retention`); `moves to recover` after each change
     (`recovery`); `regret` (`regrets`), and `seeds`.
     """
-    success, by = by_move(records), ["backbone", "method"]
-    if success.empty:
+    rewards, by = by_move(records), ["backbone", "method"]
+    if rewards.empty:
         return pd.DataFrame(columns=by).set_index(by)
     scores = records.stream.scores
     tests = scores[scores.split.str.startswith("test", na=False)]
@@ -95,7 +95,7 @@ def summary(records: Records) -> pd.DataFrame:
         columns={"test": f"test-{len(PHASES)}"}
     )
     parts = [ends[sorted(ends)], retention(records).groupby(by).kept.mean().rename("first facts kept")]
-    moves = recovery(success).pivot_table(index=by, columns="phase", values="moves", dropna=False)
+    moves = recovery(rewards).pivot_table(index=by, columns="phase", values="moves", dropna=False)
     parts.append(moves.add_prefix("moves to recover, phase "))
     parts.append(regrets(records).groupby(by).regret.mean())
     parts.append(records.stream.runs.groupby(by).seed.nunique().rename("seeds"))
@@ -104,7 +104,7 @@ def summary(records: Records) -> pd.DataFrame:
 
 @styled
 def stream(frame: pd.DataFrame) -> Figure:
-    """Dev success by move through the phases (`curves`), a panel per backbone and a line per method."""
+    """Dev reward by move through the phases (`curves`), a panel per backbone and a line per method."""
     backbones, moves = sorted(set(frame.backbone)), int(frame.move.max())
     fig = Figure(figsize=(PAGE, 0.4 + 1.9 * len(backbones)), layout="constrained")
     axes = fig.subplots(len(backbones), 1, squeeze=False, sharex=True)[:, 0]
@@ -118,7 +118,7 @@ def stream(frame: pd.DataFrame) -> Figure:
                 ends[method] = line["mean"].iloc[-1]
         for phase in range(1, len(PHASES)):
             ax.axvline(phase * (moves + 1) - 0.5, color="#888888", lw=0.7, ls=":")
-        ax.set(title=backbone, ylabel="dev success", ylim=(-0.03, 1.2), yticks=(0, 0.5, 1))
+        ax.set(title=backbone, ylabel="best dev reward", ylim=(-0.03, 1.2), yticks=(0, 0.5, 1))
         label_ends(ax, ends)
     for phase, words in enumerate(PHASES):
         where = phase * (moves + 1) + moves / 2

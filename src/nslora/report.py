@@ -198,7 +198,7 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
             "test success on math by number of training problems and what weights are trained on",
             remaking.efficiency(all_records), remaking.data_efficiency, ["math"],
         ),
-        "stream": ("dev success through the stream", adaptability.curves(all_records), adaptability.stream, ["stream"]),
+        "stream": ("dev reward through the stream", adaptability.curves(all_records), adaptability.stream, ["stream"]),
         "cost_parts": ("minutes of a run by kind of work", costs.parts(all_records), costs.cost_parts, mixed),
         "prompt_diffs": ("diff of both prompt texts", records.diffs(all_records), figures.prompt_diffs, mixed),
     }  # fmt: skip
