@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, default=RunConfig.seed)
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting of a run")
         if name == "run":
-            sub.add_argument("--task", default=RunConfig.task, help="facts, style, math, mixed, stream, or own:<file.jsonl>")
+            sub.add_argument(
+                "--task", default=RunConfig.task, help="facts, style, math, mixed, stream, own:<file.jsonl>"
+            )
             sub.add_argument("--out", type=Path, default=Path("runs/single"), help="folder of records and checkpoints")
         else:
             sub.add_argument("data", type=Path, help='JSONL of {"question", "answer", "rules"?}')
