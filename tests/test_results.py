@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nslora import bench_report, grid, report
+from nslora.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +47,7 @@ def test_records_are_receipts(folder: Path) -> None:
     for path in (folder / "records").glob("*/run.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
         assert run["run_id"] == path.parent.name
+        assert run["run_id"] == RunConfig.of(run["config"]).run_id  # no new setting may rename an old run
         assert run["weights"] and run["environment"]["revision"] and run["environment"]["versions"]["torch"]
         assert run["cost"]["wall_s"] > 0
         assert run["final"]["test"]["n"] > 0
