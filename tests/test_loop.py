@@ -150,7 +150,7 @@ def test_routed_methods_record_what_each_input_was_thought_to_need(store, bare) 
 
 
 def test_a_stream_goes_on_from_the_best_of_each_phase(store, bare) -> None:
-    cfg = replace(CFG, task="stream", rule="json", method="alternate", moves=2, test_items=6)
+    cfg = replace(CFG, task="stream", rule="json", method="alternate", moves=2, test_items=6, replay=0.0)
     summary, steps = run(cfg, store, bare)
     assert [s["step"] for s in steps] == list(range(9))
     assert [s["move"] for s in steps] == ["stop", "symbolic", "numerical"] * 3

@@ -146,7 +146,7 @@ def test_the_claims_table_says_what_claims_json_says(grid: Path) -> None:
     table = (grid / "tables" / "claims.md").read_text()
     for claim in judged:
         for row in claim["comparisons"]:
-            difference = f"{report.percent(row['difference'])} [{report.percent(row['low'])}, "
+            difference = f"{report.percent(row['difference'])} [{report.percent(row['low'])}, " if row["n"] else "-"
             line = f"| {claim['key']} | {row['comparison']} | {row['backbone']} | {difference}"
             assert line in table
             assert f"| {row['n']} | {row['verdict']} |" in table.split(line)[1].splitlines()[0]

@@ -48,7 +48,8 @@ def gguf() -> Path:
 
 
 def servers_of(pid: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(pid).children() if "nslora.server" in p.cmdline()]
+    alive = [p for p in psutil.Process(pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "nslora.server" in p.cmdline()]
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
