@@ -74,7 +74,7 @@ def test_recovery_counts_moves_until_most_of_the_old_level_is_back(stream: recor
 def test_retention_and_regret(stream: records.Records) -> None:
     kept = adaptability.retention(stream).groupby("method").kept.mean()
     assert kept.to_dict() == {"neurosymbolic": 1.0, "lora": 0.5, "textgrad": 0.0, "frozen": 1.0}
-    regret = adaptability.regrets(stream).groupby("method").regret.mean()
+    regret = adaptability.regrets(adaptability.by_move(stream)).groupby("method").regret.mean()
     assert regret["neurosymbolic"] == pytest.approx(1 - sum(QUICK) / 9)
     table = adaptability.summary(stream)
     assert table.loc[("smollm2-135m", "lora"), "test-3"] == pytest.approx(7 / 8)

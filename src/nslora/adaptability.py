@@ -73,9 +73,8 @@ def retention(records: Records) -> pd.DataFrame:
     return kept.reindex(runs).rename("kept").reset_index()
 
 
-def regrets(records: Records) -> pd.DataFrame:
-    """The dev reward that was missing on average over all moves, per run: column `regret`."""
-    rewards = by_move(records)
+def regrets(rewards: pd.DataFrame) -> pd.DataFrame:
+    """The dev reward that was missing on average over all moves, per run (rows of `by_move`): column `regret`."""
     missing = 1 - rewards.value.astype(float)
     return missing.groupby([rewards[name] for name in RUN]).mean().rename("regret").reset_index()
 
@@ -97,7 +96,7 @@ def summary(records: Records) -> pd.DataFrame:
     parts = [ends[sorted(ends)], retention(records).groupby(by).kept.mean().rename("first facts kept")]
     moves = recovery(rewards).pivot_table(index=by, columns="phase", values="moves", dropna=False)
     parts.append(moves.add_prefix("moves to recover, phase "))
-    parts.append(regrets(records).groupby(by).regret.mean())
+    parts.append(regrets(rewards).groupby(by).regret.mean())
     parts.append(records.stream.runs.groupby(by).seed.nunique().rename("seeds"))
     return in_order(pd.concat(parts, axis=1).reset_index()).set_index(by)
 

@@ -97,7 +97,7 @@ def regret_saved(other: str) -> Comparison:
     """Regret of method `other` minus that of neurosymbolic on the stream, by backbone, rule and seed."""
 
     def values(records: Records) -> pd.Series:
-        runs = adaptability.regrets(records)
+        runs = adaptability.regrets(adaptability.by_move(records))
         wide = runs.pivot(index=["backbone", "seed", "rule"], columns="method", values="regret")
         wide = wide.reindex(columns=["neurosymbolic", other]).astype(float)
         return (wide[other] - wide.neurosymbolic).dropna()

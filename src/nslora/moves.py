@@ -234,8 +234,9 @@ def symbolic(
     if cfg.control == "shuffled":
         shown = controls.shuffled(shown, chance)
     count = session.backbone.count
-    asked = lambda: rewrite.step(old, shown, session.editor, cfg, count, seed, forbidden)  # noqa: E731
-    edits = session.timed(asked) if shown else []
+    edits = (
+        session.timed(lambda: rewrite.step(old, shown, session.editor, cfg, count, seed, forbidden)) if shown else []
+    )
     if cfg.control == "random":
         words = sorted({word for _, e in session.task.replay for word in e.question.split()})
         edits = [controls.scrambled(edit, old, words, chance) for edit in edits]
