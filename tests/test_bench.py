@@ -136,6 +136,22 @@ def test_one_part_can_be_measured_again(tmp_path: Path, faked: dict[str, Any]) -
     assert after == {key: value for key, value in before.items() if key != "train"}
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_products_are_in_float32_and_in_what_the_hardware_computes(monkeypatch, native: bool) -> None:
+    monkeypatch.setattr("nslora.backbones.fast_bfloat16", lambda _device: native)
+    asked: list[list[dict[str, Any]]] = []
+
+    def fake(specs: list[dict[str, Any]], _repetitions: int, **_tags: Any) -> list[dict[str, Any]]:
+        asked.append(specs)
+        return [{"flop": 3e9}]
+
+    monkeypatch.setattr(bench, "measure", fake)
+    assert all(row["work"] == 3.0 for row in bench.arithmetic(bench.SMALL, {"threads": 1, "batch": 4}))
+    wanted = ["bfloat16", "float32"] if native else ["float32"]
+    assert [[spec["dtype"] for spec in specs[1:]] for specs in asked] == [wanted, wanted]
+    assert [specs[0]["run"] for specs in asked] == ["epochs", "prefill"]
+
+
 def test_unknown_parts_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown part 'speed' .* choose from train, evaluate, load, editor, arith"):
         run(tmp_path, only="speed")

@@ -112,6 +112,19 @@ def test_without_records_every_claim_is_undecided(tmp_path: Path) -> None:
     assert report.show_table(tmp_path) == "no finished runs yet" and report.verify(tmp_path) == []
 
 
+def test_a_verdict_is_told_with_what_it_rests_on(grid: Path, tmp_path: Path) -> None:
+    first, second, *rest = claims.told(records.load(grid), "facts-numerical").splitlines()
+    judged = claims.judge(claims.CLAIMS[0], records.load(grid))
+    assert first.split(maxsplit=1) == [judged["verdict"], judged["claim"]]
+    assert f"= {judged['comparisons'][0]['difference']:.3f} [" in second and second.endswith("3 seeds")
+    assert len(rest) == 2
+    (tmp_path / "records").mkdir()
+    assert claims.told(records.load(tmp_path), "facts-numerical").endswith("= not run")
+    write_record(tmp_path, (0.9, 0.9), task="facts", method="lora")
+    write_record(tmp_path, (0.1, 0.1), task="facts", method="textgrad")
+    assert claims.told(records.load(tmp_path), "facts-numerical").endswith("[?, ?], 1 seeds")
+
+
 def test_a_claim_can_fail(tmp_path: Path) -> None:
     for seed in range(3):
         write_record(tmp_path, (0.1, 0.1), task="facts", method="lora", seed=seed)

@@ -92,7 +92,7 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     """
     weights.check(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = ("bfloat16" if _fast_bfloat16(device) else "float32") if dtype == "auto" else dtype
+    dtype = ("bfloat16" if fast_bfloat16(device) else "float32") if dtype == "auto" else dtype
     if dtype not in DTYPES or device not in ("cpu", "cuda"):
         raise UserError(f"unknown dtype {dtype!r} or device {device!r}; choose from {', '.join(DTYPES)}; cpu, cuda.")
     torch.set_num_threads(threads)
@@ -119,7 +119,7 @@ def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
     return (args[0].contiguous(),)
 
 
-def _fast_bfloat16(device: str) -> bool:
+def fast_bfloat16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 natively; emulation is slower than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -184,3 +184,20 @@ def judge(claim: Claim, records: Records) -> dict[str, Any]:
 def judged(records: Records) -> dict[str, Any]:
     """All claims, as written to claims.json."""
     return {"level": stats.LEVEL, "claims": [judge(claim, records) for claim in CLAIMS]}
+
+
+def told(records: Records, *keys: str) -> str:
+    """The verdicts of the claims `keys` as lines to print, each followed by its comparisons with their intervals."""
+    lines = []
+    for claim in judged(records)["claims"]:
+        if claim["key"] in keys:
+            lines.append(f"{claim['verdict']:10} {claim['claim']}")
+            rows = claim["comparisons"]
+            lines += [f"{'':10} {row['backbone']}: {row['comparison']} = {measured(row)}" for row in rows]
+    return "\n".join(lines)
+
+
+def measured(row: dict[str, Any]) -> str:
+    """The difference of a row of claims.json, its interval and n, with three decimals."""
+    value, low, high = ("?" if row[k] is None else f"{row[k]:.3f}" for k in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}], {row['n']} seeds" if row["n"] else "not run"
