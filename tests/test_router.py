@@ -68,6 +68,26 @@ def test_style_that_prompts_failed_to_bring_becomes_a_demand_on_the_weights() ->
     assert decide("neurosymbolic", symbolic([0.0]), only_style) is Move.NUMERICAL
 
 
+@pytest.mark.parametrize("method", ["neurosymbolic", "oracle"])
+def test_a_needed_kind_of_move_is_not_left_untried_until_the_last_one(method: str) -> None:
+    learning = [1.0, 0.5, 0.25, 0.12, 0.06, 0.03]  # never saturated
+    made = [decide(method, numerical(learning[:n])) for n in range(6)]
+    assert made == [Move.NUMERICAL] * 4 + [Move.SYMBOLIC, Move.NUMERICAL]
+    assert decide(method, symbolic([0.4] * 4)) is Move.NUMERICAL
+    never = RunConfig(moves=6, reserve=0)
+    assert decide(method, numerical(learning[:4]), BOTH, never) is Move.NUMERICAL
+    assert decide(method, symbolic([0.4] * 4), BOTH, never) is Move.SYMBOLIC
+
+
+def test_nothing_is_tried_only_because_it_was_not_yet() -> None:
+    weights_only, prompts_only = {"content": 0.6, "style": 0.05}, {"content": 0.05, "style": 0.6}
+    assert decide("neurosymbolic", numerical([1.0, 0.5, 0.25, 0.12]), weights_only) is Move.NUMERICAL
+    assert decide("neurosymbolic", symbolic([0.4] * 4), prompts_only) is Move.SYMBOLIC
+    assert decide("monitor", numerical([1.0, 0.5, 0.25, 0.12])) is Move.NUMERICAL
+    tried = [*symbolic([0.0]), *numerical([1.0, 0.5, 0.25])]
+    assert decide("neurosymbolic", tried, {"content": 0.5, "style": 0.5}) is Move.NUMERICAL
+
+
 def test_the_classifier_alone_follows_the_larger_demand() -> None:
     assert decide("classifier", symbolic([0.5]), {"content": 0.3, "style": 0.2}) is Move.NUMERICAL
     assert decide("classifier", numerical([1.0]), {"content": 0.1, "style": 0.2}) is Move.SYMBOLIC

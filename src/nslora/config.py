@@ -28,7 +28,7 @@ CHOICES = {
     "tier": ("easy", "hard"),
 }
 # settings newer than some records: part of a run's identity only where they are not the default
-LATER = ("control", "tier", "bake")
+LATER = ("control", "tier", "bake", "reserve")
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
             "max_new_tokens", "patience", "threads")  # fmt: skip
 
@@ -69,6 +69,7 @@ class RunConfig:
     gain_eps: float = 0.02  # symbolic gain below this is little
     patience: int = 1  # consecutive small signals before the phase changes
     demand_floor: float = 0.1  # share of examples below which a phase has no demand
+    reserve: int = 2  # with so many moves left, a kind of move that is needed but was never tried is tried; 0: never
     small: str = "signed"  # reading of "small" for C1: signed (C1 > -eps) or absolute (|C1| < eps)
     signal_loss: str = "train"  # C1 from the training loss or from the loss on dev gold answers
     router: str = "rule"  # the paper's rule, or our utility extension
@@ -94,7 +95,7 @@ class RunConfig:
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise UserError(f"setting {name} must be greater than 0, not {getattr(self, name)!r}.")
-        for name in ("replay", "c1_eps", "c2_eps", "gain_eps", "demand_floor", "seed"):
+        for name in ("replay", "c1_eps", "c2_eps", "gain_eps", "demand_floor", "reserve", "seed"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"setting {name} must not be negative, not {getattr(self, name)!r}.")
 

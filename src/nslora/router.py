@@ -52,19 +52,29 @@ def by_demand(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng
 def by_both(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: np.random.Generator) -> Move:
     """`neurosymbolic` and `oracle`: the signal's phases, but a phase that no example needs is skipped.
 
-    Style that prompts failed to bring is a demand on the weights: remade answers can still carry it there.
+    Style that prompts failed to bring is a demand on the weights: remade answers can still carry it there. That takes
+    a move of its own, so a needed kind of move is not left untried until the last one.
     """
     if max(demand["content"], demand["style"]) < cfg.demand_floor:
         return Move.STOP
     if cfg.router == "utility":
         return by_utility(history, demand, cfg)
-    wanted = by_signal(history, demand, cfg, rng)
+    wanted = untried(history, demand, cfg) or by_signal(history, demand, cfg, rng)
     for_weights = demand["content"] + (demand["style"] if monitor.prompts_failed(history, cfg) else 0.0)
     if wanted is Move.NUMERICAL and for_weights < cfg.demand_floor:
         return Move.SYMBOLIC
     if wanted is Move.SYMBOLIC and demand["style"] < cfg.demand_floor:
         return Move.NUMERICAL
     return wanted
+
+
+def untried(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move | None:
+    """The kind of move that is needed but was never tried when `cfg.reserve` moves are left, if there is one."""
+    if cfg.moves - len(history) != cfg.reserve:
+        return None
+    tried = {step.move for step in history}
+    needed = ((Move.NUMERICAL, demand["content"]), (Move.SYMBOLIC, demand["style"]))
+    return next((move for move, share in needed if share >= cfg.demand_floor and move not in tried), None)
 
 
 def by_utility(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move:
