@@ -6,12 +6,15 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nslora import bench_report, grid, report
+from nslora import bench_report, grid, report, router
 from nslora.config import RunConfig
+from nslora.types import Move, Prompt, Signal, StepRecord
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +54,24 @@ def test_records_are_receipts(folder: Path) -> None:
         assert run["weights"] and run["environment"]["revision"] and run["environment"]["versions"]["torch"]
         assert run["cost"]["wall_s"] > 0
         assert run["final"]["test"]["n"] > 0
+
+
+@each_folder
+def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
+    """A changed decision must not leave runs of the old one under the same name."""
+    for path in (folder / "records").glob("*/run.json"):
+        cfg = RunConfig.of(json.loads(path.read_text(encoding="utf-8"))["config"])
+        history: list[StepRecord] = []
+        for line in (path.parent / "steps.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            step = StepRecord(**row | {"prompt": Prompt(**row["prompt"]), "signal": Signal(**row["signal"])})
+            if step.move == Move.STOP:  # the start, or that of another phase
+                history = []
+            else:
+                if cfg.method != "random":
+                    decided = router.DECISIONS[cfg.method](history, step.demand, cfg, np.random.default_rng(0))
+                    assert decided == step.move, (path.parent.name, step.step)
+                history.append(replace(step, move=Move(step.move)))
 
 
 def test_no_weights_and_no_large_files_are_committed() -> None:
