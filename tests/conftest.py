@@ -1,13 +1,18 @@
-"""What the tests share: hypothesis without chance, one loaded backbone for the session, an empty store."""
+"""What the tests share: hypothesis without chance, one thread each, a backbone for the session, an empty store."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 LONG = ("test_notebooks.py", "test_grid.py", "test_loop.py")  # minutes each: started last, one would run alone
+
+# Files are tested side by side: a thread that spins while it waits takes the core that another one computes on.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported, here and in child processes
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -16,6 +21,13 @@ settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; the others keep their order."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Whatever thread count an earlier test of this process left behind."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

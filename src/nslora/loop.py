@@ -69,7 +69,7 @@ def adapt(
         move = decide(taken, wanted, cfg, rng)
         before, detail = evaluate.summary(dev)["value"], dict[str, object]()
         if move is Move.NUMERICAL:
-            rewrites = monitor.prompts_failed(taken, cfg)
+            rewrites = monitor.prompts_failed(taken, cfg, wanted.get("style"))
             chosen |= facts_for_weights(train, p_content, rewrites)
             candidate, epoch, pairs = moves.numerical(session, candidate, chosen, train, rewrites, step)
             trained += pairs

@@ -83,7 +83,13 @@ def exhausted(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
     )
 
 
-def prompts_failed(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
-    """Whether the last symbolic move, if there was one, gained less than gain_eps."""
-    gains = [step.signal.gain or 0.0 for step in history if step.move is Move.SYMBOLIC]
-    return bool(gains) and gains[-1] < cfg.gain_eps
+def prompts_failed(history: Sequence[StepRecord], cfg: RunConfig, style: float | None = None) -> bool:
+    """Whether the last symbolic move, if there was one, gained less than gain_eps, or left more than half its demand.
+
+    `style` is the share of examples that need style now, where somebody can tell: a gain may be one of content.
+    """
+    tried = [step for step in history if step.move is Move.SYMBOLIC]
+    if not tried:
+        return False
+    met = tried[-1].demand.get("style", 0.0)
+    return (tried[-1].signal.gain or 0.0) < cfg.gain_eps or (style is not None and style > met / 2)

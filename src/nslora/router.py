@@ -60,12 +60,18 @@ def by_both(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: 
     if cfg.router == "utility":
         return by_utility(history, demand, cfg)
     wanted = untried(history, demand, cfg) or by_signal(history, demand, cfg, rng)
-    for_weights = demand["content"] + (demand["style"] if monitor.prompts_failed(history, cfg) else 0.0)
+    failed = monitor.prompts_failed(history, cfg, demand["style"])
+    for_weights = demand["content"] + (demand["style"] if failed else 0.0)
     if wanted is Move.NUMERICAL and for_weights < cfg.demand_floor:
         return Move.SYMBOLIC
-    if wanted is Move.SYMBOLIC and demand["style"] < cfg.demand_floor:
+    if wanted is Move.SYMBOLIC and (demand["style"] < cfg.demand_floor or (failed and last(history, cfg))):
         return Move.NUMERICAL
     return wanted
+
+
+def last(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
+    """Whether one move is left, and it is kept for the weights."""
+    return bool(cfg.reserve) and cfg.moves - len(history) == 1
 
 
 def untried(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move | None:
