@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from histories import numerical, symbolic
+from histories import numerical, step, symbolic
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nslora import monitor
 from nslora.config import RunConfig
-from nslora.types import Signal
+from nslora.types import Move, Signal
 
 CFG = RunConfig(c1_eps=0.1, c2_eps=0.5, gain_eps=0.02, patience=1)
 positive = st.floats(1e-3, 1e3)
@@ -75,3 +75,10 @@ def test_phases_do_not_leak_into_each_other() -> None:
     assert not monitor.exhausted(history, CFG)
     assert monitor.prompts_failed(history, CFG)
     assert not monitor.prompts_failed(numerical([1.0]), CFG)
+
+
+def test_prompts_have_failed_where_the_demand_for_style_stays() -> None:
+    tried = [step(1, Move.SYMBOLIC, Signal(gain=0.4), demand={"style": 0.6})]
+    assert not monitor.prompts_failed(tried, CFG)
+    assert not monitor.prompts_failed(tried, CFG, style=0.3)
+    assert monitor.prompts_failed(tried, CFG, style=0.4)

@@ -79,6 +79,15 @@ def test_a_needed_kind_of_move_is_not_left_untried_until_the_last_one(method: st
     assert decide(method, symbolic([0.4] * 4), BOTH, never) is Move.SYMBOLIC
 
 
+def test_the_last_move_is_not_another_prompt_where_prompts_left_the_style_missing() -> None:
+    tried = step(5, Move.SYMBOLIC, Signal(gain=0.4), demand={"style": 0.6})  # a gain, but one of content
+    history = [*numerical([1.0, 0.5, 0.25, 0.12]), tried]
+    assert decide("neurosymbolic", history, {"content": 0.2, "style": 0.5}) is Move.NUMERICAL
+    assert decide("neurosymbolic", history, {"content": 0.2, "style": 0.3}) is Move.SYMBOLIC
+    more = RunConfig(moves=7)
+    assert decide("neurosymbolic", history, {"content": 0.2, "style": 0.5}, more) is Move.SYMBOLIC
+
+
 def test_nothing_is_tried_only_because_it_was_not_yet() -> None:
     weights_only, prompts_only = {"content": 0.6, "style": 0.05}, {"content": 0.05, "style": 0.6}
     assert decide("neurosymbolic", numerical([1.0, 0.5, 0.25, 0.12]), weights_only) is Move.NUMERICAL
