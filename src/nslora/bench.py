@@ -19,8 +19,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from . import backbones, bench_report, records, store
 from .bench_report import OURS, Row, rate
 from .types import UserError
@@ -205,7 +203,7 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
     In float32, and in bfloat16 where the hardware computes in it: emulated, one product takes a minute.
     """
     square = {**common, "run": "product", "size": size.matrix}
-    native = backbones.fast_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
+    native = backbones.fast_bfloat16(backbones.fastest_device())
     dtypes = ("bfloat16", "float32") if native else ("float32",)
     products = [square | {"dtype": dtype, "side": f"{dtype} matmul"} for dtype in dtypes]
     for backbone, (case, run) in product(size.backbones, (("training", "epochs"), ("prefill", "prefill"))):

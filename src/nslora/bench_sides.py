@@ -208,8 +208,7 @@ def prefill(spec: Spec) -> Side:
 
 def product(spec: Spec) -> Side:
     """The product of two square matrices of side `size`."""
-    about = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": spec["dtype"]}
-    size = spec["size"]
+    about, size = {"device": backbones.fastest_device(), "dtype": spec["dtype"]}, spec["size"]
     a, b = torch.randn(2, size, size, device=about["device"]).to(backbones.DTYPES[spec["dtype"]])
     return lambda: {"flop": 2.0 * size * torch.mm(a, b).numel()}, about
 

@@ -69,7 +69,7 @@ class RunConfig:
     gain_eps: float = 0.02  # symbolic gain below this is little
     patience: int = 1  # consecutive small signals before the phase changes
     demand_floor: float = 0.1  # share of examples below which a phase has no demand
-    reserve: int = 2  # with so many moves left, a kind of move that is needed but was never tried is tried; 0: never
+    reserve: int = 2  # moves left when a needed, untried kind gets its turn, and the last is kept for weights; 0: never
     small: str = "signed"  # reading of "small" for C1: signed (C1 > -eps) or absolute (|C1| < eps)
     signal_loss: str = "train"  # C1 from the training loss or from the loss on dev gold answers
     router: str = "rule"  # the paper's rule, or our utility extension

@@ -53,31 +53,27 @@ def by_both(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: 
     """`neurosymbolic` and `oracle`: the signal's phases, but a phase that no example needs is skipped.
 
     Style that prompts failed to bring is a demand on the weights: remade answers can still carry it there. That takes
-    a move of its own, so a needed kind of move is not left untried until the last one.
+    a move of its own: with `cfg.reserve` moves left a needed kind of move gets its turn if it was never tried, and the
+    last move is not another prompt where prompts have failed.
     """
     if max(demand["content"], demand["style"]) < cfg.demand_floor:
         return Move.STOP
     if cfg.router == "utility":
         return by_utility(history, demand, cfg)
-    wanted = untried(history, demand, cfg) or by_signal(history, demand, cfg, rng)
+    left = cfg.moves - len(history)
+    wanted = (untried(history, demand, cfg) if left == cfg.reserve else None) or by_signal(history, demand, cfg, rng)
     failed = monitor.prompts_failed(history, cfg, demand["style"])
     for_weights = demand["content"] + (demand["style"] if failed else 0.0)
     if wanted is Move.NUMERICAL and for_weights < cfg.demand_floor:
         return Move.SYMBOLIC
-    if wanted is Move.SYMBOLIC and (demand["style"] < cfg.demand_floor or (failed and last(history, cfg))):
+    kept_for_weights = failed and left == 1 and cfg.reserve > 0
+    if wanted is Move.SYMBOLIC and (demand["style"] < cfg.demand_floor or kept_for_weights):
         return Move.NUMERICAL
     return wanted
 
 
-def last(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
-    """Whether one move is left, and it is kept for the weights."""
-    return bool(cfg.reserve) and cfg.moves - len(history) == 1
-
-
 def untried(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move | None:
-    """The kind of move that is needed but was never tried when `cfg.reserve` moves are left, if there is one."""
-    if cfg.moves - len(history) != cfg.reserve:
-        return None
+    """A kind of move that is needed but was never tried, if there is one."""
     tried = {step.move for step in history}
     needed = ((Move.NUMERICAL, demand["content"]), (Move.SYMBOLIC, demand["style"]))
     return next((move for move, share in needed if share >= cfg.demand_floor and move not in tried), None)
