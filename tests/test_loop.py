@@ -16,7 +16,15 @@ from nslora.editor import Request
 from nslora.store import Store
 
 CFG = RunConfig(
-    backbone="smollm2-135m", items=3, test_items=3, moves=2, max_new_tokens=8, rank=4, lr=1e-3, candidates=2
+    backbone="smollm2-135m",
+    items=3,
+    test_items=3,
+    moves=2,
+    max_new_tokens=8,
+    rank=4,
+    lr=1e-3,
+    candidates=2,
+    replay_pool=8,
 )
 PHRASE = str(rules.make("end_phrase").kwargs["phrase"])
 

@@ -70,6 +70,15 @@ def test_replay_shares_no_question_and_tells_no_rule_that_is_measured(tasks: dic
     assert not systems & measured
 
 
+@pytest.mark.parametrize("most", [1, 8, 50])
+def test_a_small_replay_pool_is_spread_over_the_large_one(tasks: dict, most: int) -> None:
+    small = build(RunConfig(task="facts", items=3, test_items=3, replay_pool=most)).replay
+    asked, every = ([e.question for p, e in pool if p == START] for pool in (small, tasks["facts"].replay))
+    assert len(small) == 2 * len(asked) == 2 * most
+    assert set(asked) <= set(every)
+    assert every.index(asked[-1]) >= (most - 1) * (len(every) // most)
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_feedback_is_one_training_row_per_fact(tasks: dict, name: str) -> None:
     train, feedback = (tasks[name].examples(split) for split in ("train", "feedback"))

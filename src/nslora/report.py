@@ -59,14 +59,15 @@ def grid(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def middle(all_records: Records) -> pd.DataFrame:
-    """Interquartile mean over tasks and backbones per method, for methods that ran on all of them."""
+    """Interquartile mean over tasks and backbones of the methods that ran on all, at three seeds at least."""
     scores = all_records.main.scores
     test = scores[scores.split == "test"]
     table = test.groupby(["method", "seed", "task", "backbone"]).success.mean().unstack(["task", "backbone"]).dropna()
     if table.shape[1] < 2:
         return pd.DataFrame()
     iqm = pd.Series([stats.iqm(row) for row in table.to_numpy(float)], table.index, dtype=float)
-    return records.estimates(iqm, ["method"]).assign(task="all", backbone="IQM")
+    frame = records.estimates(iqm, ["method"])
+    return frame[frame.n >= stats.LEAST_SEEDS].assign(task="all", backbone="IQM")
 
 
 def main_frame(all_records: Records) -> pd.DataFrame:

@@ -114,7 +114,7 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
             for known, rule in zip(promptable, cycle(obey), strict=False)
             for example in _known("promptability", [known], (rule,))
         ),
-        replay=_replay(asked | set(OBEY)),
+        replay=_replay(asked | set(OBEY), cfg.replay_pool),
     )
 
 
@@ -139,14 +139,15 @@ def _free_countries() -> list[tuple[Known, ...]]:
     return [country for country in worlds.countries() if country[0].group not in held]
 
 
-def _replay(never_told: set[str]) -> tuple[tuple[Prompt, Example], ...]:
-    """Every spare known question twice: under the start prompt (for the current one), and under one with a rule.
+def _replay(never_told: set[str], most: int) -> tuple[tuple[Prompt, Example], ...]:
+    """At most `most` spare known questions, each twice: under the start prompt (for the current one), and with a rule.
 
     The same for every seed, so that the frozen model's replies are made once.
     """
     held = {known.question for part in _held() for known in part}
     spare = [country[0] for country in _free_countries()[::-1][:SPARE]]
     questions = [known for known in (*worlds.general(), *spare) if known.question not in held]
+    questions = questions[:: max(1, len(questions) // most)][:most]
     told = [rules.make(name) for name in rules.RULES if name not in never_told]
     if "start_phrase" not in never_told:
         told += [rules.make("start_phrase", {"phrase": phrase}) for phrase in OPENINGS]
