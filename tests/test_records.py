@@ -59,8 +59,10 @@ def test_main_comparison_leaves_out_ablations(tmp_path: Path) -> None:
             write_record(tmp_path, task="facts", method=method, seed=seed)
     for seed in range(5):  # more runs, but of one method
         write_record(tmp_path, task="facts", method="lora", seed=seed, rank=4)
+    for arm in ("gold", "verified"):  # of the remaking study, on a task without a comparison
+        write_record(tmp_path, task="math", method="alternate", targets=arm)
     loaded = records.load(tmp_path)
-    assert len(loaded.runs) == 9 and len(loaded.main.runs) == 4
+    assert len(loaded.runs) == 11 and len(loaded.main.runs) == 4
     assert set(loaded.main.scores.run_id) == set(loaded.main.steps.run_id) == set(loaded.main.runs.run_id)
 
 

@@ -44,8 +44,9 @@ class Records:
 
     @cached_property
     def main(self) -> Records:
-        """The main comparison: every task but the stream."""
-        return self._compared(self.runs[self.runs.task != STREAM])
+        """The main comparison: every task but the stream, without the arms of the remaking study."""
+        arms = np.array([json.loads(s)["targets"] != RunConfig.targets for s in self.runs.settings], dtype=bool)
+        return self._compared(self.runs[~arms & (self.runs.task != STREAM)])
 
     @cached_property
     def stream(self) -> Records:
