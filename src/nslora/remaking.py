@@ -113,13 +113,15 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
     backbones = sorted(set(frame.backbone))
     fig = Figure(figsize=(min(PAGE, 2.2 + 2.4 * len(backbones)), 2.7), layout="constrained")
     for ax, backbone in zip(np.ravel(fig.subplots(1, len(backbones), sharey=True)), backbones, strict=True):
-        for arm, (words, colour, dashes) in ARMS.items():
+        for place, (arm, (words, colour, dashes)) in enumerate(ARMS.items()):
             line = frame[(frame.backbone == backbone) & (frame.targets == arm)].sort_values("items")
             if len(line):
-                ax.plot(line["items"], 100 * line["mean"], "o", ls=dashes, ms=3, color=colour, label=words)
+                x = line["items"] * 1.06 ** (place - len(ARMS) // 2)  # beside each other, so that intervals can be told
+                ax.plot(x, 100 * line["mean"], "o", ls=dashes, ms=3, color=colour, label=words)
                 low, high = (100 * line[end].clip(0, 1) for end in ("low", "high"))
-                ax.fill_between(line["items"], low, high, color=colour, alpha=0.1, lw=0)
+                ax.vlines(x, low, high, color=colour, alpha=0.6, lw=1.2)
         ticks = sorted(set(frame["items"]))
+        ax.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
         ax.set(title=backbone, xscale="log", xlabel="training problems")
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
