@@ -106,7 +106,7 @@ def test_share_of_editor_requests_avoided(grid: Path) -> None:
 def test_without_records_every_claim_is_undecided(tmp_path: Path) -> None:
     report.build(tmp_path)
     found = json.loads((tmp_path / "claims.json").read_text(), parse_constant=pytest.fail)
-    assert len(found["claims"]) == 8
+    assert len(found["claims"]) == 10
     assert all(row["n"] == 0 for claim in found["claims"] for row in claim["comparisons"])
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert report.show_table(tmp_path) == "no finished runs yet" and report.verify(tmp_path) == []
@@ -130,6 +130,19 @@ def test_a_claim_can_fail(tmp_path: Path) -> None:
         write_record(tmp_path, (0.1, 0.1), task="facts", method="lora", seed=seed)
         write_record(tmp_path, (0.9, 0.9), task="facts", method="textgrad", seed=seed)
         assert verdicts(tmp_path)["facts-numerical"] == ("undecided" if seed < 2 else "fails")
+
+
+def test_a_claim_can_have_a_bound_below_or_above_zero(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_record(tmp_path, (0.8, 0.8), task="mixed", method="neurosymbolic", seed=seed)
+        write_record(tmp_path, (0.8, 0.8), task="mixed", method="lora-demonstrated", seed=seed)
+    assert verdicts(tmp_path)["near-demonstrated"] == "holds"
+    loaded = records.load(tmp_path)
+    kept = claims.known_kept(loaded)
+    bound = claims.Comparison("kept", claims.known_kept, least=0.9)
+    row = claims.result(bound, "all", kept)
+    assert row["difference"] == pytest.approx(kept.groupby("seed").mean().mean(), abs=1e-6)
+    assert row["least"] == 0.9 and row["verdict"] == stats.verdict(records.estimate(kept), 0.9)
 
 
 def test_beating_one_of_two_is_not_beating_both(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> lis
     by_rule = by_rule[by_rule.task == "style"].drop(columns="task")
     if len(by_rule):
         paths += save_table(grid(by_rule, ["backbone", "rule"]), by_rule, out / "rules", caption(by_rule))
-    said = f"Each claim as a comparison: {stats.LEVEL:.0%} interval over seeds, in points; the verdict is that of zero."
+    said = f"Comparisons of each claim, points and {stats.LEVEL:.0%} intervals over seeds; bound 0 if none is named."
     paths += save_table(*verdicts(judged), out / "claims", said)
     if len(cost):
         texts = cost.set_index("method").map(lambda value: value if isinstance(value, str) else f"{value:,.0f}")
