@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-LONG = ("test_notebooks.py", "test_grid.py", "test_loop.py")  # minutes each: started last, one would run alone
+# The first files, of minutes each: started last, one would run alone. xdist deals each worker two in turn, so the third
+# waits for the first, and is a short one.
+FIRST = ("test_notebooks.py", "test_loop.py", "test_architecture.py", "test_grid.py")
 
 # Files are tested side by side: a thread that spins while it waits takes the core that another one computes on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported, here and in child processes
@@ -20,7 +22,7 @@ settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; the others keep their order."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)
