@@ -134,10 +134,12 @@ def test_a_claim_can_fail(tmp_path: Path) -> None:
 
 def test_a_claim_can_have_a_bound_below_or_above_zero(tmp_path: Path) -> None:
     for seed in range(3):
-        write_record(tmp_path, (0.8, 0.8), task="mixed", method="neurosymbolic", seed=seed)
-        write_record(tmp_path, (0.8, 0.8), task="mixed", method="lora-demonstrated", seed=seed)
-    assert verdicts(tmp_path)["near-demonstrated"] == "holds"
+        write_record(tmp_path, (1.0, 1.0), task="mixed", method="neurosymbolic", seed=seed)
+        write_record(tmp_path, (1.0, 1.0), task="mixed", method="lora-demonstrated", seed=seed)
     loaded = records.load(tmp_path)
+    assert verdicts(tmp_path)["near-demonstrated"] == "holds"  # equal is within 5 points, and not above 0
+    above = claims.methods("neurosymbolic", "lora-demonstrated", "mixed")
+    assert claims.result(above, "all", above.values(loaded))["verdict"] == "fails"
     kept = claims.known_kept(loaded)
     bound = claims.Comparison("kept", claims.known_kept, least=0.9)
     row = claims.result(bound, "all", kept)
