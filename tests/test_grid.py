@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import BLOCK, RUNS, make, notebook
 
-from nslora import grid, jobs, weights
+from nslora import grid, jobs, store, weights
 from nslora.jobs import TOKEN
 from nslora.store import write_json
 from nslora.types import UserError
@@ -304,3 +304,20 @@ def test_the_job_expected_to_take_longest_starts_first(tmp_path):
         (record / "run.json").write_text(json.dumps(run | {"editor": {"tokens_in": 0, "tokens_out": 0, "money": 0}}))
     # the third has no record of its own: the mean of the others
     assert [job.notebook for job in jobs.longest_first(queue)] == ["second", "third", "first"]
+
+
+def test_a_run_that_two_jobs_share_counts_once(tmp_path):
+    make(tmp_path, good=(RUNS,), other=(RUNS,))
+    profile, said = grid.load("t", tmp_path), []
+    queue = [job for job in grid.jobs(profile) if job.backbone]
+    progress = jobs.Progress(queue, 2, reuse=False, say=said.append)
+    first, second = profile.notebooks["good"]
+    assert progress.total == 2
+    profile.work.mkdir(parents=True)
+    for job, cfg in ((queue[0], first), (queue[-1], first), (queue[-1], second)):
+        store.append_json(
+            profile.work / "progress.jsonl", {"job": job.name, "run": cfg.run_id, "seconds": 60.0, "success": 1.0}
+        )
+        progress.show()
+    assert [line.split("]")[0] for line in said] == ["[1/2", "[2/2"]
+    assert said[-1].endswith("about 0 min left")

@@ -257,7 +257,7 @@ def tail(log: Path, lines: int = 40) -> str:
 
 
 class Progress:
-    """Says one line per run that finishes, with the time left."""
+    """Says one line per run that finishes, with the time left. A run that two jobs share counts once."""
 
     def __init__(self, queue: list[Job], parallel: int, reuse: bool, say: Callable[[str], None]) -> None:
         self.profile, self.parallel, self.say = queue[0].profile, parallel, say
@@ -265,15 +265,15 @@ class Progress:
         self.known = len(self.profile.finished)
         done = self.profile.store.accept if reuse else self.profile.store.done
         self.total = sum(not done(cfg) for cfg in {cfg for job in queue for cfg in job.configs})
-        self.seconds: list[float] = []
+        self.seconds: dict[str, float] = {}
 
     def show(self) -> None:
         """Say what finished since the last call."""
         entries = self.profile.finished
         for entry in entries[self.known :]:
-            if entry["job"] in self.names:
-                self.seconds.append(entry["seconds"])
-                left = (self.total - len(self.seconds)) * sum(self.seconds) / len(self.seconds) / self.parallel
+            if entry["job"] in self.names and entry["run"] not in self.seconds:
+                self.seconds[entry["run"]] = entry["seconds"]
+                left = (self.total - len(self.seconds)) * sum(self.seconds.values()) / len(self.seconds) / self.parallel
                 self.say(
                     f"[{len(self.seconds)}/{self.total}] {entry['run']}: success {entry['success']:.2f} "
                     f"in {entry['seconds']:.0f} s; about {left / 60:.0f} min left"
