@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import BLOCK, RUNS, make, notebook
 
-from nslora import grid, jobs, store, weights
+from nslora import grid, jobs, weights
 from nslora.jobs import TOKEN
-from nslora.store import write_json
+from nslora.store import append_json, write_json
 from nslora.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -315,9 +315,8 @@ def test_a_run_that_two_jobs_share_counts_once(tmp_path):
     assert progress.total == 2
     profile.work.mkdir(parents=True)
     for job, cfg in ((queue[0], first), (queue[-1], first), (queue[-1], second)):
-        store.append_json(
-            profile.work / "progress.jsonl", {"job": job.name, "run": cfg.run_id, "seconds": 60.0, "success": 1.0}
-        )
+        entry = {"job": job.name, "run": cfg.run_id, "seconds": 60.0, "success": 1.0}
+        append_json(profile.work / "progress.jsonl", entry)
         progress.show()
     assert [line.split("]")[0] for line in said] == ["[1/2", "[2/2"]
     assert said[-1].endswith("about 0 min left")

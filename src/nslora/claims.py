@@ -26,6 +26,11 @@ class Comparison:
     values: Values
     least: float = 0.0
 
+    @property
+    def text(self) -> str:
+        """The words, with the bound where it is not 0."""
+        return f"{self.words} (above {100 * self.least:.0f} points)" if self.least else self.words
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -43,8 +48,7 @@ def methods(a: str, b: str, task: str, least: float = 0.0) -> Comparison:
         scores = records.main.scores
         return paired(scores[scores.task == task], a, b)
 
-    bound = f" (above {100 * least:.0f} points)" if least else ""
-    return Comparison(f"test success on {task}: {a} - {b}{bound}", values, least)
+    return Comparison(f"test success on {task}: {a} - {b}", values, least)
 
 
 def known_kept(records: Records) -> pd.Series:
@@ -156,7 +160,7 @@ CLAIMS = (
     ),
     Claim(
         "knowledge-kept", "Neurosymbolic adaptation keeps what the backbone knew.",
-        (Comparison("share of known facts kept by neurosymbolic on mixed (above 90 points)", known_kept, least=0.9),),
+        (Comparison("share of known facts kept by neurosymbolic on mixed", known_kept, least=0.9),),
     ),
 )  # fmt: skip
 
@@ -179,7 +183,7 @@ def result(comparison: Comparison, backbone: str, values: pd.Series) -> dict[str
     """One row of claims.json; `n` counts seeds."""
     interval = estimate(values)
     return {
-        "comparison": comparison.words, "backbone": backbone,
+        "comparison": comparison.text, "backbone": backbone,
         "backbones": sorted(set(values.index.get_level_values("backbone"))),
         "difference": rounded(interval.mean), "low": rounded(interval.low), "high": rounded(interval.high),
         "n": interval.n, "interval": interval.kind, "least": comparison.least,
