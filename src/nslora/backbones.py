@@ -104,7 +104,11 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=decode.ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
