@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from nslora import backbones, decode, weights
+from nslora import backbones, decode, kernels, weights
 from nslora.types import Prompt, UserError
 
 # peft asks transformers under a name that transformers has deprecated
@@ -110,20 +110,58 @@ def test_many_batches_equal_generate(tiny, monkeypatch):
 
 def test_a_cache_with_room_holds_what_a_growing_one_does():
     torch.manual_seed(0)
-    roomy: Any = decode.RoomyLayer()
+    roomy: Any = kernels.RoomyLayer()
     plain: Any = DynamicLayer()
-    for n in (5, 1, decode.ROOM, 1, 1):
+    for n in (5, 1, kernels.ROOM, 1, 1):
         key, value = torch.randn(2, 3, 2, n, 4)
         for rows in (roomy, plain):
             batch = rows.keys.shape[0] if rows.is_initialized else 3
             rows.update(key[:batch], value[:batch])
-        if n == decode.ROOM:
+        if n == kernels.ROOM:
             for rows in (roomy, plain):
                 rows.batch_select_indices(torch.tensor([2, 0]))
         copied = copy.deepcopy(roomy)
         copied.update(*torch.zeros(2, roomy.keys.shape[0], 2, 1, 4))  # leaves the first one alone
         assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
         assert roomy.get_seq_length() == plain.get_seq_length() == copied.get_seq_length() - 1
+
+
+def test_blocked_weights_give_the_plain_product_and_follow_a_change():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    ).eval()
+    layer = model.lm_head
+    x = torch.randn(3, 5, 32)
+    for _ in range(2):
+        plain = layer(x)
+        with torch.inference_mode(), kernels.blocked_weights(model):
+            assert layer.forward is not type(layer).forward
+            torch.testing.assert_close(layer(x), plain)
+        assert "forward" not in vars(layer)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+    assert "blocked" not in model.state_dict()
+
+
+def test_packed_rows_attend_without_a_mask(tiny):
+    """Loaded with our attention, a model looks at each row alone: its mask, here one that hides all, is not needed."""
+    torch.manual_seed(2)
+    model: Any = LlamaForCausalLM(tiny.config).eval()
+    model.set_attn_implementation(kernels.ATTENTION)
+    batch = decode.packed([(row[:-3], row[-3:]) for row in rows(6)], model.lm_head.weight)
+    masked, _ = decode.answer_logits(
+        tiny_copy := copy.deepcopy(model), **{k: v for k, v in batch.items() if k != "rows"}
+    )
+    hidden = torch.full_like(batch["attention_mask"], torch.finfo(torch.float32).min)
+    alone, _ = decode.answer_logits(model, **batch | {"attention_mask": hidden})
+    torch.testing.assert_close(alone, masked, rtol=1e-4, atol=1e-5)
+    gradients = []
+    for one, logits in ((model, alone), (tiny_copy, masked)):
+        logits.square().sum().backward()
+        gradients.append([p.grad for p in one.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_rows_without_common_start(tiny):

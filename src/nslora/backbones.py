@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from . import decode, weights
+from . import decode, kernels, weights
 from .types import Generation, Prompt, UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -106,13 +106,13 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
-            attn_implementation=decode.ATTENTION,
+            attn_implementation=kernels.ATTENTION,
             use_safetensors=True,
             trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
-    model.to(device).eval()
+    model.to(device).eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)
     return Backbone(name, weights.identity(name), dtype, device, tokenizer, model, end, _stop(tokenizer, model) | {end})

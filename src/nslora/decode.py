@@ -14,79 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ATTENTION = "sdpa_by_row"  # what transformers calls `attend` when a model is loaded with it
+from .kernels import RoomyLayer, blocked_weights
+
 BATCH = 64
-ROOM = 64  # tokens that a cache makes room for at once
 SCORE_BATCH = 16  # rows per likelihood batch: its head sees every answer token at once
-
-
-class RoomyLayer(DynamicLayer):
-    """A layer of a KV cache with room at its end: a new token is written there, and nothing before it is copied.
-
-    Selecting or repeating rows leaves tensors of their own behind, and the next token makes room anew.
-    """
-
-    room: tuple[Tensor, ...] = ()
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, new tokens, dim) keys and values; all of them so far."""
-        new, start = (key_states, value_states), self.get_seq_length()
-        end = start + key_states.shape[-2]
-        held: Any = (self.keys, self.values) if start else ()
-        if not held or not self.room or held[0].data_ptr() != self.room[0].data_ptr() or end > self.room[0].shape[-2]:
-            self.room = tuple(x.new_empty(*x.shape[:2], end + ROOM, x.shape[-1]) for x in new)
-            for room, old in zip(self.room, held, strict=False):
-                room[..., :start, :] = old
-        for room, x in zip(self.room, new, strict=True):
-            room[..., start:end, :] = x
-        self.is_initialized = True
-        self.keys, self.values = keys, values = self.room[0][..., :end, :], self.room[1][..., :end, :]
-        return keys, values
-
-
-def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    rows: tuple[Tensor, Tensor] | None = None, dropout: float = 0.0, scaling: float | None = None, **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' own attention, but of `packed` rows each by itself, not all pairs of tokens behind a mask.
-
-    Args:
-        query, key, value: (B, heads, T, dim), perhaps with fewer heads in key and value; of packed rows B = 1.
-        rows: the places in T of each row's tokens, (rows, longest row), and the place in that table of each token, (T,).
-
-    Returns:
-        (B, T, heads, dim), and no weights.
-    """
-    if rows is None or options.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
-    table, place = rows
-    q, k, v = (
-        x[0].index_select(1, table.flatten()).unflatten(1, table.shape).transpose(0, 1) for x in (query, key, value)
-    )
-    if query.device.type == "cpu" and not dropout:
-        out = _by_products(q, k, v, q.shape[-1] ** -0.5 if scaling is None else scaling)
-    else:
-        out, _ = sdpa_attention_forward(module, q, k, v, None, dropout, scaling, is_causal=True, **options)
-    return out.flatten(0, 1).index_select(0, place)[None], None
-
-
-def _by_products(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-    """Causal attention of (B, heads, T, dim), as (B, T, heads, dim): on a CPU its gradients take a quarter of the time
-    that they take in torch's fused kernel, in bfloat16, and as long in float32."""
-    (rows, heads, length, dim), groups = q.shape, k.shape[1]
-    q, k, v = (x.reshape(rows * groups, -1, dim) for x in (q * scaling, k, v))
-    hidden = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.bmm(q, k.transpose(1, 2)).add_(hidden.repeat(heads // groups, 1))
-    return torch.bmm(scores.softmax(-1), v).view(rows, heads, length, dim).transpose(1, 2)
-
-
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 @contextmanager
@@ -213,7 +147,7 @@ def decode(
     if not prompts:
         return done
     uniform = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    with _evaluating(model):
+    with _evaluating(model), blocked_weights(model):
         prefix, cache = _shared_prefix(model, prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(order), BATCH):
