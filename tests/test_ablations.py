@@ -18,14 +18,19 @@ def test_one_changed_setting_is_compared_with_the_main_runs(tmp_path: Path) -> N
         write_record(tmp_path, (1.0, 1.0), method="neurosymbolic", replay=0.0, rank=8, **shared)  # two changes
         write_record(tmp_path, (0.0, 0.0), method="lora", gate=False, **shared)  # another method
     loaded = records.load(tmp_path)
-    frame = ablations.ablations(loaded).set_index(["backbone", "change"])
+    everything = ablations.ablations(loaded)
+    assert list(everything.row.unique()) == list(records.MEASURES)
+    frame = everything[everything.row == "test success"].set_index(["backbone", "change"])
     assert list(frame.loc["qwen2.5-coder-0.5b"].index) == ["rank = 4"]
     assert sorted(frame.loc["smollm2-135m"].index) == ["rank = 4", "replay = 0.0"]
     row = frame.loc[("smollm2-135m", "replay = 0.0")]
     main = records.success(loaded).set_index(["task", "backbone", "method"])
     assert row["mean"] == pytest.approx(-main.loc[("mixed", "smollm2-135m", "neurosymbolic"), "mean"])
     assert row.n == 3 and row.low < row["mean"] < row.high
-    assert len(ablations.ablation_dots(frame.reset_index()).axes) == 2
+    kept = everything.set_index(["row", "backbone", "change"]).loc[("known facts kept", "smollm2-135m", "replay = 0.0")]
+    main = records.interaction(loaded, "mixed").set_index(["row", "backbone", "method"])["mean"]
+    assert kept["mean"] == pytest.approx(1 - main.loc["known facts kept", "smollm2-135m", "neurosymbolic"])
+    assert len(ablations.ablation_dots(everything).axes) == 2 * 3
 
 
 def test_changes_are_named_by_value() -> None:

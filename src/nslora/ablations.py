@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .figures import GREEN, PAGE, styled
-from .records import Records, estimates, paired
+from .records import MEASURES, Records, by_measure, estimates, paired
 
-COLUMNS = ["backbone", "change", "mean", "low", "high", "half", "n", "interval", "method"]
+COLUMNS = ["row", "backbone", "change", "mean", "low", "high", "half", "n", "interval", "method"]
 
 
 def change(settings: str, main: str) -> dict[str, object]:
@@ -24,38 +24,49 @@ def change(settings: str, main: str) -> dict[str, object]:
 
 
 def ablations(records: Records, task: str = "mixed", method: str = "neurosymbolic") -> pd.DataFrame:
-    """Test success of a method's runs with one setting changed, minus its main ones; paired by seed and item.
+    """What one changed setting does to a method: its runs minus its main ones, paired by seed and item.
 
-    One row per backbone and change, shares with intervals. Runs that differ in several settings are left out.
+    One row per measure (`row`, see records.MEASURES), backbone and change, shares with intervals. Runs that differ in
+    several settings are left out.
     """
     scores, reference = records.scores, records.main.runs
-    parts = []
+    parts = {}
     for backbone, group in scores[(scores.task == task) & (scores.method == method)].groupby("backbone"):
         main = reference.settings[(reference.task == task) & (reference.backbone == backbone)].iloc[0]
         for settings in sorted(set(group.settings) - {main}):
             changed = change(settings, main)
             if len(changed) == 1 and main in set(group.settings):
                 ((name, value),) = changed.items()
-                differences = paired(group, settings, main, factor="settings")
-                parts.append(pd.concat({f"{name} = {json.dumps(value)}": differences}, names=["change"]))
+                for row, (split, metric) in MEASURES.items():
+                    differences = paired(group, settings, main, "settings", metric, split)
+                    parts[row, backbone, f"{name} = {json.dumps(value)}"] = differences.droplevel("backbone")
     if not parts:
         return pd.DataFrame(columns=COLUMNS)
-    return estimates(pd.concat(parts), ["backbone", "change"]).assign(method=method)
+    table = estimates(pd.concat(parts, names=["row", "backbone", "change"]), ["row", "backbone", "change"])
+    return by_measure(table).assign(method=method)
 
 
 @styled
 def ablation_dots(frame: pd.DataFrame) -> Figure:
-    """A dot and an interval per change and backbone, in points of test success; left of zero, the part mattered."""
-    backbones = sorted(set(frame.backbone))
-    changes = frame.groupby("change")["mean"].mean().sort_values().index
-    fig = Figure(figsize=(min(PAGE, 2.0 + 2.6 * len(backbones)), 0.7 + 0.2 * len(changes)), layout="constrained")
-    for ax, backbone in zip(np.ravel(fig.subplots(1, len(backbones), sharey=True)), backbones, strict=True):
-        rows = frame[frame.backbone == backbone].set_index("change").reindex(changes)
+    """A dot and an interval per change, in points; rows by backbone, columns by measure.
+
+    Left of zero, the part that was changed mattered. A backbone without an ability to keep has an empty field.
+    """
+    backbones, measures = sorted(set(frame.backbone)), [row for row in MEASURES if row in set(frame.row)]
+    changes = frame[frame.row == measures[0]].groupby("change")["mean"].mean().sort_values().index
+    size = (min(PAGE, 2.0 + 1.8 * len(measures)), 0.5 + (0.4 + 0.18 * len(changes)) * len(backbones))
+    fig = Figure(figsize=size, layout="constrained")
+    axes = fig.subplots(len(backbones), len(measures), squeeze=False, sharey=True, sharex="col")
+    for (i, j), ax in np.ndenumerate(axes):
+        here = frame[(frame.backbone == backbones[i]) & (frame.row == measures[j])]
+        rows = here.set_index("change").reindex(changes)
         ax.axvline(0, color="#dddddd", lw=1, zorder=0)
         ax.hlines(range(len(rows)), 100 * rows.low, 100 * rows.high, color=GREEN, alpha=0.7)
         ax.plot(100 * rows["mean"], range(len(rows)), "o", color=GREEN, ms=4.5)
-        ax.set(title=backbone, ylim=(len(rows) - 0.5, -0.5))
+        ax.set(title=measures[j] if i == 0 else "", ylim=(len(rows) - 0.5, -0.5))
         ax.set_yticks(range(len(rows)), changes)
         ax.tick_params(axis="y", length=0)
-    fig.supxlabel("change in test success against the full method, points", fontsize=8)
+        if j == 0:
+            ax.set_ylabel(backbones[i], fontweight="bold")
+    fig.supxlabel("change against the unchanged method, points", fontsize=8)
     return fig

@@ -26,6 +26,11 @@ UNIT = ["task", "rule", "backbone", "settings", "method", "seed", "id"]  # one g
 HEAD = ["run_id", *IDENTITY, "settings"]
 PARTS = ["success", "content", "content_strict", "style"]
 STREAM = "stream"  # the task with several phases
+MEASURES = {  # (split, metric) of what a run gains and of what it keeps of the frozen backbone's abilities
+    "test success": ("test", "success"),
+    "known facts kept": ("locality", "content"),
+    "told rules obeyed": ("promptability", "style"),
+}
 
 
 @dataclass(frozen=True)
@@ -140,10 +145,12 @@ def success(records: Records, by: Sequence[str] = ("task", "backbone", "method")
     return estimates(scores[scores.split == "test"].set_index(UNIT).success, by)
 
 
-def paired(scores: pd.DataFrame, a: str, b: str, factor: str = "method", metric: str = "success") -> pd.Series:
-    """Differences a - b of test items, each pair alike in everything but `factor`; indexed by UNIT without it."""
-    test = scores[(scores.split == "test") & scores[factor].isin((a, b))]
-    wide = test.pivot(index=[name for name in UNIT if name != factor], columns=factor, values=metric)
+def paired(
+    scores: pd.DataFrame, a: str, b: str, factor: str = "method", metric: str = "success", split: str = "test"
+) -> pd.Series:
+    """Differences a - b of a split's items, each pair alike in everything but `factor`; indexed by UNIT without it."""
+    chosen = scores[(scores.split == split) & scores[factor].isin((a, b))]
+    wide = chosen.pivot(index=[name for name in UNIT if name != factor], columns=factor, values=metric)
     return (wide.reindex(columns=[a, b])[a] - wide.reindex(columns=[a, b])[b]).dropna()
 
 
@@ -162,14 +169,13 @@ def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
     """
     scores = records.main.scores
     scores = scores[scores.task == task].set_index(UNIT)
-    kinds = (
-        ("test success", "test", "success"),
-        ("known facts kept", "locality", "content"),
-        ("told rules obeyed", "promptability", "style"),
-    )
-    parts = {name: scores[scores.split == split][metric] for name, split, metric in kinds}
-    table = estimates(pd.concat(parts, names=["row"]), ["row", "backbone", "method"])
-    return table.sort_values("row", key=lambda row: row.map(list(parts).index), kind="stable", ignore_index=True)
+    parts = {name: scores[scores.split == split][metric] for name, (split, metric) in MEASURES.items()}
+    return by_measure(estimates(pd.concat(parts, names=["row"]), ["row", "backbone", "method"]))
+
+
+def by_measure(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order of MEASURES, which their column `row` names."""
+    return frame.sort_values("row", key=lambda row: row.map(list(MEASURES).index), kind="stable", ignore_index=True)
 
 
 def progress(records: Records, task: str = "mixed") -> pd.DataFrame:

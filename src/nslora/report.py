@@ -188,11 +188,11 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
             "P(content) for hidden content against style needs", when.roc(all_records), when_figures.need_roc, mixed,
         ),
         "ablations": (
-            "change in test success by one changed setting", ablations.ablations(all_records), ablations.ablation_dots,
-            mixed,
+            "change in test success, and in what is kept, by one changed setting",
+            ablations.ablations(all_records), ablations.ablation_dots, mixed,
         ),
         "controls": (
-            "change in test success of textgrad on style without the critic's message",
+            "change in test success, and in what is kept, of textgrad on style without the critic's message",
             ablations.ablations(all_records, "style", "textgrad"), ablations.ablation_dots, ["style"],
         ),
         "data_efficiency": (
