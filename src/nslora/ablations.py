@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def ablation_dots(frame: pd.DataFrame) -> Figure:
     """
     backbones, measures = sorted(set(frame.backbone)), [row for row in MEASURES if row in set(frame.row)]
     changes = frame[frame.row == measures[0]].groupby("change")["mean"].mean().sort_values().index
-    size = (min(PAGE, 2.0 + 1.8 * len(measures)), 0.5 + (0.4 + 0.18 * len(changes)) * len(backbones))
+    size = (min(PAGE, 2.0 + 1.8 * len(measures)), 0.5 + max(0.8, 0.4 + 0.18 * len(changes)) * len(backbones))
     fig = Figure(figsize=size, layout="constrained")
     axes = fig.subplots(len(backbones), len(measures), squeeze=False, sharey=True, sharex="col")
     for (i, j), ax in np.ndenumerate(axes):
@@ -67,6 +68,6 @@ def ablation_dots(frame: pd.DataFrame) -> Figure:
         ax.set_yticks(range(len(rows)), changes)
         ax.tick_params(axis="y", length=0)
         if j == 0:
-            ax.set_ylabel(backbones[i], fontweight="bold")
+            ax.set_ylabel(textwrap.fill(backbones[i], 9), fontweight="bold")
     fig.supxlabel("change against the unchanged method, points", fontsize=8)
     return fig
