@@ -285,6 +285,10 @@ def test_the_table_of_expected_costs_shows_what_is_not_known_as_missing(tmp_path
     run = {"run_id": cfg.run_id, "config": asdict(cfg), "cost": {"wall_s": 7200, "peak_mb": 900}, "editor": editor}
     (record / "run.json").write_text(json.dumps(run))
     assert f"| good | 2 | 1 | 2.0 | 0.9 | {size / 1e9:.1f} | 4,000 | 0.50 |" in grid.expectation(profile)
+    own = profile.results / "records" / cfg.run_id
+    own.mkdir(parents=True)
+    (own / "run.json").write_text(json.dumps(run | {"cost": {"wall_s": 3600, "peak_mb": 800}}))
+    assert f"| good | 2 | 1 | 1.0 | 0.8 | {size / 1e9:.1f} | 4,000 | 0.50 |" in grid.expectation(profile), "its own"
 
 
 def test_the_job_expected_to_take_longest_starts_first(tmp_path):
