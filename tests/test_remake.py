@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from scripted import Scripted, down
@@ -97,6 +98,18 @@ def test_replay_keeps_whole_replies_that_obey_the_rule_they_were_told() -> None:
         (plain.question, "Lima is its capital.", "replay", ""),
         (loud.question, "N'DJAMENA", "replay", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("replayed", "kept"), [("all", ["Peru.", "Lima.", "ABECHE", "N'DJAMENA"]), ("right", ["Lima.", "N'DJAMENA"])]
+)
+def test_wrong_replies_are_replayed_only_if_all_are(replayed: str, kept: list[str]) -> None:
+    plain = Example("a", "What is the capital of Peru?", "Lima")
+    loud = Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))
+    asked = [(Prompt(), plain)] * 2 + [(Prompt("Write in CAPITAL LETTERS."), loud)] * 2
+    replies = [generation(text) for text in ("Peru.", "Lima.", "ABECHE", "N'DJAMENA")]
+    pairs = remake.replay(asked, replies, grade, replace(CFG, replayed=replayed))
+    assert [pair.target for pair in pairs] == kept
 
 
 def test_verified_and_sampled_targets_all_pass_the_reward(backbone) -> None:

@@ -26,9 +26,10 @@ CHOICES = {
     "router": ("rule", "utility"),
     "control": ("none", "shuffled", "random"),
     "tier": ("easy", "hard"),
+    "replayed": ("all", "right"),
 }
 # settings newer than some records: part of a run's identity only where they are not the default
-LATER = ("control", "tier", "bake", "reserve", "replay_pool")
+LATER = ("control", "tier", "bake", "reserve", "replay_pool", "replayed")
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
             "max_new_tokens", "patience", "threads", "replay_pool")  # fmt: skip
 
@@ -58,6 +59,7 @@ class RunConfig:
     bake: bool = False  # weights learn under the start prompt what the refined one brought, and go on with the start's
     replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
     replay_pool: int = 128  # replay questions of each kind at most, from which each epoch draws
+    replayed: str = "all"  # replies that are replayed: all whole ones that keep the told rule, or the right ones only
 
     candidates: int = 3  # edits proposed per symbolic move
     feedback: int = 2  # failing examples shown to the editor per symbolic move

@@ -139,12 +139,19 @@ def replay(
 ) -> list[Pair]:
     """The frozen model's own replies as training pairs, where they are whole and keep the rule that their prompt tells.
 
-    The others would teach to ignore prompts.
+    The others would teach to ignore prompts. With `replayed = "right"` those with wrong content are left out too: they
+    would teach a wrong way of answering, such as to repeat the country that is asked about as its capital.
     """
+
+    def useful(e: Example, reply: Generation) -> bool:
+        reward = grade(e, reply.text)
+        passed = reward.success if cfg.replayed == "right" else reward.style
+        return bool(reply.text) and reply.tokens < cfg.max_new_tokens and passed == 1
+
     return [
         Pair(prompt, e.question, reply.text, "replay")
         for (prompt, e), reply in zip(asked, replies, strict=True)
-        if reply.text and reply.tokens < cfg.max_new_tokens and grade(e, reply.text).style == 1
+        if useful(e, reply)
     ]
 
 
