@@ -275,8 +275,7 @@ def needed(configs: Sequence[RunConfig]) -> list[Weights]:
 
 def expectation(profile: Profile) -> str:
     """Markdown table of what each notebook of a profile is expected to take, by its own receipts and those of full."""
-    own = profile.results.relative_to(profile.root).as_posix()
-    past = [run for folder in dict.fromkeys((own, "results")) for run in history(profile, folder)]
+    past = history(profile, profile.results.relative_to(profile.root).as_posix()) + history(profile, "results")
     lines = [
         f"What `make reproduce PROFILE={profile.name}` takes per notebook, by the receipts of finished runs: hours",
         "of one thread, every run made anew. Runs that no finished run is like are `unknown` and not counted. Memory",
