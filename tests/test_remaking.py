@@ -71,7 +71,9 @@ def test_the_arms_are_those_that_a_run_can_have() -> None:
     assert set(remaking.ARMS) == set(CHOICES["targets"]) - {"remade"}
 
 
-def test_the_remade_pairs_of_all_runs_are_one_dataset_with_a_card(tmp_path: Path) -> None:
+def test_the_remade_pairs_of_all_runs_are_one_dataset_with_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert remaking.save_dataset(tmp_path, tmp_path / "remade") == []
     base = {"question": "1 + 1?", "answer": "It is 2.", "backbone": "a", "source": "remade", "run": "one"}
     runs = {
@@ -86,4 +88,10 @@ def test_the_remade_pairs_of_all_runs_are_one_dataset_with_a_card(tmp_path: Path
     assert [row["run"] for row in loaded] == ["one", "one", "two"]
     text = card.read_text()
     assert "3 questions" in text and "| a | remade | 2 | 1 |" in text and "| b | rewritten | 1 | 1 |" in text
-    assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
+    about = yaml.safe_load(text.split("---")[1])
+    assert about["license"] == "apache-2.0"
+    monkeypatch.setattr(remaking, "SHARD", 2)
+    *parts, _ = remaking.save_dataset(tmp_path, tmp_path / "parts")
+    assert [len(path.read_text().splitlines()) for path in parts] == [2, 1]
+    assert parts == sorted((tmp_path / "parts").glob(about["configs"][0]["data_files"])), "the card names the files"
+    assert "".join(path.read_text() for path in parts) == data.read_text()

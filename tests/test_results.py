@@ -76,9 +76,7 @@ def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
 
 def test_no_weights_and_no_large_files_are_committed() -> None:
     files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
-    assert [p for p in files if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl")] == []
-    most = {"remade": 8 * 2**20}  # bytes: the data set grows with the grid
-    assert [p for p in files if p.stat().st_size > most.get(p.parent.name, 2**20)] == []
+    assert [p for p in files if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl") or p.stat().st_size > 2**20] == []
 
 
 def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:

@@ -25,13 +25,15 @@ ARMS = {  # settings.targets of the study's runs, in the order of the legend
     "unverified": ("remade answers, right or wrong", ORANGE, "-"),
 }
 
+SHARD = 500  # rows of a file: no file of the data set should be large
+
 CARD = """\
 ---
 license: apache-2.0
 language: en
 configs:
 - config_name: default
-  data_files: train.jsonl
+  data_files: train-*.jsonl
 ---
 
 # Remade training pairs
@@ -48,8 +50,8 @@ Fields: `question`, `answer`; `system` and `template`, the prompt under which th
 that the answer was made for; `source`; `backbone`; `reward`; `run`, the record that holds everything else;
 `prompt_diff`, what the run had changed of the start's prompt, as (op, token).
 
-To load: `datasets.load_dataset("json", data_files="train.jsonl")`. Do not test on the runs' own items: facts of a seed
-occur here in the wordings of its training split.
+To load: `datasets.load_dataset("json", data_files="train-*.jsonl")`. Do not test on the runs' own items: facts of a
+seed occur here in the wordings of its training split.
 """
 
 
@@ -143,16 +145,16 @@ def collect(results: Path) -> list[dict[str, Any]]:
 
 
 def save_dataset(results: Path, out: Path) -> list[Path]:
-    """Write the collected pairs as JSONL with a data set card, if there are any; returns the paths."""
+    """Write the collected pairs as JSONL files of SHARD rows with a data set card, if there are any; their paths."""
     rows = collect(results)
     if not rows:
         return []
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "train.jsonl", out / "README.md"]
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
-    paths[0].write_text("".join(lines), encoding="utf-8")
-    paths[1].write_text(card(rows), encoding="utf-8")
-    return paths
+    texts = {f"train-{i // SHARD:02}.jsonl": "".join(lines[i : i + SHARD]) for i in range(0, len(lines), SHARD)}
+    for name, text in (texts | {"README.md": card(rows)}).items():
+        (out / name).write_text(text, encoding="utf-8")
+    return [out / name for name in (*texts, "README.md")]
 
 
 def card(rows: Sequence[Mapping[str, Any]]) -> str:
