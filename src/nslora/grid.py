@@ -10,7 +10,7 @@ import tomllib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,9 +241,10 @@ def costs_left(job: Job, past: list[dict[str, Any]]) -> tuple[int, list[Cost]]:
     return len(left), [cost for cost in left if cost is not None]
 
 
-def history(profile: Profile, folders: str) -> list[dict[str, Any]]:
-    """Receipts of the finished runs in `folders` of the project, whatever their profile; incomplete ones left out."""
-    runs = [json.loads(path.read_text()) for path in sorted(profile.root.glob(f"{folders}/records/*/run.json"))]
+def history(profile: Profile, *folders: str) -> list[dict[str, Any]]:
+    """Receipts of the finished runs in `folders` of the project, each once, of any profile; no incomplete ones."""
+    found = (sorted(profile.root.glob(f"{folder}/records/*/run.json")) for folder in folders)
+    runs = [json.loads(path.read_text()) for path in dict.fromkeys(chain.from_iterable(found))]
     return [run for run in runs if {"run_id", "config", "cost", "editor"} <= set(run)]
 
 
@@ -255,11 +256,9 @@ def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
         tokens = editor["tokens_in"] + editor["tokens_out"]
         return Cost(share * run["cost"]["wall_s"], share * tokens, share * editor["money"], run["cost"]["peak_mb"])
 
-    for run in past:
-        if run["run_id"] == cfg.run_id:
-            return cost(run)
+    own = [run for run in past if run["run_id"] == cfg.run_id][:1]
     same = ("task", "backbone", "method")
-    like = [cost(run) for run in past if all(run["config"][k] == getattr(cfg, k) for k in same)]
+    like = [cost(run) for run in own or past if all(run["config"][k] == getattr(cfg, k) for k in same)]
     if not like:
         return None
     seconds, tokens, money, peak_mb = total(like)
@@ -275,7 +274,7 @@ def needed(configs: Sequence[RunConfig]) -> list[Weights]:
 
 def expectation(profile: Profile) -> str:
     """Markdown table of what each notebook of a profile is expected to take, by its own receipts and those of full."""
-    past = history(profile, profile.results.relative_to(profile.root).as_posix()) + history(profile, "results")
+    past = history(profile, profile.results.relative_to(profile.root).as_posix(), "results")
     lines = [
         f"What `make reproduce PROFILE={profile.name}` takes per notebook, by the receipts of finished runs: hours",
         "of one thread, every run made anew. Runs that no finished run is like are `unknown` and not counted. Memory",
