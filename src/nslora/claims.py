@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import adaptability, stats, when
-from .records import UNIT, Records, estimate, paired
+from .records import MEASURES, UNIT, Records, estimate, paired
 
 Values = Callable[[Records], pd.Series]  # numbers indexed by backbone, seed and anything else
 
@@ -54,8 +54,9 @@ def methods(a: str, b: str, task: str, least: float = 0.0) -> Comparison:
 def known_kept(records: Records) -> pd.Series:
     """Per item that the frozen backbone gets right: is it still right after neurosymbolic adaptation (task mixed)?"""
     scores = records.main.scores
-    kept = (scores.task == "mixed") & (scores.split == "locality") & (scores.method == "neurosymbolic")
-    return scores[kept].set_index(UNIT).content
+    split, metric = MEASURES["known facts kept"]
+    kept = (scores.task == "mixed") & (scores.split == split) & (scores.method == "neurosymbolic")
+    return scores[kept].set_index(UNIT)[metric]
 
 
 def remade(records: Records) -> pd.Series:

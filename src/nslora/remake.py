@@ -142,16 +142,11 @@ def replay(
     The others would teach to ignore prompts. With `replayed = "right"` those with wrong content are left out too: they
     would teach a wrong way of answering, such as to repeat the country that is asked about as its capital.
     """
-
-    def useful(e: Example, reply: Generation) -> bool:
-        reward = grade(e, reply.text)
-        passed = reward.success if cfg.replayed == "right" else reward.style
-        return bool(reply.text) and reply.tokens < cfg.max_new_tokens and passed == 1
-
+    part = "success" if cfg.replayed == "right" else "style"
     return [
         Pair(prompt, e.question, reply.text, "replay")
         for (prompt, e), reply in zip(asked, replies, strict=True)
-        if useful(e, reply)
+        if reply.text and reply.tokens < cfg.max_new_tokens and getattr(grade(e, reply.text), part) == 1
     ]
 
 
