@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 ATTENTION = "sdpa_by_row"  # what transformers calls `attend` when a model is loaded with it
 ROOM = 64  # tokens that a cache makes room for at once
 ROWS = 64  # rows for which a layout of weights is chosen
+# oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape, and every batch has shapes
+# of its own: memory would grow with the number of batches
+for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "128")
 
 
 class RoomyLayer(DynamicLayer):
