@@ -95,3 +95,6 @@ def test_the_remade_pairs_of_all_runs_are_one_dataset_with_a_card(
     assert [len(path.read_text().splitlines()) for path in parts] == [2, 1]
     assert parts == sorted((tmp_path / "parts").glob(about["configs"][0]["data_files"])), "the card names the files"
     assert "".join(path.read_text() for path in parts) == data.read_text()
+    monkeypatch.setattr(remaking, "SHARD", 3)
+    whole, _ = remaking.save_dataset(tmp_path, tmp_path / "parts")
+    assert list((tmp_path / "parts").glob("train-*.jsonl")) == [whole], "no file of a larger data set is left"

@@ -20,8 +20,8 @@ ROOM = 64  # tokens that a cache makes room for at once
 ROWS = 64  # rows for which a layout of weights is chosen
 # oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape, and every batch has shapes
 # of its own: memory would grow with the number of batches
-for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "128")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
 
 class RoomyLayer(DynamicLayer):

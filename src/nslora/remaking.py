@@ -150,6 +150,8 @@ def save_dataset(results: Path, out: Path) -> list[Path]:
     if not rows:
         return []
     out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob("train*.jsonl"):  # fewer rows than before would leave the last files of then
+        stale.unlink()
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
     texts = {f"train-{i // SHARD:02}.jsonl": "".join(lines[i : i + SHARD]) for i in range(0, len(lines), SHARD)}
     for name, text in (texts | {"README.md": card(rows)}).items():
