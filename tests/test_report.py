@@ -106,7 +106,7 @@ def test_share_of_editor_requests_avoided(grid: Path) -> None:
 def test_without_records_every_claim_is_undecided(tmp_path: Path) -> None:
     report.build(tmp_path)
     found = json.loads((tmp_path / "claims.json").read_text(), parse_constant=pytest.fail)
-    assert len(found["claims"]) == 10
+    assert len(found["claims"]) == 11
     assert all(row["n"] == 0 for claim in found["claims"] for row in claim["comparisons"])
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert report.show_table(tmp_path) == "no finished runs yet" and report.verify(tmp_path) == []

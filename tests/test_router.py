@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from histories import numerical, step, symbolic
@@ -60,6 +62,22 @@ def test_a_phase_without_demand_is_skipped_by_the_router_but_not_by_the_bare_sig
     assert decide("monitor", [], only_style) is Move.NUMERICAL
     assert decide("neurosymbolic", numerical([1.0, 0.99]), only_content) is Move.NUMERICAL
     assert decide("neurosymbolic", [], {"content": 0.01, "style": 0.01}) is Move.STOP
+
+
+@pytest.mark.parametrize("chooses", ["rule", "utility"])
+def test_trained_weights_that_fail_on_dev_are_trained_on_though_no_training_example_needs_it(chooses: str) -> None:
+    """Runs on facts stopped after two of four moves, at 75% on dev: one of 24 training examples is below the floor."""
+    cfg, nothing = RunConfig(moves=6, router=chooses), {"content": 0.04, "style": 0.0}
+    trained, edited = numerical([1.0, 0.5]), symbolic([0.5])
+    for success, then in ((0.75, Move.NUMERICAL), (0.95, Move.STOP), (1.0, Move.STOP)):
+        assert decide("neurosymbolic", scored(trained, success), nothing, cfg) is then
+        assert decide("neurosymbolic", scored([*trained, *edited], success), nothing, cfg) is then
+        assert decide("neurosymbolic", scored(edited, success), nothing, cfg) is Move.STOP
+
+
+def scored(history: list[StepRecord], success: float) -> list[StepRecord]:
+    """The history with this dev success after its last move."""
+    return [*history[:-1], replace(history[-1], dev={"success": success})]
 
 
 def test_style_that_prompts_failed_to_bring_becomes_a_demand_on_the_weights() -> None:

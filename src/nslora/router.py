@@ -57,7 +57,7 @@ def by_both(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: 
     last move is not another prompt where prompts have failed.
     """
     if max(demand["content"], demand["style"]) < cfg.demand_floor:
-        return Move.STOP
+        return Move.NUMERICAL if unsettled(history, cfg) else Move.STOP
     if cfg.router == "utility":
         return by_utility(history, demand, cfg)
     left = cfg.moves - len(history)
@@ -70,6 +70,15 @@ def by_both(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: 
     if wanted is Move.SYMBOLIC and (demand["style"] < cfg.demand_floor or kept_for_weights):
         return Move.NUMERICAL
     return wanted
+
+
+def unsettled(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
+    """Whether the weights were trained and fail on dev although no training example needs a move any more.
+
+    The facts that were chosen can be trained on further; a prompt has nothing to learn from where nothing fails.
+    """
+    trained = any(step.move is Move.NUMERICAL for step in history)
+    return trained and 1 - history[-1].dev["success"] >= cfg.demand_floor
 
 
 def untried(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move | None:
