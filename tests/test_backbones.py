@@ -12,7 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from nslora import backbones, decode, kernels, weights
@@ -164,6 +164,39 @@ def test_packed_rows_attend_without_a_mask(tiny):
         gradients.append([p.grad for p in one.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def narrow(dropout: float = 0.0) -> Any:
+    """A random two-layer model whose first layer sees five tokens."""
+    torch.manual_seed(3)
+    config = Gemma3TextConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, sliding_window=5, layer_types=["sliding_attention", "full_attention"],
+        attention_dropout=dropout, pad_token_id=0, eos_token_id=96,
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # with dropout, as on a GPU, torch's own attention computes
+def test_packed_rows_longer_than_a_sliding_window_keep_to_it(dropout: float):
+    """Gemma's local layers see the last tokens only; packed rows, attended by themselves, once saw all of theirs."""
+    model = narrow(dropout).train()
+    start = list(range(20, 34))
+    pairs = [([*start, 1, 2, 3], [50, 51]), ([*start, 4, 5, 6, 7, 8], [60, 61, 62]), ([9, 8], [7])]
+    alone = [model(input_ids=torch.tensor([prompt + answer])).logits[0] for prompt, answer in pairs]
+    wanted = [logits[-1 - len(answer) : -1] for logits, (_, answer) in zip(alone, pairs, strict=True)]
+    model.set_attn_implementation(kernels.ATTENTION)
+    logits, _ = decode.answer_logits(model, **decode.packed(pairs, model.lm_head.weight))
+    torch.testing.assert_close(logits, torch.cat(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_keeps_to_a_sliding_window():
+    """Padding between a shared prefix and shorter rows once took the place of tokens in the window."""
+    model, start = narrow().eval(), list(range(20, 34))
+    for prompts in ([[*start, 1, 2, 3], [*start, 4, 5, 6, 7, 8], [*start, 9]], [[7, 8], [7]]):
+        expected = [reference(model, prompt, 8) for prompt in prompts]
+        assert [ids for ids, _ in decode.decode(model, prompts, {96}, 8)] == expected
+        assert [ids for ids, _ in decode.decode(model, prompts[-1:], {96}, 8)] == expected[-1:]
 
 
 def test_rows_without_common_start(tiny):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .kernels import RoomyLayer, blocked_weights
 
@@ -148,7 +148,7 @@ def decode(
         return done
     uniform = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
     with _evaluating(model), blocked_weights(model):
-        prefix, cache = _shared_prefix(model, prompts)
+        prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
@@ -206,10 +206,16 @@ def _common_prefix(prompts: list[list[int]]) -> int:
     return min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
 
 
-def _shared_prefix(model: Any, prompts: list[list[int]]) -> tuple[int, DynamicCache]:
-    """Prefill the common prefix; its length and KV cache."""
-    length = _common_prefix(prompts)
+def _shared_prefix(model: Any, prompts: list[list[int]], new: int) -> tuple[int, DynamicCache]:
+    """Prefill the common prefix; its length and KV cache.
+
+    Rows that outgrow a layer's sliding window, `new` tokens included, share none: padding between a prefix and what
+    follows would take the place of tokens in the window.
+    """
     cache = DynamicCache(config=model.config)
+    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    longest = max(map(len, prompts)) + new
+    length = 0 if any(longest > window for window in windows) else _common_prefix(prompts)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if length > 0:
         ids = torch.tensor([prompts[0][:length]], device=model.device)
