@@ -34,12 +34,21 @@ def test_batches_hold_every_row_once_and_none_is_too_large(rows: list, size: int
     assert max(map(len, cut)) <= size
 
 
-@given(rows)
-def test_parts_hold_a_batch_in_order_and_few_tokens_at_a_time(rows: list) -> None:
-    long = [(prompt * 60, answer * 20) for prompt, answer in rows]
+@given(rows, st.integers(0, 500))
+def test_parts_hold_a_batch_in_order_and_few_tokens_at_a_time(rows: list, shared: int) -> None:
+    long = [([0] * shared + prompt * 60, answer * 20) for prompt, answer in rows]
     cut = parts(long)
     assert [row for part in cut for row in part] == long
-    assert all(len(part) == 1 or sum(len(p) + len(a) for p, a in part) <= PACK for part in cut)
+    for part in cut:
+        computed = packed(part, torch.zeros(1))["input_ids"].numel()
+        pairs = sum((len(p) + len(a)) ** 2 for p, a in part)
+        assert len(part) == 1 or (computed <= PACK and pairs <= PACK**2)
+
+
+def test_rows_under_a_shared_prompt_are_computed_in_one_part() -> None:
+    long = [([0] * 150 + [1, i], [2] * 10) for i in range(8)]  # more than 1200 tokens, 246 of them different
+    assert len(parts(long)) == 1
+    assert len(parts([([i] * 150, [2] * 10) for i in range(8)])) == 3
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .types import Pair
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 CLIP = 1.0  # gradient norm above which a step is scaled down
-PACK = 512  # tokens computed at once: more than that makes attention between rows dear, and gains nothing
+PACK = 512  # tokens computed at once: more gain nothing, and take memory
 ALPHA = 2  # LoRA alpha as a multiple of the rank
 
 
@@ -111,12 +112,22 @@ class Learner:
 
 
 def parts(batch: Sequence[Row]) -> list[list[Row]]:
-    """The batch in parts of at most PACK tokens (or one row), whose gradients add up: bounds the memory of a step."""
+    """The batch in parts whose gradients add up, to bound a step's memory: one row, or several that compute no more.
+
+    No more than one row of PACK tokens does, that is: PACK tokens, those that a row shares with an earlier one of its
+    part not counted (`packed`), and PACK ** 2 pairs of tokens in attention.
+    """
     cuts: list[list[Row]] = [[]]
-    for row in batch:
-        if cuts[-1] and sum(len(prompt) + len(answer) for prompt, answer in [*cuts[-1], row]) > PACK:
+    tokens = pairs = 0
+    for prompt, answer in batch:
+        length = len(prompt) + len(answer)
+        common = max((len(os.path.commonprefix([prompt, other])) for other, _ in cuts[-1]), default=0)
+        new = length - min(common, len(prompt) - 1)
+        if cuts[-1] and (tokens + new > PACK or pairs + length**2 > PACK**2):
             cuts.append([])
-        cuts[-1].append(row)
+            tokens, pairs, new = 0, 0, length
+        tokens, pairs = tokens + new, pairs + length**2
+        cuts[-1].append((prompt, answer))
     return cuts
 
 
