@@ -19,9 +19,9 @@ ATTENTION = "sdpa_by_row"  # what transformers calls `attend` when a model is lo
 ROOM = 64  # tokens that a cache makes room for at once
 ROWS = 64  # rows for which a layout of weights is chosen
 # oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape, and every batch has shapes
-# of its own: memory would grow with the number of batches
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+# of its own: memory would grow with the number of batches. 32 are enough for the products of one batch
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 
 class RoomyLayer(DynamicLayer):
