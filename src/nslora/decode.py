@@ -201,7 +201,7 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
-def _common_prefix(prompts: list[list[int]]) -> int:
+def common_prefix(prompts: list[list[int]]) -> int:
     """Length of the longest common token prefix that leaves every row a token of its own."""
     return min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
 
@@ -215,7 +215,7 @@ def _shared_prefix(model: Any, prompts: list[list[int]], new: int) -> tuple[int,
     cache = DynamicCache(config=model.config)
     windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     longest = max(map(len, prompts)) + new
-    length = 0 if any(longest > window for window in windows) else _common_prefix(prompts)
+    length = 0 if any(longest > window for window in windows) else common_prefix(prompts)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if length > 0:
         ids = torch.tensor([prompts[0][:length]], device=model.device)

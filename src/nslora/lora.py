@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 
 from .backbones import Backbone
 from .config import RunConfig
-from .decode import answer_logits, packed
+from .decode import answer_logits, common_prefix, packed
 from .types import Pair
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
@@ -121,8 +120,7 @@ def parts(batch: Sequence[Row]) -> list[list[Row]]:
     tokens = pairs = 0
     for prompt, answer in batch:
         length = len(prompt) + len(answer)
-        common = max((len(os.path.commonprefix([prompt, other])) for other, _ in cuts[-1]), default=0)
-        new = length - min(common, len(prompt) - 1)
+        new = length - max((common_prefix([prompt, other]) for other, _ in cuts[-1]), default=0)
         if cuts[-1] and (tokens + new > PACK or pairs + length**2 > PACK**2):
             cuts.append([])
             tokens, pairs, new = 0, 0, length
