@@ -43,7 +43,9 @@ class Size:
         learn, answer: per case, the number of items and the tokens of each (of its reply, at most); `learn` also the
             batch size, smaller for long items lest the other side's memory exceed that of a common machine.
         batches: sizes tried for padded generation. checked: replies compared in float32.
-        items, tokens: of the epochs whose cost is followed. matrix: side of the square that is multiplied.
+        items, tokens: of the epochs whose cost is followed. warm: epochs over two batches before those by number of
+            items; memory rises for some ten steps, whatever the number, until caches of compiled products are full.
+        matrix: side of the square that is multiplied.
         written: tokens of an editor's reply.
     """
 
@@ -56,6 +58,7 @@ class Size:
     batches: tuple[int, ...] = (8, 16, 32, 64)
     items: tuple[int, ...] = (16, 64, 256, 512)
     tokens: tuple[int, ...] = (64, 128, 256, 512)
+    warm: int = 6
     matrix: int = 4096
     checked: int = 6
     written: int = 64
@@ -64,7 +67,7 @@ class Size:
 SMALL = Size(
     backbones=("smollm2-135m",), editor="smollm2-135m", repetitions=2, batch=4,
     learn=(("short", 8, 60, 4), ("long", 4, 300, 2)), answer=(("short", 8, 12), ("chains", 4, 40)), batches=(4, 8),
-    items=(8, 16), tokens=(64, 128), matrix=1024, checked=2, written=16,
+    items=(8, 16), tokens=(64, 128), warm=1, matrix=1024, checked=2, written=16,
 )  # fmt: skip
 
 
@@ -216,11 +219,11 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
 def growth(size: Size, common: Row) -> Iterator[Row]:
     """An epoch by number of items and by length of the examples, in a fresh process each, warmed up."""
     few = 2 * size.batch
-    plan = [("items", n, {"items": n, "tokens": size.tokens[0]}) for n in size.items]
-    plan += [("tokens", n, {"items": few, "tokens": n}) for n in size.tokens]
-    for backbone, (axis, n, much) in product(size.backbones, plan):
+    plan = [("items", n, {"items": n, "tokens": size.tokens[0]}, size.warm) for n in size.items]
+    plan += [("tokens", n, {"items": few, "tokens": n}, 1) for n in size.tokens]
+    for backbone, (axis, n, much, times) in product(size.backbones, plan):
         spec = {**common, **much, "run": "epochs", "side": OURS, "backbone": backbone, "spread": 0.0, "steps": True}
-        spec["warm"] = {"first": few}
+        spec["warm"] = {"first": few, "times": times}
         yield from measure([spec], 1, part="growth", case=axis, size=n)
 
 

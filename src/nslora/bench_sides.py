@@ -110,14 +110,14 @@ def opened(spec: Spec) -> tuple[Backbone, dict[str, Any], list[Pair]]:
 
 
 def epochs(spec: Spec) -> Side:
-    """Our numerical move: an epoch over the pairs, or over the `first` of them. `flop` counts every row whole."""
+    """Our numerical move: an epoch over the pairs, or `times` one over the `first`. `flop` counts every row whole."""
     backbone, about, pairs = opened(spec)
     learner = Learner(backbone, RunConfig(backbone=spec["backbone"], batch=spec["batch"], threads=spec["threads"]))
     rows = [(len(prompt) + len(answer), len(answer)) for prompt, answer in encoded(backbone, pairs)]
     spent, rng = flop(learner.model, [(n, n, answer) for n, answer in rows], training=True), np.random.default_rng(0)
 
-    def repeat(first: int | None = None) -> dict[str, Any]:
-        epoch = learner.epoch(pairs[:first], rng)
+    def repeat(first: int | None = None, times: int = 1) -> dict[str, Any]:
+        epoch = [learner.epoch(pairs[:first], rng) for _ in range(times)][-1]
         return {"work": epoch.tokens, "loss": epoch.loss, "flop": spent}
 
     return repeat, about
