@@ -160,6 +160,7 @@ CLAIMS = (
         (
             methods("neurosymbolic", "lora", "facts", least=-0.03),
             methods("neurosymbolic", "textgrad", "style", least=-0.03),
+            methods("neurosymbolic", "lora", "style", least=-0.03),
             methods("neurosymbolic", "lora", "math", least=-0.03),
             methods("neurosymbolic", "textgrad", "math", least=-0.03),
         ),
