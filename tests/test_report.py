@@ -75,6 +75,14 @@ def test_seeds_short_of_the_table_are_marked(tmp_path: Path) -> None:
     assert "seeds: 1-2." in report.readme_table(tmp_path)
 
 
+def test_a_mean_over_fewer_rules_is_marked(tmp_path: Path) -> None:
+    for rule in ("json", "bullet"):
+        write_record(tmp_path, task="style", method="textgrad", rule=rule)
+    write_record(tmp_path, task="style", method="lora", rule="json")
+    cells = report.main_table(tmp_path).iloc[:, 0]
+    assert str(cells["lora"]).endswith(" (1 of 2 rules)") and "rule" not in str(cells["textgrad"])
+
+
 def test_numbers_are_distinct_latex_commands(grid: Path) -> None:
     text = (grid / "numbers.tex").read_text()
     commands = re.findall(r"^\\newcommand\{\\([A-Za-z]+)\}\{[^{}]+\}$", text, re.M)

@@ -25,7 +25,7 @@ MADE = ("tables", "figures", "remade")  # folders that hold nothing but what is 
 Draw = Callable[[pd.DataFrame], Figure]
 CAPTION = (
     "Test success (content and style both right), percent: mean ± half-width of the {level:.0%} {kind}; seeds: {n}. "
-    "`-`: not run; a value without ± has one seed."
+    "`-`: not run; a value without ± has one seed; where other methods have more style rules, how many it has."
 )
 TRACED = "one neurosymbolic run per backbone (its lowest seed), no interval"
 
@@ -42,9 +42,12 @@ def count(frame: pd.DataFrame) -> str:
 
 
 def cell(row: Any, most: int) -> str:
-    """`mean ± half` in percent; with n where it is below the `most` seeds of the table."""
+    """`mean ± half` in percent; with n where it is below the `most` seeds of the table, and with the rules it lacks."""
     half = "" if np.isnan(row.half) else f" ± {100 * row.half:.1f}"
-    return f"{100 * row.mean:.1f}{half}" + (f" (n={row.n})" if row.n < most else "")
+    notes = [f"n={row.n}"] if row.n < most else []
+    if getattr(row, "rules", 0) < getattr(row, "rules_run", 0):  # a table by rule has neither
+        notes.append(f"{row.rules:.0f} of {row.rules_run:.0f} rules")
+    return f"{100 * row.mean:.1f}{half}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def grid(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -71,8 +74,15 @@ def middle(all_records: Records) -> pd.DataFrame:
 
 
 def main_frame(all_records: Records) -> pd.DataFrame:
-    """The main table's numbers: task, backbone, method, mean, low, high, half, n, interval (shares)."""
-    return pd.concat([records.success(all_records), middle(all_records)], ignore_index=True)
+    """The main table's numbers: task, backbone, method, mean, low, high, half, n, interval (shares).
+
+    Also `rules`, the number of style rules behind them, and `rules_run`, the most that any method has there.
+    """
+    runs, cells = all_records.main.runs, ["task", "backbone"]
+    rules = runs.groupby([*cells, "method"]).rule.nunique().rename("rules").reset_index()
+    rules["rules_run"] = rules.groupby(cells).rules.transform("max")
+    frame = pd.concat([records.success(all_records), middle(all_records)], ignore_index=True)
+    return frame.merge(rules, how="left", on=[*cells, "method"])
 
 
 def main_table(results: Path) -> pd.DataFrame:
