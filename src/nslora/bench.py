@@ -219,11 +219,11 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
 def growth(size: Size, common: Row) -> Iterator[Row]:
     """An epoch by number of items and by length of the examples, in a fresh process each, warmed up."""
     few = 2 * size.batch
-    plan = [("items", n, {"items": n, "tokens": size.tokens[0]}, size.warm) for n in size.items]
-    plan += [("tokens", n, {"items": few, "tokens": n}, 1) for n in size.tokens]
-    for backbone, (axis, n, much, times) in product(size.backbones, plan):
+    plan = [("items", n, {"items": n, "tokens": size.tokens[0]}) for n in size.items]
+    plan += [("tokens", n, {"items": few, "tokens": n}) for n in size.tokens]
+    for backbone, (axis, n, much) in product(size.backbones, plan):
         spec = {**common, **much, "run": "epochs", "side": OURS, "backbone": backbone, "spread": 0.0, "steps": True}
-        spec["warm"] = {"first": few, "times": times}
+        spec["warm"] = {"first": few, "times": size.warm if axis == "items" else 1}
         yield from measure([spec], 1, part="growth", case=axis, size=n)
 
 

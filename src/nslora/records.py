@@ -140,9 +140,11 @@ def estimates(values: pd.Series, by: Sequence[str]) -> pd.DataFrame:
 
 
 def success(records: Records, by: Sequence[str] = ("task", "backbone", "method")) -> pd.DataFrame:
-    """Test success (content and style both right) of the main comparison, with intervals."""
+    """Test success (content and style both right) of the main comparison, with intervals and the number of `rules`."""
     scores = records.main.scores
-    return estimates(scores[scores.split == "test"].set_index(UNIT).success, by)
+    test = scores[scores.split == "test"].set_index(UNIT)
+    rules = test.reset_index().groupby(list(by)).rule.nunique().rename("rules")
+    return estimates(test.success, by).merge(rules, on=list(by))
 
 
 def paired(

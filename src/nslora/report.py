@@ -41,18 +41,18 @@ def count(frame: pd.DataFrame) -> str:
     return "0" if frame.empty else "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()}))
 
 
-def cell(row: Any, most: int) -> str:
-    """`mean ± half` in percent; with n where it is below the `most` seeds of the table, and with the rules it lacks."""
+def cell(row: Any, most: int, rules: int) -> str:
+    """`mean ± half` in percent; with n below the `most` seeds of the table, and with its rules below its column's."""
     half = "" if np.isnan(row.half) else f" ± {100 * row.half:.1f}"
     notes = [f"n={row.n}"] if row.n < most else []
-    if getattr(row, "rules", 0) < getattr(row, "rules_run", 0):  # a table by rule has neither
-        notes.append(f"{row.rules:.0f} of {row.rules_run:.0f} rules")
+    notes += [f"{row.rules:.0f} of {rules:.0f} rules"] if row.rules < rules else []
     return f"{100 * row.mean:.1f}{half}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def grid(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Display table: methods by `columns`, cells as text, in the order of the frame."""
-    rows = [(row, cell(row, frame.n.max())) for row in frame.itertuples(index=False)]
+    rules = frame.groupby(columns).rules.transform("max")
+    rows = [(row, cell(row, frame.n.max(), run)) for row, run in zip(frame.itertuples(index=False), rules, strict=True)]
     texts = {(row.method, *(getattr(row, c) for c in columns)): text for row, text in rows}
     heads = list(dict.fromkeys(key[1:] for key in texts))
     names = records.in_order(frame[["method"]].drop_duplicates()).method
@@ -74,15 +74,8 @@ def middle(all_records: Records) -> pd.DataFrame:
 
 
 def main_frame(all_records: Records) -> pd.DataFrame:
-    """The main table's numbers: task, backbone, method, mean, low, high, half, n, interval (shares).
-
-    Also `rules`, the number of style rules behind them, and `rules_run`, the most that any method has there.
-    """
-    runs, cells = all_records.main.runs, ["task", "backbone"]
-    rules = runs.groupby([*cells, "method"]).rule.nunique().rename("rules").reset_index()
-    rules["rules_run"] = rules.groupby(cells).rules.transform("max")
-    frame = pd.concat([records.success(all_records), middle(all_records)], ignore_index=True)
-    return frame.merge(rules, how="left", on=[*cells, "method"])
+    """The main table's numbers: task, backbone, method, mean, low, high, half, n, interval (shares), and `rules`."""
+    return pd.concat([records.success(all_records), middle(all_records)], ignore_index=True)
 
 
 def main_table(results: Path) -> pd.DataFrame:
