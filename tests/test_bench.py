@@ -235,3 +235,11 @@ def test_both_sides_answer_the_same_in_float32() -> None:
     broken = [made[0], made[1] | {"texts": ["x"] * 3}]
     with pytest.raises(RuntimeError, match="the texts differ in float32"):
         list(bench.with_share(broken, least=1.0))
+
+
+def test_every_part_says_where_it_was_measured() -> None:
+    """Parts can be measured anew one by one, and then on another machine."""
+    old = {"device": "cpu", "dtype": "bfloat16", "threads": 2, "processor": "A"}
+    new = old | {"processor": "B"}
+    said = bench_report.places({"train": new, "evaluate": old, "load": old})
+    assert said == "train: cpu, bfloat16, threads: 2, B; evaluate, load: cpu, bfloat16, threads: 2, A"

@@ -27,6 +27,14 @@ CAPTION = (
 SPREAD = "ratio of medians, with the range of single turns"
 
 
+def places(around: dict[str, dict[str, Any]]) -> str:
+    """Which parts were measured where: "part, part: device, type, threads: n, processor" per kind of environment."""
+    told: dict[str, list[str]] = {}
+    for part, e in around.items():
+        told.setdefault("{device}, {dtype}, threads: {threads}, {processor}".format(**e), []).append(part)
+    return "; ".join(f"{', '.join(parts)}: {place}" for place, parts in told.items())
+
+
 def rate(row: Row) -> float:
     """Work per second."""
     return row["work"] / row["seconds"]
@@ -172,11 +180,8 @@ def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
     paths, frame, growth = [out / "bench.json"], compared(rows), grown(rows)
     if len(frame):
         around = {name: part["environment"] for name, part in parts.items() if name in UNITS}
-        places = dict.fromkeys(
-            "{device}, {dtype}, threads: {threads}, {processor}".format(**e) for e in around.values()
-        )
         n = "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()}))
-        said = [CAPTION.format(n=n, places="; ".join(places)), *tried(rows), *identical(rows)]
+        said = [CAPTION.format(n=n, places=places(around)), *tried(rows), *identical(rows)]
         if "records" in parts:
             said += [loop_share(parts["records"]["rows"]), edit_price(parts["records"]["rows"])]
         saved = report.save_table(table(frame), frame, out / "bench", "\n\n".join(said))
