@@ -27,7 +27,7 @@ CAPTION = (
 SPREAD = "ratio of medians, with the range of single turns"
 
 
-def places(around: dict[str, dict[str, Any]]) -> str:
+def places(around: Mapping[str, Row]) -> str:
     """Which parts were measured where: "part, part: device, type, threads: n, processor" per kind of environment."""
     told: dict[str, list[str]] = {}
     for part, e in around.items():
