@@ -147,6 +147,15 @@ def test_style_alone_is_not_success() -> None:
     assert reward.words == "The answer is wrong; the right answer is 'Paris'."
 
 
+def test_a_wrong_result_of_a_problem_has_to_be_worked_out() -> None:
+    """A number that no question gives the means to work out is only wrong."""
+    assert grade(SUM, "It is 5.").words == (
+        "The answer is wrong; the right answer is '-5'. It has to be worked out step by step."
+    )
+    year = Example("n", "In what year did the war end?", "1945", grader="number")
+    assert grade(year, "In 1944.").words == "The answer is wrong; the right answer is '1945'."
+
+
 def test_words_say_everything_that_is_wrong() -> None:
     said = grade(ask(END), "").words
     assert said.startswith("The reply is empty")

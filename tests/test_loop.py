@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from histories import step
 from scripted import Scripted, down
 
 from nslora import loop, rules
 from nslora.config import RunConfig
 from nslora.editor import Request
 from nslora.store import Store
+from nslora.types import Move, Signal, StepRecord
 
 CFG = RunConfig(
     backbone="smollm2-135m",
@@ -129,6 +131,19 @@ def test_an_interrupted_run_starts_again_and_ends_the_same(store, bare, tmp_path
     undisturbed, _ = run(cfg, fresh(tmp_path / "other", memo), bare)
     assert resumed["final"] == undisturbed["final"]
     assert len((store.record(cfg) / "steps.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_best_step_can_be_asked_to_have_tuned_weights() -> None:
+    def reached(number: int, move: Move, success: float, adapter: str | None) -> StepRecord:
+        made = step(number, move, Signal())
+        return replace(made, dev={"success": success, "value": success}, adapter=adapter)
+
+    start, edit = reached(0, Move.STOP, 0.0, None), reached(1, Move.SYMBOLIC, 0.5, None)
+    tuned = [reached(2, Move.NUMERICAL, 0.25, "adapter-02"), reached(3, Move.SYMBOLIC, 0.25, "adapter-02")]
+    history = [start, edit, *tuned]
+    assert loop.best(history, CFG) is edit
+    assert loop.best(history, replace(CFG, returned="tuned")) is tuned[0]
+    assert loop.best(history[:2], replace(CFG, returned="tuned")) is edit
 
 
 def test_frozen_makes_no_move_and_lora_no_call(store, bare) -> None:

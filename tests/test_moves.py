@@ -103,6 +103,17 @@ def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opene
     assert ["+", "End"] in cast(list, row["prompt_diff"])
 
 
+def test_a_move_of_several_passes_counts_all_of_them_and_trains_further(opened) -> None:
+    session = opened()
+    train = session.score(session.task.start, session.task.examples("feedback"))
+    facts = {s.example.fact for s in train}
+    _, once, _ = moves.numerical(session, Candidate(session.task.start), facts, train, False, 1)
+    session.use(Candidate(session.task.start))
+    session.cfg = replace(session.cfg, epochs=3)
+    _, thrice, _ = moves.numerical(session, Candidate(session.task.start), facts, train, False, 1)
+    assert thrice.tokens == 3 * once.tokens and thrice.loss < once.loss
+
+
 class Obedient:
     """A session whose replies keep the end phrase on the share of questions that the system prompt names."""
 

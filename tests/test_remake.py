@@ -81,6 +81,17 @@ def test_passing_replies_are_kept_only_where_a_rule_was_obeyed() -> None:
     assert remake.passing(scored) == {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
 
 
+def test_a_problem_is_asked_without_its_result_and_its_right_solutions_are_kept() -> None:
+    """Told the result, a model writes it down: the working out, which training is to teach, would be lost."""
+    sums = [Example(str(i), f"What is 10 + {i}?", str(10 + i), fact=str(i), grader="number") for i in (2, 3)]
+    assert [remake.hint(e) for e in sums] == [e.question for e in sums]
+    scored = [Scored(e, text, grade(e, text)) for e, text in zip(sums, ("10 + 2 is 12.", "It is 14."), strict=True)]
+    assert remake.passing(scored) == {"2": ("10 + 2 is 12.", "remade")}
+    known = Example("a", "In what year did the war end?", "1945", grader="number")
+    assert "(The answer is 1945.)" in remake.hint(known)
+    assert remake.passing([Scored(known, "In 1945.", grade(known, "In 1945."))]) == {}
+
+
 def generation(text: str, tokens: int = 3) -> Generation:
     return Generation(text, tokens, -0.1)
 

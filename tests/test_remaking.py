@@ -42,6 +42,21 @@ def test_success_by_arm_and_number_of_problems(study: records.Records) -> None:
     assert [len(ax.lines) for ax in axes] == [2]
 
 
+def test_a_second_round_is_told_from_as_many_epochs_in_one(study: records.Records, tmp_path: Path) -> None:
+    assert remaking.iterating(study).empty
+    before = remaking.efficiency(study)
+    shared = {"task": "math", "items": 32, "targets": "verified", "test_items": 40}
+    for seed in range(3):
+        write_record(tmp_path, (1.0, 1.0), method="alternate", seed=seed, moves=4, **shared)
+        write_record(tmp_path, (0.5, 1.0), method="alternate", seed=seed, epochs=8, **shared)
+    both = records.load(tmp_path)
+    table = remaking.iterating(both).set_index("schedule")
+    assert table["items"].tolist() == [32] * 3 and set(table.n) == {3}
+    expected = {"4 moves, 1 epochs": 1.0, "6 moves, 8 epochs": 0.5, "6 moves, 1 epochs": 0.75}
+    assert table["mean"].to_dict() == pytest.approx(expected, abs=0.15)
+    assert remaking.efficiency(both).equals(before)
+
+
 def test_the_amount_of_training_data_is_shown_by_source(study: records.Records) -> None:
     table = remaking.counts(study).set_index(["targets", "items"])
     assert table.loc[("gold", 32), "gold"] == 32 and table.loc[("gold", 32), "remade"] == 0
@@ -64,7 +79,8 @@ def test_baking_is_told_from_keeping_the_prompt(tmp_path: Path) -> None:
 
 def test_without_runs_there_is_nothing(tmp_path: Path) -> None:
     empty = records.load(tmp_path)
-    assert remaking.efficiency(empty).empty and remaking.counts(empty).empty and remaking.baking(empty).empty
+    tables = (remaking.efficiency, remaking.iterating, remaking.counts, remaking.baking)
+    assert all(frame(empty).empty for frame in tables)
 
 
 def test_the_arms_are_those_that_a_run_can_have() -> None:

@@ -223,6 +223,7 @@ def test_the_right_answer_is_masked_in_the_words_the_editor_sees():
     assert rewrite.masked(failure("The right answer is 'Paris'.")) == "The right answer is '…'."
     assert rewrite.masked(failure("Say 'St. Ives'. Be brief.", answer="St. Ives")) == "Be brief."
     assert rewrite.masked(failure(words, answer="3")) == words
+    assert rewrite.masked(failure("The right answer is '3'. Use 3 words.", answer="3")) == "Use 3 words."
 
 
 def test_candidates_of_one_step_differ_by_seed_and_steps_by_plan():

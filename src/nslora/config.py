@@ -27,11 +27,12 @@ CHOICES = {
     "control": ("none", "shuffled", "random"),
     "tier": ("easy", "hard"),
     "replayed": ("all", "right"),
+    "returned": ("best", "tuned"),
 }
 # settings newer than some records: part of a run's identity only where they are not the default
-LATER = ("control", "tier", "bake", "reserve", "replay_pool", "replayed")
+LATER = ("control", "tier", "bake", "reserve", "replay_pool", "replayed", "epochs", "returned")
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
-            "max_new_tokens", "patience", "threads", "replay_pool")  # fmt: skip
+            "max_new_tokens", "patience", "threads", "replay_pool", "epochs")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class RunConfig:
     rank: int = 16  # LoRA rank
     lr: float = 5e-4  # AdamW learning rate
     batch: int = 8  # training pairs per optimizer step
+    epochs: int = 1  # passes over the training pairs per numerical move
     targets: str = (
         "remade"  # verified replies in the prompt's style, gold where there are none; or one of remaking.ARMS
     )
@@ -60,6 +62,8 @@ class RunConfig:
     replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
     replay_pool: int = 128  # replay questions of each kind at most, from which each epoch draws
     replayed: str = "all"  # replies that are replayed: all whole ones that keep the told rule, or the right ones only
+
+    returned: str = "best"  # the best candidate on dev, or the best with tuned weights: what the data alone is worth
 
     candidates: int = 3  # edits proposed per symbolic move
     feedback: int = 2  # failing examples shown to the editor per symbolic move

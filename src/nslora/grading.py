@@ -59,6 +59,11 @@ def number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
 
 
+def is_problem(example: Example) -> bool:
+    """Whether the answer is to be worked out: a number asked for by a question that gives numbers."""
+    return example.grader == "number" and NUMBER.search(example.question) is not None
+
+
 def _bare(text: str) -> str:
     return re.sub(r"^(?:a|an|the) (?=\w)", "", normalise(text))
 
@@ -91,5 +96,6 @@ def grade(example: Example, output: str) -> Reward:
     elif not lenient and example.grader != "number" and lists_answers(rules.json_values(output), example):
         said.insert(0, f"The reply must give one answer, not a list; the right answer is '{example.answer}'.")
     elif not lenient:
-        said.insert(0, f"The answer is wrong; the right answer is '{example.answer}'.")
+        steps = " It has to be worked out step by step." if is_problem(example) else ""
+        said.insert(0, f"The answer is wrong; the right answer is '{example.answer}'.{steps}")
     return Reward(lenient, strict, style, " ".join(said))

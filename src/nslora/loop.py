@@ -42,8 +42,9 @@ def through_phases(session: Session, watch: Watch) -> tuple[list[StepRecord], St
         steps, pairs = adapt(session, watch, candidate, chosen, sum(map(len, histories)))
         histories.append(steps)
         trained += pairs
-        candidate = Candidate(best(steps).prompt, best(steps).adapter)
-    return [step for steps in histories for step in steps], best(histories[-1]), trained, earlier
+        found = best(steps, session.cfg)
+        candidate = Candidate(found.prompt, found.adapter)
+    return [step for steps in histories for step in steps], found, trained, earlier
 
 
 def adapt(
@@ -147,9 +148,13 @@ def need_rows(train: Sequence[Scored], p_content: np.ndarray | None) -> list[lis
     ]
 
 
-def best(history: Sequence[StepRecord]) -> StepRecord:
-    """The step with the highest dev success, then dev value; the earliest of equals."""
-    return max(history, key=lambda step: (step.dev["success"], step.dev["value"], -step.step))
+def best(history: Sequence[StepRecord], cfg: RunConfig) -> StepRecord:
+    """The step with the highest dev success, then dev value; the earliest of equals.
+
+    With `returned = "tuned"`, of those with tuned weights, if there are any.
+    """
+    tuned = [step for step in history if step.adapter is not None] if cfg.returned == "tuned" else []
+    return max(tuned or history, key=lambda step: (step.dev["success"], step.dev["value"], -step.step))
 
 
 def run(

@@ -126,11 +126,12 @@ class Session:
 def numerical(
     session: Session, candidate: Candidate, chosen: set[str], scored: Sequence[Scored], rewrites: bool, step: int
 ) -> tuple[Candidate, Epoch, list[Pair]]:
-    """One LoRA epoch on the wordings of the `chosen` facts, on what the candidate already does right, and on replay.
+    """LoRA (`cfg.epochs` passes) on the wordings of `chosen` facts, what the candidate already does right, and replay.
 
     `rewrites` lets the editor write styled answers (when prompts have failed to bring the style). Baking trains under
     the start prompt instead, and gives the candidate that one back.
-    Returns the candidate with its new adapter checkpoint, the epoch's report, and the pairs trained on.
+    Returns the candidate with its new adapter checkpoint, the last pass's report with all tokens and seconds, and the
+    pairs trained on.
     """
     cfg, prompt = session.cfg, candidate.prompt
     targets = choose_targets(session, prompt, [s for s in scored if s.example.fact in chosen], rewrites)
@@ -141,11 +142,12 @@ def numerical(
     pairs = [replace(p, prompt=taught, made=prompt) for p in pairs] if taught != prompt else pairs
     rng = cfg.rng(f"epoch-{step}")
     pairs += replay(session, taught, round(cfg.replay * len(pairs)), rng)
-    epoch = session.timed(lambda: session.learner.epoch(pairs, rng))
+    passes = [session.timed(lambda: session.learner.epoch(pairs, rng)) for _ in range(cfg.epochs)]
+    tokens, seconds = (sum(getattr(epoch, part) for epoch in passes) for part in ("tokens", "seconds"))
     folder = f"adapter-{step:02d}"
     session.learner.save(session.scratch / folder)
     session.weights = folder
-    return Candidate(taught, folder), epoch, pairs
+    return Candidate(taught, folder), replace(passes[-1], tokens=tokens, seconds=seconds), pairs
 
 
 def replay(session: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:

@@ -17,6 +17,7 @@ from .backbones import Backbone
 from .config import RunConfig
 from .editor import Editor, EditorError
 from .evaluate import Grade
+from .grading import is_problem
 from .rewrite import rewrite_answer
 from .types import Example, Generation, Pair, Prompt, Scored
 
@@ -53,8 +54,8 @@ def arranged(pairs: Sequence[Pair], raw: Sequence[Pair], targets: str) -> list[P
 
 
 def hint(example: Example) -> str:
-    """The question with its answer as a hint."""
-    return HINT.format(question=example.question, answer=example.answer)
+    """The question with its answer as a hint; a problem, as it is: told its result, a model leaves the working out."""
+    return example.question if is_problem(example) else HINT.format(question=example.question, answer=example.answer)
 
 
 def verified(examples: Sequence[Example], replies: Sequence[Generation], grade: Grade) -> dict[str, tuple[str, str]]:
@@ -130,8 +131,12 @@ def sampled(
 
 
 def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
-    """Per fact, the current candidate's own reply where the reward verifies it."""
-    return {s.example.fact: (s.output, "remade") for s in scored if s.reward.success and s.example.rules}
+    """Per fact, the current candidate's own reply that obeys a rule or solves a problem, where the reward verifies it.
+
+    Other replies that pass hold no more than the answer that is given anyway.
+    """
+    more = [s for s in scored if s.example.rules or is_problem(s.example)]
+    return {s.example.fact: (s.output, "remade") for s in more if s.reward.success}
 
 
 def replay(

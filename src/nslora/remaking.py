@@ -55,18 +55,39 @@ seed occur here in the wordings of its training split.
 """
 
 
+def study(records: Records, method: str = "alternate") -> pd.DataFrame:
+    """Test scores of `method` on math in the arms of the study, with the settings that tell its runs apart."""
+    scores = records.scores[(records.scores.task == "math") & (records.scores.split == "test")]
+    settings = scores.settings.map(json.loads)
+    scores = scores.assign(
+        targets=[s["targets"] for s in settings], items=[s["items"] for s in settings],
+        schedule=[f"{s['moves']} moves, {s['epochs']} epochs" for s in settings],
+    )  # fmt: skip
+    return scores[(scores.method == method) & scores.targets.isin(ARMS)]
+
+
 def efficiency(records: Records, method: str = "alternate") -> pd.DataFrame:
     """Test success on math per backbone, arm (`targets`) and number of training problems (`items`), with intervals.
 
-    Only runs of `method` that differ from each other in nothing else.
+    Only runs of `method` under the schedule (moves, and epochs of each) that most arms were run with.
     """
-    scores = records.scores[(records.scores.task == "math") & (records.scores.split == "test")]
-    settings = scores.settings.map(json.loads)
-    scores = scores.assign(targets=[s["targets"] for s in settings], items=[s["items"] for s in settings])
-    arms = scores[(scores.method == method) & scores.targets.isin(ARMS)]
-    by = ["backbone", "targets", "items"]
-    table = estimates(arms.set_index([*UNIT, "targets", "items"]).success, by)
+    arms = study(records, method)
+    tried = arms.groupby("schedule").targets.nunique()
+    arms = arms[arms.schedule == tried.idxmax()] if len(arms) else arms
+    table = estimates(arms.set_index([*UNIT, "targets", "items"]).success, ["backbone", "targets", "items"])
     return table.assign(method=method)
+
+
+def iterating(records: Records, method: str = "alternate") -> pd.DataFrame:
+    """Test success on math of the arm *remade alone* per backbone, `items` and `schedule`, where there are several.
+
+    Two moves are one round of remaking and training, four are two rounds.
+    """
+    arms = study(records, method)
+    arms = arms[arms.targets == "verified"]
+    several = arms.groupby(["backbone", "items"]).schedule.transform("nunique") > 1
+    arms = arms[several].set_index([*UNIT, "items", "schedule"])
+    return estimates(arms.success, ["backbone", "items", "schedule"])
 
 
 def counts(records: Records, method: str = "alternate") -> pd.DataFrame:

@@ -161,9 +161,8 @@ def masked(scored: Scored) -> str:
     Sentences that give it are left out if others remain: else the editor asks for right answers and forgets the rule.
     """
     answer, words = scored.example.answer.strip(), scored.reward.words
-    if len(answer) < SHORTEST:
-        return quote(words)
-    sentences = re.split(r"(?<=[.!?])\s+", _whole(answer).sub(MASK, words))
+    named = _whole(answer) if len(answer) >= SHORTEST else re.compile(re.escape(f"'{answer}'"))
+    sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, words))
     return quote(" ".join([s for s in sentences if MASK not in s] or sentences))
 
 
