@@ -114,7 +114,7 @@ def test_share_of_editor_requests_avoided(grid: Path) -> None:
 def test_without_records_every_claim_is_undecided(tmp_path: Path) -> None:
     report.build(tmp_path)
     found = json.loads((tmp_path / "claims.json").read_text(), parse_constant=pytest.fail)
-    assert len(found["claims"]) == 11
+    assert len(found["claims"]) == 12
     assert all(row["n"] == 0 for claim in found["claims"] for row in claim["comparisons"])
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert report.show_table(tmp_path) == "no finished runs yet" and report.verify(tmp_path) == []
@@ -195,6 +195,17 @@ def test_remade_data_are_paired_across_targets_only(tmp_path: Path) -> None:
         write_record(tmp_path, (0.0, 1.0), task="math", method="neurosymbolic", targets="verified", seed=seed, rank=4)
     values = claims.remade(records.load(tmp_path))
     assert len(values) == 3 * 12 and (values == 1.0).all()  # the runs at rank 4 have no partner
+
+
+def test_a_second_round_of_remaking_is_compared_with_as_many_epochs_in_one(tmp_path: Path) -> None:
+    for seed in range(3):
+        for skill, schedule in ((1.0, {"moves": 4, "epochs": 4}), (0.0, {"moves": 2, "epochs": 8})):
+            shared = {"task": "math", "method": "alternate", "targets": "verified", "seed": seed}
+            write_record(tmp_path, (skill, 1.0), **shared, **schedule)
+            write_record(tmp_path, (skill, 1.0), **shared | schedule | {"targets": "gold"})
+    values = claims.remade_again(records.load(tmp_path))
+    assert len(values) == 3 * 12 and (values == 1.0).all()
+    assert len(set(values.index.get_level_values("settings"))) == 1
 
 
 def test_build_removes_what_earlier_versions_left_behind(grid: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Remade data: what a refined prompt makes the model answer, once the reward has verified it, becomes training data.
 
 A reply is obtained with the gold answer as a hint (the rationalization of STaR, Zelikman et al., 2022) and kept
-without it. Where no reply passes, a verified reply to another question lends its form, and at last the editor
-rewrites the answer itself. Only pairs that the reward verifies are called remade.
+without it; a problem that can be worked out is asked as it is, as STaR does first. Where no reply passes, a verified
+reply to another question lends its form, and at last the editor rewrites the answer itself. Only pairs that the reward
+verifies are called remade.
 """
 
 from __future__ import annotations

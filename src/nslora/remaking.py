@@ -25,6 +25,7 @@ ARMS = {  # settings.targets of the study's runs, in the order of the legend
     "unverified": ("remade answers, right or wrong", ORANGE, "-"),
 }
 
+AGAIN = ("4 moves, 4 epochs", "2 moves, 8 epochs")  # schedules: two rounds, and one with as many epochs in all
 SHARD = 500  # rows of a file: no file of the data set should be large
 
 CARD = """\
