@@ -37,6 +37,17 @@ def test_a_target_serves_every_wording_of_its_fact_and_gold_the_rest() -> None:
     assert [p.parent for p in pairs] == [e.id for e in wordings]
 
 
+def test_problems_without_a_solution_are_left_out_where_others_have_one() -> None:
+    """Bare results among solutions teach to guess."""
+    sums = [Example(str(i), f"What is 10 + {i}?", str(10 + i), fact=str(i), grader="number") for i in range(3)]
+    solved = remake.spread([*sums, BO], PROMPT, {"1": ("10 + 1 is 11.", "remade")})
+    assert [(p.target, p.source) for p in solved] == [("10 + 1 is 11.", "remade"), ("Oslo", "gold")]
+    assert [p.target for p in remake.spread(sums, PROMPT, {})] == ["10", "11", "12"]
+    shown = replace(sums[0], solution="10 + 0 is 10.")
+    found = remake.spread([shown, *sums[1:]], PROMPT, {"1": ("10 + 1 is 11.", "remade")})
+    assert [p.target for p in found] == ["10 + 0 is 10.", "10 + 1 is 11."]
+
+
 def test_a_verified_reply_lends_its_form() -> None:
     found = remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, [ANA, BO], grade)
     assert found["Bo Tarn"] == (f"Oslo. {PHRASE}", "rewritten")

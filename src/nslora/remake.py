@@ -33,11 +33,17 @@ def gold(examples: Sequence[Example], prompt: Prompt) -> list[Pair]:
 
 
 def spread(examples: Sequence[Example], prompt: Prompt, targets: dict[str, tuple[str, str]]) -> list[Pair]:
-    """Training pairs for every wording of a fact from one (target, source) per fact; bare gold where there is none."""
+    """Training pairs for every wording of a fact from one (target, source) per fact; bare gold where there is none.
+
+    A problem with a bare result is left out where others have a target: results among solutions teach to guess.
+    """
+    solved = any(is_problem(e) and e.fact in targets for e in examples)
+    guesses = {e.fact for e in examples if solved and is_problem(e) and not e.solution} - set(targets)
     pairs = []
     for e in examples:
-        target, source = targets.get(e.fact, (e.gold, "gold"))
-        pairs.append(Pair(prompt, e.question, target, source, e.id))
+        if e.fact not in guesses:
+            target, source = targets.get(e.fact, (e.gold, "gold"))
+            pairs.append(Pair(prompt, e.question, target, source, e.id))
     return pairs
 
 
