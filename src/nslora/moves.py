@@ -16,6 +16,7 @@ from . import controls, evaluate, remake, rewrite, rules
 from .backbones import Backbone
 from .config import RunConfig
 from .editor import Editor
+from .grading import is_problem
 from .lora import Epoch, Learner
 from .tasks import Task, grade
 from .types import Candidate, Edit, Example, Generation, Pair, Prompt, Scored
@@ -198,7 +199,8 @@ def choose_targets(
     """Per chosen fact, the (target, source) to train on; facts left out train on bare gold.
 
     Purely numerical: own sampled replies that pass the reward; with `lora-demonstrated`, answers written in style.
-    Otherwise remade under a prompt that was refined, form lent between replies, and answers rewritten by the editor.
+    Otherwise remade under a prompt that was refined, form lent between replies, and answers rewritten by the editor;
+    problems that the candidate does not solve are attempted anew.
     """
     cfg, examples = session.cfg, [s.example for s in scored]
     if cfg.method == "lora-demonstrated":
@@ -212,6 +214,10 @@ def choose_targets(
         if cfg.targets == "unverified":
             return remake.unverified(examples, replies)
         found = remake.lend(remake.verified(examples, replies, grade), examples, grade)
+    failed = [s.example for s in scored if is_problem(s.example) and s.reward.success < 1]
+    unsolved = [e for e in failed if e.fact not in found]
+    if unsolved:
+        found |= session.timed(lambda: remake.attempted(session.backbone, prompt, unsolved, grade, cfg))
     missing = [e for e in styled if e.fact not in found]
     if rewrites and missing:
         found |= session.timed(lambda: remake.rewritten(missing, grade, session.editor, cfg))
