@@ -55,10 +55,15 @@ def test_replies_of_the_frozen_weights_are_made_once_for_all_runs(opened, backbo
     second = opened()
     assert second.score(second.task.start, dev) == made
     assert calls == []
+    texts = [backbone.text(first.task.start, e.question) for e in dev]
+    drawn = first.generate(texts, 0.8)
+    assert [reply.text for reply in drawn] != [s.output for s in made]
+    assert second.generate(texts, 0.8) == drawn and calls == [len(dev)]
     assert first.saved_s == 0 < second.saved_s
-    assert first.generated_tokens == second.generated_tokens == sum(s.tokens for s in made)
+    tokens = sum(reply.tokens for reply in [*made, *drawn])
+    assert first.generated_tokens == second.generated_tokens == tokens
     assert second.score(Prompt("Reply with one word."), dev)
-    assert calls == [len(dev)]
+    assert calls == [len(dev)] * 2
 
 
 def test_replies_follow_the_weights_in_place(opened, backbone, monkeypatch) -> None:
@@ -101,6 +106,25 @@ def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opene
     assert kept.prompt == refined and {(p.prompt, p.made) for p in pairs} == {(refined, None)}
     (row,) = loop.remade_rows(session.cfg, session.task.start, [replace(pairs[0], made=refined)])
     assert ["+", "End"] in cast(list, row["prompt_diff"])
+
+
+def test_only_problems_that_no_greedy_reply_solves_are_attempted_anew(opened, monkeypatch) -> None:
+    session = opened()
+    session.cfg = replace(CFG, method="alternate", targets="verified")
+    sums = [Example(str(i), f"What is 10 + {i}?", str(10 + i), fact=str(i), grader="number") for i in range(3)]
+    scored = [Scored(e, said, grade(e, said)) for e, said in zip(sums, ("10", "It is 1.", "It is 2."), strict=True)]
+    asked = []
+
+    def reply(texts: list[str], temperature: float = 0.0) -> list[Generation]:
+        asked.append((texts, temperature))
+        said = [s.output for s in scored] if not temperature else ["11 is it."] * len(texts)
+        return [Generation(text, 5, -0.1) for text in said]
+
+    monkeypatch.setattr(session, "frozen", reply)
+    found = moves.choose_targets(session, session.task.start, scored, False)
+    assert found == {"0": ("10", "remade"), "1": ("11 is it.", "remade")}
+    (greedy, _), (again, temperature) = asked
+    assert temperature > 0 and again == [text for text in greedy[1:] for _ in range(remake.ATTEMPTS)]
 
 
 def test_a_move_of_several_passes_counts_all_of_them_and_trains_further(opened) -> None:

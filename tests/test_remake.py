@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import cast
 
 import pytest
 from scripted import Scripted, down
 
 from nslora import remake, rules
-from nslora.backbones import Backbone
 from nslora.config import RunConfig
 from nslora.grading import grade
 from nslora.types import Example, Generation, Pair, Prompt, Scored
@@ -103,28 +101,6 @@ def test_a_problem_is_asked_without_its_result_and_its_right_solutions_are_kept(
     known = Example("a", "In what year did the war end?", "1945", grader="number")
     assert "(The answer is 1945.)" in remake.hint(known)
     assert remake.passing([Scored(known, "In 1945.", grade(known, "In 1945."))]) == {}
-
-
-def test_problems_are_attempted_until_one_reply_solves_them() -> None:
-    class Improving:
-        """Right about the first problem at once, about the second at its third reply, never about the third."""
-
-        asked: list[int] = []
-
-        def text(self, prompt: Prompt, question: str) -> str:
-            return question
-
-        def generate(self, texts: list[str], limit: int, temperature: float, seed: int) -> list[Generation]:
-            self.asked.append(len(texts))
-            assert temperature > 0 and seed == CFG.seed * 100 + len(self.asked) - 1
-            right = {"10 + 0": 0, "10 + 1": 2, "10 + 2": 99}
-            return [generation("It is " + str(sum(map(int, t.split("+"))) if seed >= right[t] else 0)) for t in texts]
-
-    sums = [Example(str(i), f"10 + {i}", str(10 + i), fact=str(i), grader="number") for i in range(3)]
-    backbone = Improving()
-    found = remake.attempted(cast(Backbone, backbone), PROMPT, sums, grade, CFG)
-    assert found == {"0": ("It is 10", "remade"), "1": ("It is 11", "remade")}
-    assert backbone.asked == [3, 2, 2, 1] and remake.ATTEMPTS == 4
 
 
 def generation(text: str, tokens: int = 3) -> Generation:

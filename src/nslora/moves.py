@@ -24,6 +24,7 @@ from .types import Candidate, Edit, Example, Generation, Pair, Prompt, Scored
 RUNGS = (6, 12)  # dev items on which the edits of a move are compared, a third of them going on to the second rung
 REPLAYED = 64  # replay questions at most whose replies under a rewritten prompt are made
 Memo = Callable[[str, Callable[[], Any]], Any]
+Kind = tuple[str, float]  # of replies: which weights', and the temperature
 T = TypeVar("T")
 
 
@@ -51,7 +52,7 @@ class Session:
     saved_s: float = 0.0
     work_s: float = 0.0
     learner: Learner = field(init=False)
-    replies: dict[tuple[str, tuple[str, ...]], list[Generation]] = field(default_factory=dict)
+    replies: dict[tuple[Kind, tuple[str, ...]], list[Generation]] = field(default_factory=dict)
     likelihoods: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,35 +66,38 @@ class Session:
         self.work_s += time.perf_counter() - started + self.saved_s - saved
         return result
 
-    def generate(self, texts: Sequence[str]) -> list[Generation]:
-        """Greedy replies of the weights as they are now to model inputs, in order."""
+    def generate(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
+        """Replies of the weights as they are now to model inputs, in order; greedy unless `temperature` > 0."""
         if not self.weights:
-            return self.frozen(texts)
-        return self._kept(self.weights, texts, lambda: self.backbone.generate(list(texts), self.cfg.max_new_tokens))
+            return self.frozen(texts, temperature)
+        limit, seed = self.cfg.max_new_tokens, self.cfg.seed
+        tuned = lambda: self.backbone.generate(list(texts), limit, temperature, seed)  # noqa: E731
+        return self._kept((self.weights, temperature), texts, tuned)
 
-    def frozen(self, texts: Sequence[str]) -> list[Generation]:
-        """Greedy replies of the frozen weights, whatever adapter is in place."""
-        return self._kept("", texts, lambda: self._memoised(list(texts)))
+    def frozen(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
+        """As `generate`, of the frozen weights, whatever adapter is in place."""
+        return self._kept(("", temperature), texts, lambda: self._memoised(list(texts), temperature))
 
-    def _kept(self, weights: str, texts: Sequence[str], compute: Callable[[], list[Generation]]) -> list[Generation]:
-        key = (weights, tuple(texts))
+    def _kept(self, how: Kind, texts: Sequence[str], compute: Callable[[], list[Generation]]) -> list[Generation]:
+        key = (how, tuple(texts))
         if key not in self.replies:
             self.replies[key] = self.timed(compute)
             self.generated_tokens += sum(reply.tokens for reply in self.replies[key])
         return self.replies[key]
 
-    def _memoised(self, texts: list[str]) -> list[Generation]:
-        b, limit = self.backbone, self.cfg.max_new_tokens
+    def _memoised(self, texts: list[str], temperature: float) -> list[Generation]:
+        b, limit, seed = self.backbone, self.cfg.max_new_tokens, self.cfg.seed
         fresh = False
 
         def compute() -> dict[str, object]:
             nonlocal fresh
             fresh, started = True, time.perf_counter()
             with evaluate.frozen_weights(b):
-                replies = b.generate(texts, limit)
+                replies = b.generate(texts, limit, temperature, seed)
             return {"seconds": time.perf_counter() - started, "replies": [asdict(reply) for reply in replies]}
 
-        what = json.dumps([b.identity, b.dtype, b.device, self.cfg.threads, limit, texts])
+        chance = [temperature, seed] if temperature else []
+        what = json.dumps([b.identity, b.dtype, b.device, self.cfg.threads, limit, texts, *chance])
         stored = self.memo(f"frozen-{hashlib.sha256(what.encode()).hexdigest()}", compute)
         self.saved_s += 0.0 if fresh else stored["seconds"]
         return [Generation(**reply) for reply in stored["replies"]]
@@ -217,7 +221,9 @@ def choose_targets(
     failed = [s.example for s in scored if is_problem(s.example) and s.reward.success < 1]
     unsolved = [e for e in failed if e.fact not in found]
     if unsolved:
-        found |= session.timed(lambda: remake.attempted(session.backbone, prompt, unsolved, grade, cfg))
+        tries = [e for e in unsolved for _ in range(remake.ATTEMPTS)]
+        texts = [session.backbone.text(prompt, e.question) for e in tries]
+        found |= remake.verified(tries, session.generate(texts, remake.TEMPERATURE), grade)
     missing = [e for e in styled if e.fact not in found]
     if rewrites and missing:
         found |= session.timed(lambda: remake.rewritten(missing, grade, session.editor, cfg))

@@ -9,7 +9,7 @@ verifies are called remade.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -24,7 +24,7 @@ from .types import Example, Generation, Pair, Prompt, Scored
 
 REWRITES = 6  # answers the editor rewrites per move at most, until one has a form for the rest
 SAMPLES, TEMPERATURE = 2, 0.8  # rejection sampling: replies per question of the purely numerical baseline,
-ATTEMPTS = 4  # and at a problem that the model's greedy reply does not solve, at most
+ATTEMPTS = 4  # and at a problem that the model's greedy reply does not solve
 HINT = "{question}\n(The answer is {answer}.)"
 
 
@@ -67,7 +67,7 @@ def hint(example: Example) -> str:
 
 
 def verified(examples: Sequence[Example], replies: Sequence[Generation], grade: Grade) -> dict[str, tuple[str, str]]:
-    """Per fact, the frozen model's reply to the hinted question, where the reward verifies it."""
+    """Per fact, the (last) reply to it that the reward verifies, where there is one."""
     return {
         e.fact: (reply.text, "remade")
         for e, reply in zip(examples, replies, strict=True)
@@ -125,29 +125,16 @@ def rewritten(examples: Sequence[Example], grade: Grade, editor: Editor, cfg: Ru
 
 
 def sampled(
-    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, cfg: RunConfig,
-    draws: Iterable[int] = range(SAMPLES),
-) -> dict[str, tuple[str, str]]:  # fmt: skip
-    """Per fact, an own sampled reply that passes the reward (rejection sampling), where one of the `draws` is one."""
+    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, cfg: RunConfig
+) -> dict[str, tuple[str, str]]:
+    """Per fact, an own sampled reply that passes the reward (rejection sampling), where there is one."""
     texts = [backbone.text(prompt, e.question) for e in examples]
     found: dict[str, tuple[str, str]] = {}
-    for draw in draws:
+    for draw in range(SAMPLES):
         replies = backbone.generate(texts, cfg.max_new_tokens, TEMPERATURE, seed=cfg.seed * 100 + draw)
         for e, reply in zip(examples, replies, strict=True):
             if grade(e, reply.text).success:
                 found.setdefault(e.fact, (reply.text, "sampled"))
-    return found
-
-
-def attempted(
-    backbone: Backbone, prompt: Prompt, problems: Sequence[Example], grade: Grade, cfg: RunConfig
-) -> dict[str, tuple[str, str]]:
-    """Per problem, the model's own sampled reply that solves it, where one of ATTEMPTS does."""
-    found: dict[str, tuple[str, str]] = {}
-    for draw in range(ATTEMPTS):
-        left = [e for e in problems if e.fact not in found]
-        solved = sampled(backbone, prompt, left, grade, cfg, (draw,)) if left else {}
-        found |= {fact: (reply, "remade") for fact, (reply, _) in solved.items()}
     return found
 
 
