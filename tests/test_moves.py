@@ -93,7 +93,7 @@ def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opene
     session = opened()
     session.cfg = replace(CFG, method="alternate", targets="verified", bake=True)
     refined = Prompt(f"End every reply with: {PHRASE}")
-    said = lambda texts: [Generation(f"Lima. {PHRASE}", 5, -0.1) for _ in texts]  # noqa: E731
+    said = lambda texts, _=0.0: [Generation(f"Lima. {PHRASE}", 5, -0.1) for _ in texts]  # noqa: E731
     monkeypatch.setattr(session, "frozen", said)
     monkeypatch.setattr("nslora.remake.verified", lambda examples, *_: {e.fact: ("kept", "remade") for e in examples})
     train = session.score(session.task.start, session.task.examples("feedback"))
