@@ -66,6 +66,15 @@ def test_replies_of_the_frozen_weights_are_made_once_for_all_runs(opened, backbo
     assert calls == [len(dev)] * 2
 
 
+def test_sets_scored_in_one_batch_are_told_apart(opened, backbone, monkeypatch) -> None:
+    session = opened()
+    parts = [session.task.examples(name) for name in ("dev", "feedback", "test")]
+    calls = count_calls(monkeypatch, backbone)
+    scored = session.score_parts(session.task.start, *parts)
+    assert [[s.example for s in part] for part in scored] == parts
+    assert calls == [sum(map(len, parts))]
+
+
 def test_replies_follow_the_weights_in_place(opened, backbone, monkeypatch) -> None:
     session = opened()
     dev, start = session.task.examples("dev"), Candidate(session.task.start)
@@ -142,11 +151,12 @@ class Obedient:
     """A session whose replies keep the end phrase on the share of questions that the system prompt names."""
 
     def __init__(self) -> None:
-        self.replies = 0
+        self.replies = self.batches = 0
 
-    def score(self, prompt: Prompt, examples: list[Example]) -> list[Scored]:
+    def score_each(self, prompts: list[Prompt], examples: list[Example]) -> list[Scored]:
         self.replies += len(examples)
-        kept = [float(prompt.system) > int(e.id) / 40 for e in examples]
+        self.batches += 1
+        kept = [float(p.system) > int(e.id) / 40 for p, e in zip(prompts, examples, strict=True)]
         texts = [f"Lima. {PHRASE}" if keep else "Lima." for keep in kept]
         return [Scored(e, text, grade(e, text)) for e, text in zip(examples, texts, strict=True)]
 
@@ -161,14 +171,15 @@ def test_halving_finds_the_edit_that_all_of_dev_would_choose_with_fewer_replies(
     session = Obedient()
     best, values = moves.halve(cast(Session, session), edits, dev)
     spent = session.replies
-    full = {id(e): evaluate.summary(session.score(e.prompt, examples))["value"] for e in edits}
+    assert session.batches == len(moves.RUNGS)
+    full = {id(e): evaluate.summary(session.score_each([e.prompt] * 40, examples))["value"] for e in edits}
     assert best is max(edits, key=lambda e: full[id(e)])
     assert set(values) == set(full)
     assert spent < (session.replies - spent) / 3
 
 
 def test_one_edit_needs_no_comparison_and_none_gives_none() -> None:
-    session = cast(Session, SimpleNamespace(score=None))
+    session = cast(Session, SimpleNamespace(score_each=None))
     only = Edit(Prompt("Be brief."))
     assert moves.halve(session, [only], []) == (only, {})
     assert moves.halve(session, [], []) == (None, {})

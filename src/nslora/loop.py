@@ -57,8 +57,8 @@ def adapt(
     """
     cfg, task = session.cfg, session.task
     trained: list[Pair] = []
-    dev = session.score(candidate.prompt, task.examples("dev"))
-    train = session.score(candidate.prompt, task.examples("feedback"))
+    parts = task.examples("dev"), task.examples("feedback")
+    dev, train = session.score_parts(candidate.prompt, *parts)
     history = [record(session, first, Move.STOP, candidate, dev, train)]
     watch(history[0])
     decide, rng = router.DECISIONS[cfg.method], cfg.rng(f"route-{first}" if first else "route")
@@ -68,13 +68,13 @@ def adapt(
         p_content = predict(session, candidate, train)
         wanted = demand(train, p_content) if p_content is not None else {}
         move = decide(taken, wanted, cfg, rng)
-        before, detail = evaluate.summary(dev)["value"], dict[str, object]()
+        before, detail = evaluate.summary(dev)["value"], dict[str, object](needs=need_rows(train, p_content))
         if move is Move.NUMERICAL:
             rewrites = monitor.prompts_failed(taken, cfg, wanted.get("style"))
             chosen |= facts_for_weights(train, p_content, rewrites)
             candidate, epoch, pairs = moves.numerical(session, candidate, chosen, train, rewrites, step)
             trained += pairs
-            dev = session.score(candidate.prompt, task.examples("dev"))
+            dev, train = session.score_parts(candidate.prompt, *parts)
             loss = epoch.loss if cfg.signal_loss == "train" else dev_loss(session, candidate, dev)
             signal = monitor.after_numerical(taken, loss, epoch.grad_norm)
             detail["pairs"] = counts(pairs)
@@ -82,16 +82,15 @@ def adapt(
         elif move is Move.SYMBOLIC:
             failing = failing_for_prompt(train, p_content)
             candidate, dev, edits = moves.symbolic(session, candidate, failing, dev, step)
+            train = session.score(candidate.prompt, parts[1]) if any(e["accepted"] for e in edits) else train
             signal = monitor.after_symbolic(evaluate.summary(dev)["value"], before, len(dev))
             detail["edits"], cost = edits, {}
         else:
             break
-        detail["needs"] = need_rows(train, p_content)
         seconds = time.perf_counter() - started + session.saved_s - saved  # as if no run had shared its replies
         edited = session.editor.ledger - paid
         cost |= {"seconds": seconds, "dev_change": evaluate.summary(dev)["value"] - before}
         cost["tokens"] = cost.get("train_tokens", 0.0) + edited.tokens_in + edited.tokens_out
-        train = session.score(candidate.prompt, task.examples("feedback"))
         history.append(record(session, step, move, candidate, dev, train, signal, wanted, detail, cost))
         watch(history[-1])
     return history, trained
@@ -211,28 +210,34 @@ def open_editor(cfg: RunConfig, place: Store) -> Editor:
 
 def frozen_reference(session: Session) -> dict[str, set[str]]:
     """Ids of the locality and promptability items that the frozen backbone gets right: what can be forgotten."""
-    locality = session.score(session.task.start, session.task.examples("locality"))
+    locality, obedience = held(session, session.task.start)
     return {
         "locality": {s.example.id for s in locality if s.reward.content == 1},
-        "promptability": {s.example.id for s in obedience(session) if s.reward.style == 1},
+        "promptability": {s.example.id for s in obedience if s.reward.style == 1},
     }
 
 
-def obedience(session: Session) -> list[Scored]:
-    """Replies of the weights as they are to prompts that tell a rule plainly, none of them the task's own."""
-    prompts, examples = zip(*session.task.promptability, strict=True)
-    return session.score_each(prompts, examples)
+def held(session: Session, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
+    """Replies of the weights as they are to known questions: under `prompt`, and under prompts that tell another rule.
+
+    None of those rules is the task's own. Both in one batch.
+    """
+    locality = session.task.examples("locality")
+    asked = [(prompt, e) for e in locality] + list(session.task.promptability)
+    prompts, examples = zip(*asked, strict=True)
+    scored = session.score_each(prompts, examples)
+    return scored[: len(locality)], scored[len(locality) :]
 
 
 def final_scores(session: Session, candidate: Candidate, reference: dict[str, set[str]]) -> Scores:
     """The candidate on test, once, and on what the frozen backbone could do: locality and promptability."""
     session.use(candidate)
     task = session.task
-    locality = session.score(candidate.prompt, task.examples("locality"))  # all: other batches would give other bits
+    locality, obedience = held(session, candidate.prompt)  # all of them: other batches would give other bits
     splits = {
         "test": session.score(candidate.prompt, task.examples("test")),
         "locality": [s for s in locality if s.example.id in reference["locality"]],
-        "promptability": [s for s in obedience(session) if s.example.id in reference["promptability"]],
+        "promptability": [s for s in obedience if s.example.id in reference["promptability"]],
     }
     return {name: scored for name, scored in splits.items() if scored}
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,9 +71,8 @@ class Session:
         """Replies of the weights as they are now to model inputs, in order; greedy unless `temperature` > 0."""
         if not self.weights:
             return self.frozen(texts, temperature)
-        limit, seed = self.cfg.max_new_tokens, self.cfg.seed
-        tuned = lambda: self.backbone.generate(list(texts), limit, temperature, seed)  # noqa: E731
-        return self._kept((self.weights, temperature), texts, tuned)
+        how = self.cfg.max_new_tokens, temperature, self.cfg.seed
+        return self._kept((self.weights, temperature), texts, lambda: self.backbone.generate(list(texts), *how))
 
     def frozen(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
         """As `generate`, of the frozen weights, whatever adapter is in place."""
@@ -110,6 +110,11 @@ class Session:
         """As `score`, with a prompt of its own for every example."""
         texts = [self.backbone.text(p, e.question) for p, e in zip(prompts, examples, strict=True)]
         return evaluate.graded(examples, self.generate(texts), grade)
+
+    def score_parts(self, prompt: Prompt, *parts: Sequence[Example]) -> list[list[Scored]]:
+        """As `score`, of several sets of examples in one batch."""
+        scored = iter(self.score(prompt, [e for part in parts for e in part]))
+        return [list(islice(scored, len(part))) for part in parts]
 
     def nll(self, prompt: Prompt, examples: Sequence[Example]) -> list[float]:
         """Mean negative log-likelihood per token of each gold answer under `prompt`, in nats."""
@@ -219,11 +224,9 @@ def choose_targets(
             return remake.unverified(examples, replies)
         found = remake.lend(remake.verified(examples, replies, grade), examples, grade)
     failed = [s.example for s in scored if is_problem(s.example) and s.reward.success < 1]
-    unsolved = [e for e in failed if e.fact not in found]
-    if unsolved:
-        tries = [e for e in unsolved for _ in range(remake.ATTEMPTS)]
-        texts = [session.backbone.text(prompt, e.question) for e in tries]
-        found |= remake.verified(tries, session.generate(texts, remake.TEMPERATURE), grade)
+    tries = [e for e in failed if e.fact not in found for _ in range(remake.ATTEMPTS)]
+    texts = [session.backbone.text(prompt, e.question) for e in tries]
+    found |= remake.verified(tries, session.generate(texts, remake.TEMPERATURE) if tries else [], grade)
     missing = [e for e in styled if e.fact not in found]
     if rewrites and missing:
         found |= session.timed(lambda: remake.rewritten(missing, grade, session.editor, cfg))
@@ -269,15 +272,17 @@ def halve(session: Session, edits: Sequence[Edit], dev: Sequence[Scored]) -> tup
     """The best edit by successive halving on dev, and by `id` the value that each had on the last rung it saw.
 
     The rungs take the dev items with the lowest rewards first: there edits differ. What an edit does to the others is
-    seen afterwards, on all of dev.
+    seen afterwards, on all of dev. The edits of a rung are answered in one batch.
     """
     hardest = [s.example for s in sorted(dev, key=lambda s: (s.reward.style, s.reward.value))]
     alive, values = list(edits), dict[int, float]()
     for items in RUNGS:
         if len(alive) < 2:
             break
-        for edit in alive:
-            values[id(edit)] = evaluate.summary(session.score(edit.prompt, hardest[:items]))["value"]
+        asked = hardest[:items]
+        scored = session.score_each([edit.prompt for edit in alive for _ in asked], asked * len(alive))
+        for i, edit in enumerate(alive):
+            values[id(edit)] = evaluate.summary(scored[i * len(asked) : (i + 1) * len(asked)])["value"]
         alive = sorted(alive, key=lambda edit: -values[id(edit)])[: max(1, round(len(alive) / 3))]
     return (alive[0] if alive else None), values
 
