@@ -151,7 +151,7 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         ax.set_ylim(0, max(10, ax.get_ylim()[1]))
     fig.axes[0].set_ylabel("test success, percent")
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False,
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False,
                fontsize=7, labelcolor=INK)  # fmt: skip
     return fig
 
