@@ -59,19 +59,23 @@ def known_kept(records: Records) -> pd.Series:
     return scores[kept].set_index(UNIT)[metric]
 
 
+def without(settings: pd.Series, *names: str) -> pd.Series:
+    """Settings (JSON) less the named ones, so that runs which differ in nothing else can be paired."""
+    return settings.str.replace(rf'"({"|".join(names)})": ("\w+"|\d+)', "", regex=True)
+
+
 def remade(records: Records) -> pd.Series:
     """Test success on math: trained on remade answers minus raw ones, paired by all other settings, seed and item."""
     scores = records.scores[records.scores.task == "math"]
     target = scores.settings.str.extract(r'"targets": "(\w+)"', expand=False)
-    rest = scores.settings.str.replace(r'"targets": "\w+"', "", regex=True)
+    rest = without(scores.settings, "targets")
     return paired(scores.assign(targets=target, settings=rest), "verified", "gold", factor="targets")
 
 
 def remade_again(records: Records) -> pd.Series:
     """Test success on math of remade answers alone: two rounds minus one of as many epochs, paired by item."""
     scores = remaking.study(records)
-    rest = scores.settings.str.replace(r'"(moves|epochs)": \d+', "", regex=True)
-    scores = scores.assign(settings=rest)[scores.targets == "verified"]
+    scores = scores.assign(settings=without(scores.settings, "moves", "epochs"))[scores.targets == "verified"]
     return paired(scores, *remaking.AGAIN, factor="schedule")
 
 

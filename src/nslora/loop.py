@@ -220,7 +220,7 @@ def frozen_reference(session: Session) -> dict[str, set[str]]:
 def held(session: Session, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
     """Replies of the weights as they are to known questions: under `prompt`, and under prompts that tell another rule.
 
-    None of those rules is the task's own. Both in one batch.
+    Both in one batch.
     """
     locality = session.task.examples("locality")
     asked = [(prompt, e) for e in locality] + list(session.task.promptability)
