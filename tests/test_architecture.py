@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 ORDER = [
     "types", "config", "rules", "worlds", "grading", "own", "problems", "tasks", "fetch", "weights", "kernels",
     "decode", "backbones", "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite", "controls",
-    "remake", "monitor", "needs", "router", "stats", "store", "moves", "loop", "probe", "records", "when",
+    "remake", "monitor", "needs", "router", "stats", "store", "session", "moves", "loop", "probe", "records", "when",
     "figures", "when_figures", "ablations", "remaking", "adaptability", "costs", "claims", "report", "grid",
     "jobs", "cluster", "bundle", "bench_sides", "bench_report", "bench", "cli",
 ]

@@ -14,8 +14,8 @@ from nslora import evaluate, loop, moves, remake, tasks
 from nslora.config import RunConfig
 from nslora.editor import Request
 from nslora.grading import grade
-from nslora.moves import Session
 from nslora.rules import make
+from nslora.session import Session
 from nslora.store import Store
 from nslora.types import Candidate, Edit, Example, Generation, Need, Prompt, Scored
 
@@ -73,6 +73,22 @@ def test_sets_scored_in_one_batch_are_told_apart(opened, backbone, monkeypatch) 
     scored = session.score_parts(session.task.start, *parts)
     assert [[s.example for s in part] for part in scored] == parts
     assert calls == [sum(map(len, parts))]
+
+
+def test_only_texts_without_a_reply_are_answered_and_draws_are_not_merged(opened, backbone, monkeypatch) -> None:
+    session = opened()
+    start, (dev, train) = session.task.start, (session.task.examples(name) for name in ("dev", "feedback"))
+    few = session.score(start, dev[:2])
+    calls = count_calls(monkeypatch, backbone)
+    both, again = session.score_parts(start, dev, train)
+    assert both[:2] == few and [s.example for s in again] == train
+    texts = [backbone.text(start, e.question) for e in dev]
+    assert [r.text for r in session.generate([texts[-1], texts[1], texts[-1]])] == [both[i].output for i in (-1, 1, -1)]
+    assert calls == [len({backbone.text(start, e.question) for e in dev + train} - set(texts[:2]))]
+    spent = session.generated_tokens
+    drawn = session.generate(texts[:1] * 4, 1.5)
+    assert len({reply.text for reply in drawn}) > 1 and calls[1:] == [4]
+    assert session.generated_tokens == spent + sum(reply.tokens for reply in drawn)
 
 
 def test_replies_follow_the_weights_in_place(opened, backbone, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from test_loop import helpful
 
 from nslora import needs, probe, tasks
 from nslora.config import RunConfig
-from nslora.moves import Session
+from nslora.session import Session
 
 CFG = RunConfig(
     items=3, test_items=3, max_new_tokens=16, rank=4, lr=2e-3, candidates=2, method="lora", seed=2, replay=0.0

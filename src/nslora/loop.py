@@ -14,8 +14,8 @@ from . import evaluate, monitor, moves, remake, router, store, tasks, weights
 from .backbones import Backbone, load
 from .config import RunConfig
 from .editor import Editor
-from .moves import Session
 from .needs import NeedClassifier, demand, features, told
+from .session import Session
 from .store import Store
 from .types import Candidate, Move, Pair, Prompt, Scored, Signal, StepRecord, diff
 

@@ -1,136 +1,22 @@
-"""The two moves on a run's current candidate, and what both need: numerical (LoRA) and symbolic (TextGrad)."""
+"""The two moves on a run's current candidate: numerical (LoRA) and symbolic (TextGrad)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from . import controls, evaluate, remake, rewrite, rules
-from .backbones import Backbone
 from .config import RunConfig
-from .editor import Editor
 from .grading import is_problem
-from .lora import Epoch, Learner
-from .tasks import Task, grade
-from .types import Candidate, Edit, Example, Generation, Pair, Prompt, Scored
+from .lora import Epoch
+from .session import Session
+from .tasks import grade
+from .types import Candidate, Edit, Example, Pair, Prompt, Scored
 
 RUNGS = (6, 12)  # dev items on which the edits of a move are compared, a third of them going on to the second rung
 REPLAYED = 64  # replay questions at most whose replies under a rewritten prompt are made
-Memo = Callable[[str, Callable[[], Any]], Any]
-Kind = tuple[str, float]  # of replies: which weights', and the temperature
-T = TypeVar("T")
-
-
-@dataclass
-class Session:
-    """What one run holds open: its data, its backbone with a fresh adapter, and its editor.
-
-    No reply is computed twice: those of the current weights are kept for the run, those of the frozen weights by `memo`
-    for every run that shares its folder (same batch, threads and type, so the same bits).
-
-    Attributes:
-        weights: the adapter checkpoint in place; empty while the weights are the frozen ones.
-        generated_tokens: tokens of all replies, each counted once. saved_s: seconds that memoised replies took to make.
-        work_s: seconds in which the model computed or the editor was asked; what is left of a run is its own overhead.
-    """
-
-    cfg: RunConfig
-    task: Task
-    backbone: Backbone
-    editor: Editor
-    scratch: Path
-    memo: Memo
-    weights: str = ""
-    generated_tokens: int = 0
-    saved_s: float = 0.0
-    work_s: float = 0.0
-    learner: Learner = field(init=False)
-    replies: dict[tuple[Kind, tuple[str, ...]], list[Generation]] = field(default_factory=dict)
-    likelihoods: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Attach the adapter."""
-        self.learner = Learner(self.backbone, self.cfg)
-
-    def timed(self, compute: Callable[[], T]) -> T:
-        """The result of work of the model or the editor, its seconds counted."""
-        started, saved = time.perf_counter(), self.saved_s
-        result = compute()
-        self.work_s += time.perf_counter() - started + self.saved_s - saved
-        return result
-
-    def generate(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
-        """Replies of the weights as they are now to model inputs, in order; greedy unless `temperature` > 0."""
-        if not self.weights:
-            return self.frozen(texts, temperature)
-        how = self.cfg.max_new_tokens, temperature, self.cfg.seed
-        return self._kept((self.weights, temperature), texts, lambda: self.backbone.generate(list(texts), *how))
-
-    def frozen(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
-        """As `generate`, of the frozen weights, whatever adapter is in place."""
-        return self._kept(("", temperature), texts, lambda: self._memoised(list(texts), temperature))
-
-    def _kept(self, how: Kind, texts: Sequence[str], compute: Callable[[], list[Generation]]) -> list[Generation]:
-        key = (how, tuple(texts))
-        if key not in self.replies:
-            self.replies[key] = self.timed(compute)
-            self.generated_tokens += sum(reply.tokens for reply in self.replies[key])
-        return self.replies[key]
-
-    def _memoised(self, texts: list[str], temperature: float) -> list[Generation]:
-        b, limit, seed = self.backbone, self.cfg.max_new_tokens, self.cfg.seed
-        fresh = False
-
-        def compute() -> dict[str, object]:
-            nonlocal fresh
-            fresh, started = True, time.perf_counter()
-            with evaluate.frozen_weights(b):
-                replies = b.generate(texts, limit, temperature, seed)
-            return {"seconds": time.perf_counter() - started, "replies": [asdict(reply) for reply in replies]}
-
-        chance = [temperature, seed] if temperature else []
-        what = json.dumps([b.identity, b.dtype, b.device, self.cfg.threads, limit, texts, *chance])
-        stored = self.memo(f"frozen-{hashlib.sha256(what.encode()).hexdigest()}", compute)
-        self.saved_s += 0.0 if fresh else stored["seconds"]
-        return [Generation(**reply) for reply in stored["replies"]]
-
-    def score(self, prompt: Prompt, examples: Sequence[Example]) -> list[Scored]:
-        """Replies of the weights as they are now under `prompt`, graded."""
-        return self.score_each([prompt] * len(examples), examples)
-
-    def score_each(self, prompts: Sequence[Prompt], examples: Sequence[Example]) -> list[Scored]:
-        """As `score`, with a prompt of its own for every example."""
-        texts = [self.backbone.text(p, e.question) for p, e in zip(prompts, examples, strict=True)]
-        return evaluate.graded(examples, self.generate(texts), grade)
-
-    def score_parts(self, prompt: Prompt, *parts: Sequence[Example]) -> list[list[Scored]]:
-        """As `score`, of several sets of examples in one batch."""
-        scored = iter(self.score(prompt, [e for part in parts for e in part]))
-        return [list(islice(scored, len(part))) for part in parts]
-
-    def nll(self, prompt: Prompt, examples: Sequence[Example]) -> list[float]:
-        """Mean negative log-likelihood per token of each gold answer under `prompt`, in nats."""
-        key = (self.weights, prompt, tuple(e.id for e in examples))
-        if key not in self.likelihoods:
-            texts = [self.backbone.text(prompt, e.question) for e in examples]
-            self.likelihoods[key] = self.timed(lambda: self.backbone.nll(texts, [e.answer for e in examples]))
-        return self.likelihoods[key]
-
-    def use(self, candidate: Candidate) -> None:
-        """Put a candidate's weights in place; without a checkpoint they are a fresh, neutral adapter."""
-        if candidate.adapter is None:
-            self.learner = Learner(self.backbone, self.cfg)
-        else:
-            self.learner.load(self.scratch / candidate.adapter)
-        self.weights = candidate.adapter or ""
 
 
 def numerical(

@@ -17,7 +17,7 @@ import pandas as pd
 from . import loop, moves, needs, stats, tasks
 from .backbones import load
 from .config import RunConfig
-from .moves import Session
+from .session import Session
 from .store import Store, write_json
 from .types import Candidate, Prompt, Scored
 
