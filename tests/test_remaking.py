@@ -44,7 +44,7 @@ def test_success_by_arm_and_number_of_problems(study: records.Records) -> None:
 
 def test_a_second_round_is_told_from_as_many_epochs_in_one(study: records.Records, tmp_path: Path) -> None:
     assert remaking.iterating(study).empty
-    before = remaking.efficiency(study)
+    before, pairs = remaking.efficiency(study), remaking.counts(study)
     shared = {"task": "math", "items": 32, "targets": "verified", "test_items": 40}
     for seed in range(3):
         write_record(tmp_path, (1.0, 1.0), method="alternate", seed=seed, moves=4, **shared)
@@ -54,7 +54,7 @@ def test_a_second_round_is_told_from_as_many_epochs_in_one(study: records.Record
     assert table["items"].tolist() == [32] * 3 and set(table.n) == {3}
     expected = {"4 moves, 1 epochs": 1.0, "6 moves, 8 epochs": 0.5, "6 moves, 1 epochs": 0.75}
     assert table["mean"].to_dict() == pytest.approx(expected, abs=0.15)
-    assert remaking.efficiency(both).equals(before)
+    assert remaking.efficiency(both).equals(before) and remaking.counts(both).equals(pairs)
 
 
 def test_the_amount_of_training_data_is_shown_by_source(study: records.Records) -> None:

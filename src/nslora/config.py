@@ -44,6 +44,7 @@ class RunConfig:
     method: str = "neurosymbolic"  # one of METHODS
     seed: int = 0
     moves: int = 6  # budget of moves, equal for every method; in a stream, of each phase
+    returned: str = "best"  # the best candidate on dev, or the best with tuned weights: what the data alone is worth
 
     items: int = 24  # facts (each in 5 training wordings), style questions, math problems: of each kind in the task
     test_items: int = 36  # test items of each kind
@@ -62,8 +63,6 @@ class RunConfig:
     replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
     replay_pool: int = 128  # replay questions of each kind at most, from which each epoch draws
     replayed: str = "all"  # replies that are replayed: all whole ones that keep the told rule, or the right ones only
-
-    returned: str = "best"  # the best candidate on dev, or the best with tuned weights: what the data alone is worth
 
     candidates: int = 3  # edits proposed per symbolic move
     feedback: int = 2  # failing examples shown to the editor per symbolic move

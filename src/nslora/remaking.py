@@ -72,11 +72,15 @@ def efficiency(records: Records, method: str = "alternate") -> pd.DataFrame:
 
     Only runs of `method` under the schedule (moves, and epochs of each) that most arms were run with.
     """
-    arms = study(records, method)
-    tried = arms.groupby("schedule").targets.nunique()
-    arms = arms[arms.schedule == tried.idxmax()] if len(arms) else arms
+    arms = compared(study(records, method))
     table = estimates(arms.set_index([*UNIT, "targets", "items"]).success, ["backbone", "targets", "items"])
     return table.assign(method=method)
+
+
+def compared(arms: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `study` under the schedule that most arms were run with."""
+    tried = arms.groupby("schedule").targets.nunique()
+    return arms[arms.schedule == tried.idxmax()] if len(arms) else arms
 
 
 def iterating(records: Records, method: str = "alternate") -> pd.DataFrame:
@@ -92,17 +96,11 @@ def iterating(records: Records, method: str = "alternate") -> pd.DataFrame:
 
 
 def counts(records: Records, method: str = "alternate") -> pd.DataFrame:
-    """Mean number of training pairs per source and epoch of the study's runs, by backbone, arm and items."""
-    steps = records.steps[(records.steps.task == "math") & (records.steps.method == method)]
-    steps = steps[steps.move == "numerical"]
-    rows = [
-        {"backbone": step.backbone, "targets": s["targets"], "items": s["items"], **step.filter(like="detail.pairs.")}
-        for _, step in steps.iterrows()
-        if (s := json.loads(step.settings))["targets"] in ARMS
-    ]
-    if not rows:
-        return pd.DataFrame(columns=["backbone", "targets", "items"])
-    frame = pd.DataFrame(rows).fillna(0).rename(columns=lambda name: name.removeprefix("detail.pairs."))
+    """Mean number of training pairs per source and epoch of the runs in `efficiency`, by backbone, arm and items."""
+    arms = compared(study(records, method)).groupby("run_id")[["backbone", "targets", "items"]].first()
+    steps = records.steps[(records.steps.move == "numerical") & records.steps.run_id.isin(arms.index)]
+    pairs = steps.set_index("run_id").filter(like="detail.pairs.").dropna(axis="columns", how="all").fillna(0)
+    frame = arms.join(pairs.rename(columns=lambda name: name.removeprefix("detail.pairs.")), how="inner")
     return frame.groupby(["backbone", "targets", "items"]).mean().reset_index()
 
 
