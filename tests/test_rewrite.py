@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,14 @@ def test_each_text_is_also_an_edit_on_its_own():
     edits = step(writer("Say over.", f"{SLOT} Name a fruit."), [failure()])
     alone, joint = (Prompt("Say over."), Prompt(OLD.system, f"{SLOT} Name a fruit.")), f"{SLOT} Name a fruit."
     assert [e.prompt for e in edits] == [*alone, Prompt("Say over.", joint)]
+
+
+def test_where_only_the_system_prompt_is_edited_the_template_costs_no_call():
+    editor, asked = recorder(writer("Say over.", f"{SLOT} Name a fruit."))
+    edits = rewrite.step(OLD, [failure()], editor, replace(CFG, edited="system"), len, seed=7)
+    assert [edit.prompt for edit in edits] == [Prompt("Say over.", OLD.question)]
+    assert [edits_variable(r) for r in asked] == [False] + [True] * CFG.candidates
+    assert not any("question template" in r.user for r in asked if edits_variable(r))
 
 
 def test_equal_candidates_are_one_edit():

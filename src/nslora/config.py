@@ -28,9 +28,10 @@ CHOICES = {
     "tier": ("easy", "hard"),
     "replayed": ("all", "right"),
     "returned": ("best", "tuned"),
+    "edited": ("both", "system"),
 }
 # settings newer than some records: part of a run's identity only where they are not the default
-LATER = ("control", "tier", "bake", "reserve", "replay_pool", "replayed", "epochs", "returned")
+LATER = ("control", "tier", "bake", "reserve", "replay_pool", "replayed", "epochs", "returned", "edited")
 POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
             "max_new_tokens", "patience", "threads", "replay_pool", "epochs")  # fmt: skip
 
@@ -67,6 +68,7 @@ class RunConfig:
     candidates: int = 3  # edits proposed per symbolic move
     feedback: int = 2  # failing examples shown to the editor per symbolic move
     prompt_tokens: int = 160  # longest prompt (system and template together), in backbone tokens
+    edited: str = "both"  # texts that edits may change: system prompt and question template, or the system prompt alone
     gate: bool = True  # keep an edit only if dev reward does not fall
     control: str = "none"  # "shuffled": edits see another rule's critic; "random": their words are random ones
 

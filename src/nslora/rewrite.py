@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -65,8 +65,10 @@ class Ordered(list):
 class Text(textgrad.Variable):
     """A textgrad variable with ordered gradients and predecessors, shown whole instead of by its ends."""
 
-    def __init__(self, value: str, role: str, predecessors: Iterable[textgrad.Variable] = ()) -> None:
-        super().__init__(value, role_description=role)
+    def __init__(
+        self, value: str, role: str, predecessors: Iterable[textgrad.Variable] = (), requires_grad: bool = True
+    ) -> None:
+        super().__init__(value, role_description=role, requires_grad=requires_grad)
         self.predecessors = list(predecessors)
 
     @property
@@ -193,9 +195,10 @@ def step(
     seed: int,
     forbidden: frozenset[str] = frozenset(),
 ) -> list[Edit]:
-    """One TextGrad step on both texts of `prompt`: up to cfg.candidates different edits, and the problems of the rest.
+    """One TextGrad step on the texts of `prompt`: up to cfg.candidates different edits, and the problems of the rest.
 
     Args:
+        cfg: its `edited` says which texts may change: both, or the system prompt alone.
         failures: replies with their critic's words; cfg.feedback of them, with different words, go to the editor.
         count: tokens of a text for the backbone; a prompt longer than cfg.prompt_tokens is no edit.
         seed: of the editor's sampling. Equal arguments make equal requests, in any process.
@@ -206,17 +209,18 @@ def step(
         first.setdefault(masked(scored), scored)  # equal words would make equal gradients
     shown = list(first.items())[: cfg.feedback]
     engines = [Engine(editor, seed + i, words) for i, (words, _) in enumerate(shown)]
-    workers = 1 if editor.url == "local" else max(len(shown), len(ROLES))  # one slot: each prompt is read only once
+    names = [name for name in ROLES if cfg.edited in ("both", name)]
+    workers = 1 if editor.url == "local" else max(len(shown), len(names))  # one slot: each prompt is read only once
     with ThreadPoolExecutor(workers) as pool:
-        passes = list(pool.map(lambda engine, item: gradients(prompt, item[1], engine), engines, shown))
+        passes = list(pool.map(lambda engine, item: gradients(prompt, names, item[1], engine), engines, shown))
         plan = PLANS[seed % len(PLANS)]  # one per step: a local server reads equal prompts once, whatever their seed
         writers = [EditEngine(editor, seed + k, plan) for k in range(cfg.candidates)]
-        parts = list(pool.map(lambda name: [propose(prompt, name, passes, writer) for writer in writers], ROLES))
+        parts = list(pool.map(lambda name: [propose(prompt, name, passes, writer) for writer in writers], names))
     taught = forbidden | {s.example.answer for s in failures}
     ordinary = [str(value) for s in failures for rule in s.example.rules for value in rule.kwargs.values()]
     edits = []
     for proposed in zip(*parts, strict=True):
-        for new, problem in assemble(prompt, dict(zip(ROLES, proposed, strict=True))):
+        for new, problem in assemble(prompt, dict(zip(names, proposed, strict=True))):
             before, after = prompt.both, new.both
             if leaks(after, taught, " ".join([before, *ordinary])):
                 problem = "leak"
@@ -226,9 +230,9 @@ def step(
     return list(dict.fromkeys(edits))
 
 
-def gradients(prompt: Prompt, scored: Scored, engine: Engine) -> dict[str, Text]:
-    """Both texts as fresh variables with the gradients of one failing example; without, where the editor failed."""
-    leaves = {name: Text(getattr(prompt, name), role) for name, role in ROLES.items()}
+def gradients(prompt: Prompt, names: Sequence[str], scored: Scored, engine: Engine) -> dict[str, Text]:
+    """Both texts as fresh variables; `names` with the gradients of one failing example, if the editor did not fail."""
+    leaves = {name: Text(getattr(prompt, name), role, requires_grad=name in names) for name, role in ROLES.items()}
     loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.words)
     with suppress(EditorError):
         loss.backward(engine)
