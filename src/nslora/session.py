@@ -20,6 +20,7 @@ from .tasks import Task, grade
 from .types import Candidate, Example, Generation, Prompt, Scored
 
 Memo = Callable[[str, Callable[[], Any]], Any]
+Produce = Callable[[list[str], float], list[Generation]]  # replies to model inputs at a temperature
 T = TypeVar("T")
 
 
@@ -65,41 +66,40 @@ class Session:
         """Replies of the weights as they are now to model inputs, in order; greedy unless `temperature` > 0."""
         if not self.weights:
             return self.frozen(texts, temperature)
-        how = self.cfg.max_new_tokens, temperature, self.cfg.seed
-        return self._kept(self.weights, texts, temperature, lambda new: self.backbone.generate(new, *how))
+        return self._kept(self.weights, texts, temperature, self._produced)
 
     def frozen(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
         """As `generate`, of the frozen weights, whatever adapter is in place."""
-        return self._kept("", texts, temperature, lambda new: self._memoised(new, temperature))
+        return self._kept("", texts, temperature, self._memoised)
 
-    def _kept(
-        self, weights: str, texts: Sequence[str], temperature: float, compute: Callable[[list[str]], list[Generation]]
-    ) -> list[Generation]:
+    def _kept(self, weights: str, texts: Sequence[str], temperature: float, produce: Produce) -> list[Generation]:
         if temperature:  # a text may be asked several times, for as many draws
-            return self._counted(list(texts), compute)
+            return self._counted(list(texts), temperature, produce)
         kept = self.replies.setdefault(weights, {})
         new = [text for text in dict.fromkeys(texts) if text not in kept]
-        kept |= zip(new, self._counted(new, compute), strict=True) if new else {}
+        kept |= zip(new, self._counted(new, temperature, produce), strict=True) if new else {}
         return [kept[text] for text in texts]
 
-    def _counted(self, texts: list[str], compute: Callable[[list[str]], list[Generation]]) -> list[Generation]:
-        replies = self.timed(lambda: compute(texts))
+    def _counted(self, texts: list[str], temperature: float, produce: Produce) -> list[Generation]:
+        replies = self.timed(lambda: produce(texts, temperature))
         self.generated_tokens += sum(reply.tokens for reply in replies)
         return replies
 
+    def _produced(self, texts: list[str], temperature: float) -> list[Generation]:
+        return self.backbone.generate(texts, self.cfg.max_new_tokens, temperature, self.cfg.seed)
+
     def _memoised(self, texts: list[str], temperature: float) -> list[Generation]:
-        b, limit, seed = self.backbone, self.cfg.max_new_tokens, self.cfg.seed
-        fresh = False
+        b, cfg, fresh = self.backbone, self.cfg, False
 
         def compute() -> dict[str, object]:
             nonlocal fresh
             fresh, started = True, time.perf_counter()
             with evaluate.frozen_weights(b):
-                replies = b.generate(texts, limit, temperature, seed)
+                replies = self._produced(texts, temperature)
             return {"seconds": time.perf_counter() - started, "replies": [asdict(reply) for reply in replies]}
 
-        chance = [temperature, seed] if temperature else []
-        what = json.dumps([b.identity, b.dtype, b.device, self.cfg.threads, limit, texts, *chance])
+        chance = [temperature, cfg.seed] if temperature else []
+        what = json.dumps([b.identity, b.dtype, b.device, cfg.threads, cfg.max_new_tokens, texts, *chance])
         stored = self.memo(f"frozen-{hashlib.sha256(what.encode()).hexdigest()}", compute)
         self.saved_s += 0.0 if fresh else stored["seconds"]
         return [Generation(**reply) for reply in stored["replies"]]
