@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -46,3 +47,18 @@ def store(tmp_path: Path):
     from nslora.store import Store
 
     return Store(tmp_path / "results", tmp_path / "runs")
+
+
+@pytest.fixture
+def opened(backbone, store):
+    """A function that opens a Session of a small style run over the same store; the backbone is given back bare."""
+    from nslora import tasks
+    from nslora.config import RunConfig
+    from nslora.session import Session
+
+    cfg = RunConfig(
+        task="style", rule="end_phrase", items=4, test_items=4, max_new_tokens=6, threads=1, lr=3e-3, replay=0.0
+    )
+    task = tasks.build(cfg)
+    yield lambda: Session(cfg, task, backbone, cast(Any, None), store.begin(cfg), store.memo)
+    backbone.model = backbone.model.unload()

@@ -1,4 +1,4 @@
-"""What a run holds open: no reply is computed twice, and successive halving decides as scoring every edit would."""
+"""The two moves: what they train on and write, and that successive halving decides as scoring every edit would."""
 
 from __future__ import annotations
 
@@ -10,113 +10,20 @@ import numpy as np
 import pytest
 from scripted import Scripted
 
-from nslora import evaluate, loop, moves, remake, tasks
+from nslora import evaluate, loop, moves, remake
 from nslora.config import RunConfig
 from nslora.editor import Request
 from nslora.grading import grade
 from nslora.rules import make
 from nslora.session import Session
-from nslora.store import Store
 from nslora.types import Candidate, Edit, Example, Generation, Need, Prompt, Scored
 
-CFG = RunConfig(
-    task="style", rule="end_phrase", items=4, test_items=4, max_new_tokens=6, threads=1, lr=3e-3, replay=0.0
-)
 PHRASE = str(make("end_phrase").kwargs["phrase"])
-
-
-@pytest.fixture
-def opened(backbone, store: Store):
-    """A function that opens a session over the same store; the shared backbone is given back bare."""
-    task = tasks.build(CFG)
-    yield lambda: Session(CFG, task, backbone, cast(Any, None), store.begin(CFG), store.memo)
-    backbone.model = backbone.model.unload()
-
-
-def count_calls(monkeypatch, backbone) -> list[int]:
-    """The number of texts of each call of the backbone from now on."""
-    calls: list[int] = []
-    real = type(backbone).generate
-
-    def counted(self, texts, *args, **kwargs):
-        calls.append(len(texts))
-        return real(self, texts, *args, **kwargs)
-
-    monkeypatch.setattr(type(backbone), "generate", counted)
-    return calls
-
-
-def test_replies_of_the_frozen_weights_are_made_once_for_all_runs(opened, backbone, monkeypatch) -> None:
-    first = opened()
-    dev = first.task.examples("dev")
-    made = first.score(first.task.start, dev)
-    calls = count_calls(monkeypatch, backbone)
-    assert first.score(first.task.start, dev) == made
-    second = opened()
-    assert second.score(second.task.start, dev) == made
-    assert calls == []
-    texts = [backbone.text(first.task.start, e.question) for e in dev]
-    drawn = first.generate(texts, 0.8)
-    assert [reply.text for reply in drawn] != [s.output for s in made]
-    assert second.generate(texts, 0.8) == drawn and calls == [len(dev)]
-    assert first.saved_s == 0 < second.saved_s
-    tokens = sum(reply.tokens for reply in [*made, *drawn])
-    assert first.generated_tokens == second.generated_tokens == tokens
-    assert second.score(Prompt("Reply with one word."), dev)
-    assert calls == [len(dev)] * 2
-
-
-def test_sets_scored_in_one_batch_are_told_apart(opened, backbone, monkeypatch) -> None:
-    session = opened()
-    parts = [session.task.examples(name) for name in ("dev", "feedback", "test")]
-    calls = count_calls(monkeypatch, backbone)
-    scored = session.score_parts(session.task.start, *parts)
-    assert [[s.example for s in part] for part in scored] == parts
-    assert calls == [sum(map(len, parts))]
-
-
-def test_only_texts_without_a_reply_are_answered_and_draws_are_not_merged(opened, backbone, monkeypatch) -> None:
-    session = opened()
-    start, (dev, train) = session.task.start, (session.task.examples(name) for name in ("dev", "feedback"))
-    few = session.score(start, dev[:2])
-    calls = count_calls(monkeypatch, backbone)
-    both, again = session.score_parts(start, dev, train)
-    assert both[:2] == few and [s.example for s in again] == train
-    texts = [backbone.text(start, e.question) for e in dev]
-    assert [r.text for r in session.generate([texts[-1], texts[1], texts[-1]])] == [both[i].output for i in (-1, 1, -1)]
-    assert calls == [len({backbone.text(start, e.question) for e in dev + train} - set(texts[:2]))]
-    spent = session.generated_tokens
-    drawn = session.generate(texts[:1] * 4, 1.5)
-    assert len({reply.text for reply in drawn}) > 1 and calls[1:] == [4]
-    assert session.generated_tokens == spent + sum(reply.tokens for reply in drawn)
-
-
-def test_replies_follow_the_weights_in_place(opened, backbone, monkeypatch) -> None:
-    session = opened()
-    dev, start = session.task.examples("dev"), Candidate(session.task.start)
-    frozen, frozen_nll = session.score(start.prompt, dev), session.nll(start.prompt, dev)
-    tuned = start
-    for step in (1, 2):
-        facts = {e.fact for e in session.task.examples("train")}
-        tuned, _, _ = moves.numerical(session, tuned, facts, frozen, False, step)
-    after, after_nll = session.score(start.prompt, dev), session.nll(start.prompt, dev)
-    assert [s.output for s in after] != [s.output for s in frozen]
-    assert not np.allclose(after_nll, frozen_nll)
-    assert [r.text for r in session.frozen([backbone.text(start.prompt, e.question) for e in dev])] == [
-        s.output for s in frozen
-    ]
-    calls = count_calls(monkeypatch, backbone)
-    session.use(start)
-    assert session.score(start.prompt, dev) == frozen
-    session.use(tuned)
-    assert session.score(start.prompt, dev) == after
-    assert session.nll(start.prompt, dev) == after_nll
-    assert calls == []
 
 
 def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opened, monkeypatch) -> None:
     session = opened()
-    session.cfg = replace(CFG, method="alternate", targets="verified", bake=True)
+    session.cfg = replace(session.cfg, method="alternate", targets="verified", bake=True)
     refined = Prompt(f"End every reply with: {PHRASE}")
     said = lambda texts, _=0.0: [Generation(f"Lima. {PHRASE}", 5, -0.1) for _ in texts]  # noqa: E731
     monkeypatch.setattr(session, "frozen", said)
@@ -135,7 +42,7 @@ def test_baking_trains_under_the_start_prompt_what_the_refined_one_brought(opene
 
 def test_only_problems_that_no_greedy_reply_solves_are_attempted_anew(opened, monkeypatch) -> None:
     session = opened()
-    session.cfg = replace(CFG, method="alternate", targets="verified")
+    session.cfg = replace(session.cfg, method="alternate", targets="verified")
     sums = [Example(str(i), f"What is 10 + {i}?", str(10 + i), fact=str(i), grader="number") for i in range(3)]
     scored = [Scored(e, said, grade(e, said)) for e, said in zip(sums, ("10", "It is 1.", "It is 2."), strict=True)]
     asked = []
@@ -210,7 +117,7 @@ def test_controls_take_the_critics_message_out_of_an_edit(opened, control: str) 
         return "<IMPROVED_VARIABLE>{question} Every reply must end politely.</IMPROVED_VARIABLE>"
 
     session = opened()
-    session.cfg, session.editor = replace(CFG, control=control), Scripted(reply)
+    session.cfg, session.editor = replace(session.cfg, control=control), Scripted(reply)
     dev = session.score(session.task.start, session.task.examples("dev"))
     _, _, edits = moves.symbolic(session, Candidate(session.task.start), dev, dev, 1)
     critic = any(PHRASE in text for text in seen)
@@ -241,7 +148,7 @@ def test_replay_under_a_rewritten_prompt_has_the_content_known_before_in_the_new
         return [Generation(said[text], 5, -0.1) for text in texts]
 
     session = cast(Any, SimpleNamespace(
-        cfg=CFG, task=SimpleNamespace(start=start, replay=[(start, e) for e in asked]), frozen=frozen,
+        cfg=RunConfig(), task=SimpleNamespace(start=start, replay=[(start, e) for e in asked]), frozen=frozen,
         backbone=SimpleNamespace(text=lambda prompt, question: f"{prompt.system} {question}"),
     ))  # fmt: skip
     pairs = moves.known(session, rewritten, asked, 3)
