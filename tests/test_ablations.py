@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from synthetic import write_grid, write_record
 
 from nslora import ablations, records
@@ -31,6 +34,13 @@ def test_one_changed_setting_is_compared_with_the_main_runs(tmp_path: Path) -> N
     main = records.interaction(loaded, "mixed").set_index(["row", "backbone", "method"])["mean"]
     assert kept["mean"] == pytest.approx(1 - main.loc["known facts kept", "smollm2-135m", "neurosymbolic"])
     assert len(ablations.ablation_dots(everything).axes) == 2 * 3
+
+
+def test_intervals_are_drawn_no_further_than_is_possible() -> None:
+    row = {"row": "test success", "backbone": "b", "change": "rank = 4", "mean": -0.2, "low": -2.8, "high": 2.4}
+    (ax,) = ablations.ablation_dots(pd.DataFrame([row])).axes
+    (line,) = cast(LineCollection, ax.collections[0]).get_segments()
+    assert [x for x, _ in line] == [-100, 100]
 
 
 def test_changes_are_named_by_value() -> None:

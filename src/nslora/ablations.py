@@ -52,6 +52,7 @@ def ablation_dots(frame: pd.DataFrame) -> Figure:
     """A dot and an interval per change, in points; rows by backbone, columns by measure.
 
     Left of zero, the part that was changed mattered. A backbone without an ability to keep has an empty field.
+    Intervals of few seeds may leave what is possible; they are drawn up to 100 points.
     """
     backbones, measures = sorted(set(frame.backbone)), [row for row in MEASURES if row in set(frame.row)]
     changes = frame[frame.row == measures[0]].groupby("change")["mean"].mean().sort_values().index
@@ -62,7 +63,7 @@ def ablation_dots(frame: pd.DataFrame) -> Figure:
         here = frame[(frame.backbone == backbones[i]) & (frame.row == measures[j])]
         rows = here.set_index("change").reindex(changes)
         ax.axvline(0, color="#dddddd", lw=1, zorder=0)
-        ax.hlines(range(len(rows)), 100 * rows.low, 100 * rows.high, color=GREEN, alpha=0.7)
+        ax.hlines(range(len(rows)), *(100 * rows[end].clip(-1, 1) for end in ("low", "high")), color=GREEN, alpha=0.7)
         ax.plot(100 * rows["mean"], range(len(rows)), "o", color=GREEN, ms=4.5)
         ax.set(title=measures[j] if i == 0 else "", ylim=(len(rows) - 0.5, -0.5))
         ax.set_yticks(range(len(rows)), changes)
