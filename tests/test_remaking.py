@@ -70,7 +70,9 @@ def test_baking_is_told_from_keeping_the_prompt(tmp_path: Path) -> None:
         for method, skill in skills.items():
             write_record(tmp_path, (1.0, skill), method=method, **shared)
         for bake, skill in ((False, 1.0), (True, 0.25)):
-            write_record(tmp_path, (1.0, skill), method="alternate", bake=bake, moves=2, **shared)
+            write_record(tmp_path, (1.0, skill), method="alternate", bake=bake, moves=2, returned="tuned", **shared)
+        write_record(tmp_path, (1.0, 0.0), method="alternate", **shared)  # of another study, as is all of the next
+        write_record(tmp_path, (1.0, 0.0), method="alternate", **shared, backbone="gemma3-270m")
     frame = remaking.baking(records.load(tmp_path))
     assert frame.arm.tolist() == ["nothing", "prompt", "prompt and weights", "weights"]
     assert frame["mean"].tolist() == pytest.approx([0.0, 0.5, 1.0, 0.25], abs=0.15)

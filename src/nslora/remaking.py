@@ -107,19 +107,23 @@ def counts(records: Records, method: str = "alternate") -> pd.DataFrame:
 def baking(records: Records, method: str = "alternate") -> pd.DataFrame:
     """Test success on style per backbone, rule and `arm`: what is left of a refined prompt in weights, with intervals.
 
-    Arms: nothing (frozen), the prompt alone (textgrad), the prompt with weights tuned under it, and weights that were
-    tuned on the same replies under the start prompt and are used with that (`bake`).
+    Arms: nothing (frozen), the prompt alone (textgrad, with all of its moves), and weights after one symbolic and one
+    numerical move, tuned and used under the refined prompt or, on the same replies, under the start prompt (`bake`).
+    Only backbones with baked runs, and beside those the runs that differ in nothing but `bake`.
     """
     main, scores = records.main.scores, records.scores[records.scores.method == method]
-    baked = scores.settings.map(lambda text: json.loads(text)["bake"]).astype(bool)
+    settings = [json.loads(text) for text in scores.settings]
+    baked = pd.Series([s.pop("bake", False) for s in settings], index=scores.index, dtype=bool)
+    scores = scores.assign(otherwise=[json.dumps(s, sort_keys=True) for s in settings])
     arms = {
         "nothing": main[main.method == "frozen"], "prompt": main[main.method == "textgrad"],
-        "prompt and weights": scores[~baked], "weights": scores[baked],
+        "prompt and weights": scores[~baked & scores.otherwise.isin(scores[baked].otherwise)], "weights": scores[baked],
     }  # fmt: skip
     rows = [
-        rows[(rows.task == "style") & (rows.split == "test")].assign(arm=arm).set_index([*UNIT, "arm"]).success
+        rows[(rows.task == "style") & (rows.split == "test") & rows.backbone.isin(scores[baked].backbone)]
+        .assign(arm=arm).set_index([*UNIT, "arm"]).success
         for arm, rows in arms.items()
-    ]
+    ]  # fmt: skip
     table = estimates(pd.concat(rows), ["backbone", "rule", "arm"])
     return table.sort_values(
         ["backbone", "rule", "arm"], key=lambda c: c.map(list(arms).index) if c.name == "arm" else c
