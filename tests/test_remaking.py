@@ -10,7 +10,7 @@ import pytest
 import yaml
 from synthetic import write_record
 
-from nslora import records, remaking
+from nslora import records, remaking, report
 from nslora.config import CHOICES
 
 
@@ -77,6 +77,10 @@ def test_baking_is_told_from_keeping_the_prompt(tmp_path: Path) -> None:
     assert frame.arm.tolist() == ["nothing", "prompt", "prompt and weights", "weights"]
     assert frame["mean"].tolist() == pytest.approx([0.0, 0.5, 1.0, 0.25], abs=0.15)
     assert set(frame.n) == {3}
+    report.build(tmp_path)
+    rows = [line.split(" | ") for line in (tmp_path / "tables" / "baking.md").read_text().splitlines()]
+    assert [row[0].strip("| ") for row in rows[2:6]] == frame.arm.tolist()
+    assert [float(row[1].split(" ")[0]) for row in rows[2:6]] == pytest.approx(100 * frame["mean"], abs=0.05)
 
 
 def test_without_runs_there_is_nothing(tmp_path: Path) -> None:

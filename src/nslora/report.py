@@ -150,6 +150,10 @@ def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> lis
     by_rule = by_rule[by_rule.task == "style"].drop(columns="task")
     if len(by_rule):
         paths += save_table(grid(by_rule, ["backbone", "rule"]), by_rule, out / "rules", caption(by_rule))
+    baked = remaking.baking(all_records).rename(columns={"arm": "method"}).assign(rules=1)
+    if len(baked):
+        shown = grid(baked, ["backbone", "rule"]).rename_axis(index="arm")
+        paths += save_table(shown, baked, out / "baking", caption(baked))
     said = f"Comparisons of each claim, points and {stats.LEVEL:.0%} intervals over seeds; bound 0 if none is named."
     paths += save_table(*verdicts(judged), out / "claims", said)
     if len(cost):
