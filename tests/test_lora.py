@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nslora import kernels
 from nslora.config import RunConfig
 from nslora.decode import packed
 from nslora.lora import PACK, Lean, Learner, batches, parts
@@ -111,9 +112,47 @@ def gradients(model) -> list[torch.Tensor]:
     return found
 
 
+def plain_product(x, weight, bias, a, b, scale):
+    return x @ weight.t() + bias + scale * (x @ a.t()) @ b.t()
+
+
+def plain_norm(x, weight, eps):
+    return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def plain_nll(logits, targets):
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("ours", "plain", "shapes", "trained", "rest"),
+    [
+        (kernels.lora_product, plain_product, [(30, 48), (30,)], [(4, 48), (30, 4)], [0.5]),
+        (kernels.rms_norm, plain_norm, [(48,)], [], [1e-5]),
+        (kernels.summed_nll, plain_nll, [], [], [torch.arange(20)]),
+    ],
+)
+def test_fused_functions_have_the_values_and_gradients_of_plain_ones(ours, plain, shapes, trained, rest, dtype) -> None:
+    """Against the plain formula in float64, of the same numbers."""
+    torch.manual_seed(0)
+    x, fixed = torch.randn(20, 48).to(dtype), [torch.randn(shape).to(dtype) for shape in shapes]
+    adapter = [torch.randn(shape) for shape in trained]
+
+    def results(function, as_given):
+        leaves = [as_given(t).requires_grad_() for t in (x.clone(), *adapter)]
+        out = function(leaves[0], *map(as_given, fixed), *leaves[1:], *rest)
+        weights = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+        return [out, *torch.autograd.grad((out * weights.to(out.dtype)).sum(), leaves)]
+
+    allowed = 1e-5 if dtype == torch.float32 else 0.03
+    for a, b in zip(results(ours, torch.clone), results(plain, torch.Tensor.double), strict=True):
+        assert (a - b).abs().max() <= allowed * b.abs().max()
+
+
 @pytest.mark.parametrize("pack", [PACK, 40])
 def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(backbone, monkeypatch, pack) -> None:
-    """In float32, against transformers' own loss and PEFT's own LoRA layers, on rows of mixed lengths."""
+    """In float32, against transformers' own loss and norms and PEFT's own LoRA layers, on rows of mixed lengths."""
     monkeypatch.setattr("nslora.lora.PACK", pack)
     learner = Learner(backbone, CFG)
     learner.epoch(PAIRS, np.random.default_rng(0))  # B is 0 at first, and A then has no gradient
@@ -130,6 +169,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(backbone, mo
     ours = gradients(learner.model)
 
     monkeypatch.setattr(Lean, "forward", Lean.__mro__[1].forward)
+    assert sum(module.__dict__.pop("forward", None) is not None for module in learner.model.modules()) > 60  # norms
     plain = 0.0
     for prompt, answer in rows:
         labels = torch.tensor([[-100] * len(prompt) + answer])

@@ -21,6 +21,7 @@ from .kernels import RoomyLayer, blocked_weights
 
 BATCH = 64
 SCORE_BATCH = 16  # rows per likelihood batch: its head sees every answer token at once
+EVEN = 16  # packed rows attend as if their length were a multiple: torch's softmax of other lengths takes twice as long
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def packed(rows: list[tuple[list[int], list[int]]], like: Tensor) -> dict[str, A
             seen[i] |= seen[parent]
     blocked = torch.finfo(like.dtype).min
     mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, blocked).to(like.device)
-    longest = max(map(len, paths))
+    longest = -(-max(map(len, paths)) // EVEN) * EVEN
     place = {node: i * longest + depth for i, path in enumerate(paths) for depth, node in enumerate(path)}
     table = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=like.device)
     return {

@@ -1,4 +1,8 @@
-"""What makes a model of transformers compute faster and the same: attention per row, blocked weights, a roomy cache."""
+"""What makes a model of transformers compute faster and the same.
+
+Attention per row, blocked weights and a roomy cache; and for training LoRA's product, the loss and RMSNorm, each with a
+gradient of its own, in fewer passes over memory.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 ATTENTION = "sdpa_by_row"  # what transformers calls `attend` when a model is loaded with it
 ROOM = 64  # tokens that a cache makes room for at once
 ROWS = 64  # rows for which a layout of weights is chosen
+AT_ONCE = 8  # rows of logits whose probabilities are held at once
 # oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape, and every batch has shapes
 # of its own: memory would grow with the number of batches. 32 are enough for the products of one batch
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
@@ -121,3 +126,93 @@ def blocked_weights(model: Any) -> Iterator[None]:
 
 def _blocked_product(module: Any, input: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(input, module.blocked, module.bias, "none", [], "")
+
+
+def lora_product(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """LoRA (Hu et al., 2021): y = x W' + b + s (x A') B' of (n, in) rows, (n, out), with W and b frozen.
+
+    A (rank, in) and B (out, rank) may be float32 beside a bfloat16 x, whose type the products have. Sums are made
+    within products, in y as in the gradient of x.
+    """
+    return cast(Tensor, _LoraProduct.apply(x, weight, bias, a, b, scale))
+
+
+class _LoraProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        low = torch.nn.functional.linear(x, a)
+        ctx.save_for_backward(x, low, weight, a, b)
+        ctx.scale = scale
+        return torch.nn.functional.linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, low, weight, a, b), (grad,) = ctx.saved_tensors, grads
+        of_low, of_x = torch.mm(grad, b).mul_(ctx.scale), None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.mm(grad, weight).addmm_(of_low, a)
+        of_a, of_b = torch.mm(of_low.t(), x), torch.mm(grad.t(), low).mul_(ctx.scale)
+        return of_x, None, None, of_a.float(), of_b.float(), None
+
+
+def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed negative log-likelihood (nats, float32, a scalar) of targets (n,) under logits (n, V) of any type.
+
+    Few rows are in float32 at a time, and of them the gradient, softmax - one-hot, is all that is kept.
+    """
+    return cast(Tensor, _SummedNll.apply(logits, targets))
+
+
+class _SummedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        grad, total = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float32)
+        for rows, wanted, out in zip(*(x.split(AT_ONCE) for x in (logits, targets[:, None], grad)), strict=True):
+            log = torch.log_softmax(rows, -1, dtype=torch.float32)
+            total -= log.gather(1, wanted).sum()
+            out.copy_(log.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=log.dtype)))
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * grads[0], None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm (Zhang and Sennrich, 2019): y = w n, n = x / sqrt(mean(x^2) + eps) over the last dimension, w frozen.
+
+    The root is in float32, n and y have the type of x. The gradient is (g - n mean(g n)) / root, of g = w dy.
+    """
+    return cast(Tensor, _RmsNorm.apply(x, weight, eps))
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = (x * scale).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return weight * normed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, scale, weight = ctx.saved_tensors
+        grad = grads[0] * weight
+        along = (grad * normed).sum(-1, keepdim=True, dtype=torch.float32).div_(-normed.shape[-1])
+        return torch.addcmul(grad, normed, along.to(grad.dtype)).mul_(scale.to(grad.dtype)), None, None
+
+
+def train_norms(model: Any) -> None:
+    """Norms of Llama's kind in `model` (frozen weight times normed input) are `rms_norm` where gradients flow."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = partial(_trained_norm, module)
+
+
+def _trained_norm(module: Any, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() or module.weight.requires_grad:
+        return type(module).forward(module, x)
+    return rms_norm(x, module.weight, module.variance_epsilon)

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 
+from . import kernels
 from .backbones import Backbone
 from .config import RunConfig
 from .decode import answer_logits, common_prefix, packed
@@ -43,20 +44,20 @@ class Epoch:
 
 
 class Lean(LoraLinear):
-    """PEFT's LoRA layer without its casts and copies: y = x W' + b + s (x A') B', the sum fused into the last product.
-
-    The adapter's weights stay float32; the products run in the type of x. Without dropout this is PEFT's own result.
-    """
+    """PEFT's LoRA layer without its casts and copies (`kernels.lora_product`); without dropout, the same result."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) to (..., out)."""
-        y = self.base_layer(x)
         if self.disable_adapters:
-            return y
+            return self.base_layer(x)
         (name,) = self.active_adapters
-        a, b = (cast(torch.nn.Linear, side[name]).weight.to(x.dtype) for side in (self.lora_A, self.lora_B))
-        low = torch.nn.functional.linear(x, a).flatten(0, -2)
-        return torch.addmm(y.flatten(0, -2), low, b.t(), alpha=self.scaling[name]).view_as(y)
+        a, b = (cast(torch.nn.Linear, side[name]).weight for side in (self.lora_A, self.lora_B))
+        base, rows, scale = cast(torch.nn.Linear, self.base_layer), x.flatten(0, -2), self.scaling[name]
+        if torch.is_grad_enabled():
+            y = kernels.lora_product(rows, base.weight, base.bias, a, b, scale)
+        else:  # the base layer may compute in a layout of its own
+            y = base(rows).addmm_(torch.nn.functional.linear(rows, a.to(x.dtype)), b.to(x.dtype).t(), alpha=scale)
+        return cast(torch.Tensor, y).unflatten(0, x.shape[:-1])
 
 
 class Learner:
@@ -70,6 +71,7 @@ class Learner:
         lora = LoraConfig(r=cfg.rank, lora_alpha=ALPHA * cfg.rank, target_modules="all-linear", task_type="CAUSAL_LM")
         lora._register_custom_module({torch.nn.Linear: Lean})
         self.model = backbone.model = get_peft_model(backbone.model, lora)
+        kernels.train_norms(self.model)
         self.backbone, self.batch = backbone, cfg.batch
         self.like = backbone.model.get_input_embeddings().weight
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
@@ -96,7 +98,7 @@ class Learner:
     def _backward(self, rows: Sequence[Row], answer_tokens: int) -> float:
         """Add the gradient of the rows' share in a batch's mean loss (nats per answer token); the share."""
         logits, targets = answer_logits(self.model, **packed(list(rows), self.like))
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / answer_tokens
+        loss = kernels.summed_nll(logits, targets) / answer_tokens
         loss.backward()
         return float(loss.detach())
 
