@@ -43,6 +43,12 @@ def test_intervals_are_drawn_no_further_than_is_possible() -> None:
     assert [x for x, _ in line] == [-100, 100]
 
 
+def test_an_axis_without_any_change_spans_points_and_not_hundredths_of_them() -> None:
+    row = {"row": "test success", "backbone": "b", "change": "rank = 4", "mean": 0.0, "low": 0.0, "high": 0.0}
+    (ax,) = ablations.ablation_dots(pd.DataFrame([row])).axes
+    assert ax.get_xlim() == (-1, 1)
+
+
 def test_changes_are_named_by_value() -> None:
     assert ablations.change('{"a": 1, "b": "x"}', '{"a": 1, "b": "y"}') == {"b": "x"}
     assert ablations.change('{"a": 1}', '{"a": 1}') == {}

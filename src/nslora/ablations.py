@@ -66,6 +66,7 @@ def ablation_dots(frame: pd.DataFrame) -> Figure:
         ax.hlines(range(len(rows)), *(100 * rows[end].clip(-1, 1) for end in ("low", "high")), color=GREEN, alpha=0.7)
         ax.plot(100 * rows["mean"], range(len(rows)), "o", color=GREEN, ms=4.5)
         ax.set(title=measures[j] if i == 0 else "", ylim=(len(rows) - 0.5, -0.5))
+        ax.set_xlim(min(ax.get_xlim()[0], -1), max(ax.get_xlim()[1], 1))  # no ticks in hundredths of a point
         ax.set_yticks(range(len(rows)), changes)
         ax.tick_params(axis="y", length=0)
         if j == 0:
