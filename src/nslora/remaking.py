@@ -113,7 +113,7 @@ def baking(records: Records, method: str = "alternate") -> pd.DataFrame:
     """
     main, scores = records.main.scores, records.scores[records.scores.method == method]
     settings = [json.loads(text) for text in scores.settings]
-    baked = pd.Series([s.pop("bake", False) for s in settings], index=scores.index, dtype=bool)
+    baked = pd.Series([s.pop("bake") for s in settings], index=scores.index, dtype=bool)
     scores = scores.assign(otherwise=[json.dumps(s, sort_keys=True) for s in settings])
     arms = {
         "nothing": main[main.method == "frozen"], "prompt": main[main.method == "textgrad"],
