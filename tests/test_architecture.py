@@ -13,11 +13,11 @@ SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 # A module imports only from modules to its left.
 # fmt: off
 ORDER = [
-    "types", "config", "rules", "worlds", "grading", "own", "problems", "tasks", "fetch", "weights", "kernels",
-    "decode", "backbones", "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite", "controls",
-    "remake", "monitor", "needs", "router", "stats", "store", "session", "moves", "loop", "probe", "records", "when",
-    "figures", "when_figures", "ablations", "remaking", "adaptability", "costs", "claims", "report", "grid",
-    "jobs", "cluster", "bundle", "bench_sides", "bench_report", "bench", "cli",
+    "types", "config", "rules", "worlds", "grading", "own", "problems", "tasks", "fetch", "weights", "attention",
+    "kernels", "decode", "backbones", "recordings", "server", "editor", "lora", "evaluate", "wording", "rewrite",
+    "controls", "remake", "monitor", "needs", "router", "stats", "store", "session", "moves", "loop", "probe",
+    "records", "when", "figures", "when_figures", "ablations", "remaking", "adaptability", "costs", "claims", "report",
+    "grid", "jobs", "cluster", "bundle", "bench_sides", "bench_report", "bench", "cli",
 ]
 # fmt: on
 HEAVY = {"torch", "transformers", "peft", "textgrad", "xllamacpp", "datasets"}

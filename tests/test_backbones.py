@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from nslora import backbones, decode, kernels, weights
+from nslora import attention, backbones, decode, kernels, weights
 from nslora.types import Prompt, UserError
 
 # peft asks transformers under a name that transformers has deprecated
@@ -110,7 +110,8 @@ def test_many_batches_equal_generate(tiny, monkeypatch):
         assert ids == want[: first + 1]
 
 
-def test_a_cache_with_room_holds_what_a_growing_one_does():
+@pytest.mark.parametrize(("kept", "in_place"), [([2, 1], True), ([0, 1], True), ([2, 0], False)])
+def test_a_cache_with_room_holds_what_a_growing_one_does(kept: list[int], in_place: bool):
     torch.manual_seed(0)
     roomy: Any = kernels.RoomyLayer()
     plain: Any = DynamicLayer()
@@ -121,7 +122,8 @@ def test_a_cache_with_room_holds_what_a_growing_one_does():
             rows.update(key[:batch], value[:batch])
         if n == kernels.ROOM:
             for rows in (roomy, plain):
-                rows.batch_select_indices(torch.tensor([2, 0]))
+                rows.batch_select_indices(torch.tensor(kept))
+            assert (roomy.room[0].shape[0] == 2) == in_place
         copied = copy.deepcopy(roomy)
         copied.update(*torch.zeros(2, roomy.keys.shape[0], 2, 1, 4))  # leaves the first one alone
         assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
@@ -150,7 +152,7 @@ def test_packed_rows_attend_without_a_mask(tiny):
     """Loaded with our attention, a model looks at each row alone: its mask, here one that hides all, is not needed."""
     torch.manual_seed(2)
     model: Any = LlamaForCausalLM(tiny.config).eval()
-    model.set_attn_implementation(kernels.ATTENTION)
+    model.set_attn_implementation(attention.ATTENTION)
     batch = decode.packed([(row[:-3], row[-3:]) for row in rows(6)], model.lm_head.weight)
     masked, _ = decode.answer_logits(
         tiny_copy := copy.deepcopy(model), **{k: v for k, v in batch.items() if k != "rows"}
@@ -185,7 +187,7 @@ def test_packed_rows_longer_than_a_sliding_window_keep_to_it(dropout: float):
     pairs = [([*start, 1, 2, 3], [50, 51]), ([*start, 4, 5, 6, 7, 8], [60, 61, 62]), ([9, 8], [7])]
     alone = [model(input_ids=torch.tensor([prompt + answer])).logits[0] for prompt, answer in pairs]
     wanted = [logits[-1 - len(answer) : -1] for logits, (_, answer) in zip(alone, pairs, strict=True)]
-    model.set_attn_implementation(kernels.ATTENTION)
+    model.set_attn_implementation(attention.ATTENTION)
     logits, _ = decode.answer_logits(model, **decode.packed(pairs, model.lm_head.weight))
     torch.testing.assert_close(logits, torch.cat(wanted), rtol=1e-4, atol=1e-5)
 

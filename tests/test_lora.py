@@ -116,6 +116,14 @@ def plain_product(x, weight, bias, a, b, scale):
     return x @ weight.t() + bias + scale * (x @ a.t()) @ b.t()
 
 
+def products_of_two(x, weight, bias, other, a, b, a2, b2, scale):
+    return torch.cat(kernels.lora_products(x, [(weight, bias, a, b), (other, None, a2, b2)], scale), 1)
+
+
+def plain_products_of_two(x, weight, bias, other, a, b, a2, b2, scale):
+    return torch.cat([plain_product(x, weight, bias, a, b, scale), plain_product(x, other, 0, a2, b2, scale)], 1)
+
+
 def plain_norm(x, weight, eps):
     return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
@@ -128,7 +136,13 @@ def plain_nll(logits, targets):
 @pytest.mark.parametrize(
     ("ours", "plain", "shapes", "trained", "rest"),
     [
-        (kernels.lora_product, plain_product, [(30, 48), (30,)], [(4, 48), (30, 4)], [0.5]),
+        (
+            products_of_two,
+            plain_products_of_two,
+            [(30, 48), (30,), (12, 48)],
+            [(4, 48), (30, 4), (3, 48), (12, 3)],
+            [0.5],
+        ),
         (kernels.rms_norm, plain_norm, [(48,)], [], [1e-5]),
         (kernels.summed_nll, plain_nll, [], [], [torch.arange(20)]),
     ],

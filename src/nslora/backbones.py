@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from . import decode, kernels, weights
+from . import attention, decode, weights
 from .types import Generation, Prompt, UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -106,7 +106,7 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
-            attn_implementation=kernels.ATTENTION,
+            attn_implementation=attention.ATTENTION,
             use_safetensors=True,
             trust_remote_code=False,
         )

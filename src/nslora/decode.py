@@ -17,11 +17,15 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .attention import Layout
 from .kernels import RoomyLayer, blocked_weights
 
 BATCH = 64
 SCORE_BATCH = 16  # rows per likelihood batch: its head sees every answer token at once
-EVEN = 16  # packed rows attend as if their length were a multiple: torch's softmax of other lengths takes twice as long
+# Packed tokens, and answer tokens before the head, are filled up to multiples of these: products of any other number of
+# rows have to be compiled, which takes some 5 ms each, 20 in the head, and compute slower
+EVEN = 32
+EVEN_ANSWERS = 16
 
 
 @contextmanager
@@ -53,7 +57,8 @@ def answer_logits(
     wanted = answer_mask[:, 1:].bool()
 
     def only_wanted(_head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][:, :-1][wanted],)
+        found = args[0][:, :-1][wanted]
+        return (torch.nn.functional.pad(found, (0, 0, 0, -len(found) % EVEN_ANSWERS)),)
 
     # a hook keeps the model's own forward, so whatever it does after its head (soft caps, scaling) still happens
     hook = model.get_output_embeddings().register_forward_pre_hook(only_wanted)
@@ -61,16 +66,17 @@ def answer_logits(
         out = model(input_ids=input_ids, attention_mask=attention_mask, **{"use_cache": False, **forward})
     finally:
         hook.remove()
-    return out.logits, input_ids[:, 1:][wanted]
+    targets = input_ids[:, 1:][wanted]
+    return out.logits[: len(targets)], targets
 
 
 def packed(rows: list[tuple[list[int], list[int]]], like: Tensor) -> dict[str, Any]:
-    """Inputs of `answer_logits` for (prompt ids, answer ids) rows as one sequence of T tokens, without any padding.
+    """Inputs of `answer_logits` for (prompt ids, answer ids) rows as one sequence, without padding in between.
 
     The rows form a prefix tree: tokens that rows have in common from their start are computed once, and a token sees
     its ancestors only. Causal attention makes that exact. Each row keeps the last token of its prompt to itself, so
-    that its answer follows the token that predicts it. `like` is a tensor of the model: it gives the mask its type and
-    device.
+    that its answer follows the token that predicts it. Spare tokens at the end make T a multiple of EVEN. `like` is a
+    tensor of the model: it gives the mask its type and device.
     """
     ids: list[int] = []
     position: list[int] = []
@@ -92,19 +98,18 @@ def packed(rows: list[tuple[list[int], list[int]]], like: Tensor) -> dict[str, A
             answers.append(int(nth >= len(prompt)))
             path.append(node)
         paths.append(path)
+    spare = [0] * (-len(ids) % EVEN)  # each sees itself, and no row has it
+    ids, position, answers, parents = ids + spare, position + spare, answers + spare, parents + [-1] * len(spare)
     seen = torch.eye(len(ids), dtype=torch.bool)
     for i, parent in enumerate(parents):
         if parent >= 0:
             seen[i] |= seen[parent]
     blocked = torch.finfo(like.dtype).min
     mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, blocked).to(like.device)
-    longest = -(-max(map(len, paths)) // EVEN) * EVEN
-    place = {node: i * longest + depth for i, path in enumerate(paths) for depth, node in enumerate(path)}
-    table = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=like.device)
     return {
         "input_ids": torch.tensor([ids], device=like.device),
         "attention_mask": mask[None, None],
-        "rows": (table, torch.tensor([place[node] for node in range(len(ids))], device=like.device)),
+        "rows": Layout(paths, len(ids), like.device),
         "answer_mask": torch.tensor([answers], device=like.device),
         "position_ids": torch.tensor([position], device=like.device),
     }
@@ -163,25 +168,26 @@ def decode(
 def _decode_batch(
     model: Any, inputs: dict[str, Any], stop: set[int], uniform: Tensor, temperature: float
 ) -> list[tuple[list[int], float]]:
-    """Decode one left-padded batch; finished rows leave it at once. `uniform` is (B, max_new_tokens)."""
+    """Decode one left-padded batch, finished rows leave it. `uniform` is (B, max_new_tokens)."""
     rows: list[list[int]] = [[] for _ in uniform]
     logp = [0.0] * len(rows)
-    alive = list(range(len(rows)))
+    held, going = list(range(len(rows))), set(range(len(rows)))  # rows in the batch, in order, and those not finished
     cache = inputs["past_key_values"]
     for t in range(uniform.shape[1]):
         logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
-        tokens = _choose(logits, uniform[alive, t], temperature)
+        tokens = _choose(logits, uniform[held, t], temperature)
         gains = (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
-        keep = []
-        for k, (i, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
-            rows[i].append(token)
-            logp[i] += gains[k]
-            if token not in stop:
-                keep.append(k)
-        if not keep:
+        for i, token, gain in zip(held, tokens.tolist(), gains, strict=True):
+            if i in going:
+                rows[i].append(token)
+                logp[i] += gain
+                if token in stop:
+                    going.remove(i)
+        if not going:
             break
-        if len(keep) < len(alive):
-            alive = [alive[k] for k in keep]
+        keep = _kept([i in going for i in held])
+        if len(keep) < len(held):
+            held = [held[k] for k in keep]
             cache.batch_select_indices(torch.tensor(keep, device=logits.device))
         mask = inputs["attention_mask"][keep]
         inputs = {
@@ -191,6 +197,17 @@ def _decode_batch(
             "past_key_values": cache,
         }
     return [(row, total / len(row)) for row, total in zip(rows, logp, strict=True)]
+
+
+def _kept(going: list[bool]) -> list[int]:
+    """Places of the rows that stay in a batch: all that are not finished, at the place they have or a free one before.
+
+    Rows leave by the eighth of the batch at once, so that few numbers of rows occur: for each, products are compiled.
+    """
+    step = max(1, len(going) // 8)
+    size = -(-sum(going) // step) * step
+    late = [k for k in range(size, len(going)) if going[k]]
+    return [k if going[k] or not late else late.pop() for k in range(min(size, len(going)))]
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:

@@ -1,38 +1,36 @@
-"""What makes a model of transformers compute faster and the same.
+"""What makes a model of transformers compute faster and the same, besides `attention`.
 
-Attention per row, blocked weights and a roomy cache; and for training LoRA's product, the loss and RMSNorm, each with a
-gradient of its own, in fewer passes over memory.
+Blocked weights and a roomy cache; and for training LoRA's product, the loss and RMSNorm, each with a gradient of its
+own, in fewer passes over memory.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ATTENTION = "sdpa_by_row"  # what transformers calls `attend` when a model is loaded with it
+# layers of transformers' models that are given one and the same input
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 ROOM = 64  # tokens that a cache makes room for at once
 ROWS = 64  # rows for which a layout of weights is chosen
 AT_ONCE = 8  # rows of logits whose probabilities are held at once
-# oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape, and every batch has shapes
-# of its own: memory would grow with the number of batches. 32 are enough for the products of one batch
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+# oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape: memory would grow with the
+# number of batches, until all are kept. 128 are enough for the shapes that batches mostly have (`decode.packed`)
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
 
 class RoomyLayer(DynamicLayer):
     """A layer of a KV cache with room at its end: a new token is written there, and nothing before it is copied.
 
-    Selecting or repeating rows leaves tensors of their own behind, and the next token makes room anew.
+    Repeating rows leaves tensors of their own behind, and the next token makes room anew.
     """
 
     room: tuple[Tensor, ...] = ()
@@ -42,7 +40,7 @@ class RoomyLayer(DynamicLayer):
         new, start = (key_states, value_states), self.get_seq_length()
         end = start + key_states.shape[-2]
         held: Any = (self.keys, self.values) if start else ()
-        if not held or not self.room or held[0].data_ptr() != self.room[0].data_ptr() or end > self.room[0].shape[-2]:
+        if not held or not self._in_room() or end > self.room[0].shape[-2]:
             self.room = tuple(x.new_empty(*x.shape[:2], end + ROOM, x.shape[-1]) for x in new)
             for room, old in zip(self.room, held, strict=False):
                 room[..., :start, :] = old
@@ -52,108 +50,131 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys, values = self.room[0][..., :end, :], self.room[1][..., :end, :]
         return keys, values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows. Where the first n are kept, but for some that later ones replace, nothing else is copied."""
+        kept = list(enumerate(indices.tolist()))
+        moved = [(to, row) for to, row in kept if to != row]
+        held: Any = (self.keys, self.values)
+        if not self._in_room() or any(row < len(kept) for _, row in moved):
+            super().batch_select_indices(indices)
+            return
+        for to, row in moved:
+            for x in held:
+                x[to] = x[row]
+        self.room = tuple(room[: len(kept)] for room in self.room)
+        self.keys, self.values = (x[: len(kept)] for x in held)
 
-def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    rows: tuple[Tensor, Tensor] | None = None, dropout: float = 0.0, scaling: float | None = None, **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' own attention, but of `packed` rows each by itself, not all pairs of tokens behind a mask.
-
-    Args:
-        query, key, value: (B, heads, T, dim), perhaps with fewer heads in key and value; of packed rows B = 1.
-        rows: the places in T of each row's tokens, (rows, longest row), and each token's place in that table, (T,).
-
-    Returns:
-        (B, T, heads, dim), and no weights.
-    """
-    if rows is None or options.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
-    table, place = rows
-    q, k, v = (
-        x[0].index_select(1, table.flatten()).unflatten(1, table.shape).transpose(0, 1) for x in (query, key, value)
-    )
-    window = options.get("sliding_window") or table.shape[1]  # a token sees itself and the window - 1 before it
-    if query.device.type == "cpu" and not dropout:
-        out = _by_products(q, k, v, q.shape[-1] ** -0.5 if scaling is None else scaling, window)
-    else:
-        mask = _hidden(q, window) if window < table.shape[1] else None
-        out, _ = sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, is_causal=mask is None, **options)
-    return out.flatten(0, 1).index_select(0, place)[None], None
+    def _in_room(self) -> bool:
+        return bool(self.room) and cast(Tensor, self.keys).data_ptr() == self.room[0].data_ptr()
 
 
-def _hidden(q: Tensor, window: int) -> Tensor:
-    """What is added to the scores of (B, heads, T, dim) queries to hide later tokens and those outside the window."""
-    hidden = torch.full((q.shape[-2], q.shape[-2]), -torch.inf, dtype=q.dtype, device=q.device)
-    return hidden.triu(1) if window >= q.shape[-2] else hidden.triu(1) + hidden.tril(-window)
+class Together:
+    """Layers that are given one and the same input, one after another: the first computes the outputs of all."""
+
+    def __init__(self, layers: Sequence[Any], outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """`outputs` computes those of `layers`, in their order."""
+        self.layers, self.outputs = layers, outputs
+        self.input: Tensor | None = None
+        self.ready: dict[Any, Tensor] = {}
+
+    def __call__(self, layer: Any, input: Tensor) -> Tensor:
+        """The output of one of the layers."""
+        if input is not self.input or layer not in self.ready:
+            self.input, self.ready = input, dict(zip(self.layers, self.outputs(input), strict=True))
+        output = self.ready.pop(layer)
+        if not self.ready:
+            self.input = None
+        return output
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int) -> Tensor:
-    """Causal attention of (B, heads, T, dim), as (B, T, heads, dim): on a CPU its gradients take a quarter of the time
-    that they take in torch's fused kernel, in bfloat16, and as long in float32."""
-    (rows, heads, length, dim), groups, hidden = q.shape, k.shape[1], _hidden(q, window)
-    q, k, v = (x.reshape(rows * groups, -1, dim) for x in (q * scaling, k, v))
-    scores = torch.bmm(q, k.transpose(1, 2)).add_(hidden.repeat(heads // groups, 1))
-    return torch.bmm(scores.softmax(-1), v).view(rows, heads, length, dim).transpose(1, 2)
-
-
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+def families(model: Any, usable: Callable[[Any], bool]) -> list[list[Any]]:
+    """The usable modules of `model`, those that are given the same input together."""
+    found: list[list[Any]] = []
+    for module in model.modules():
+        for names in SIBLINGS:
+            layers = [getattr(module, name, None) for name in names]
+            layers = [
+                layer if layer is None or usable(layer) else getattr(layer, "base_layer", None) for layer in layers
+            ]
+            if all(layer is not None and usable(layer) for layer in layers):
+                found.append(layers)
+    together = {layer for family in found for layer in family}
+    return found + [[module] for module in model.modules() if usable(module) and module not in together]
 
 
 @contextmanager
 def blocked_weights(model: Any) -> Iterator[None]:
     """Frozen linear layers compute with a copy of their weights in oneDNN's blocked layout, made once, on a CPU.
 
-    For the few rows of a decoding step torch's plain product reads weights at a third of that speed. The copy takes as
-    much memory as the weights.
+    For the few rows of a decoding step torch's plain product reads weights at a third of that speed, and one product
+    for layers that have the same input takes less than one each. The copy takes as much memory as the weights.
     """
-    usable = torch.backends.mkldnn.is_available() and model.device.type == "cpu"
-    linear: list[Any] = [
-        m for m in model.modules() if usable and type(m) is torch.nn.Linear and not m.weight.requires_grad
-    ]
-    for module in linear:
-        known = (module.weight.data_ptr(), module.weight._version)
-        if getattr(module, "blocked_of", None) != known:
-            module.blocked = torch.ops.mkldnn._reorder_linear_weight(module.weight, ROWS)
-            module.blocked_of = known
-        module.forward = partial(_blocked_product, module)
+    on_cpu = torch.backends.mkldnn.is_available() and model.device.type == "cpu"
+    found = families(model, lambda m: on_cpu and type(m) is torch.nn.Linear and not m.weight.requires_grad)
+    for family in found:
+        known = [(m.weight.data_ptr(), m.weight._version) for m in family]
+        first = family[0]
+        if getattr(first, "blocked_of", None) != known:
+            first.blocked = torch.ops.mkldnn._reorder_linear_weight(torch.cat([m.weight for m in family]), ROWS)
+            first.blocked_of = known
+        together = Together(family, partial(_blocked_products, family))
+        for module in family:
+            module.forward = partial(together, module)
     try:
         yield
     finally:
-        for module in linear:
+        for module in (module for family in found for module in family):
             module.__dict__.pop("forward", None)
 
 
-def _blocked_product(module: Any, input: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(input, module.blocked, module.bias, "none", [], "")
+def _blocked_products(family: Sequence[Any], input: Tensor) -> Sequence[Tensor]:
+    bias = None if family[0].bias is None else torch.cat([m.bias for m in family])
+    output = torch.ops.mkldnn._linear_pointwise(input, family[0].blocked, bias, "none", [], "")
+    return output.split([m.out_features for m in family], -1)
 
 
-def lora_product(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """LoRA (Hu et al., 2021): y = x W' + b + s (x A') B' of (n, in) rows, (n, out), with W and b frozen.
+def lora_products(
+    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None, Tensor, Tensor]], scale: float
+) -> tuple[Tensor, ...]:
+    """LoRA (Hu et al., 2021) of layers with the same input: y = x W' + b + s (x A') B' of (n, in) rows, (n, out) each.
 
-    A (rank, in) and B (out, rank) may be float32 beside a bfloat16 x, whose type the products have. Sums are made
-    within products, in y as in the gradient of x.
+    Args:
+        layers: W (out, in) and b (out,), which are frozen, A (rank, in) and B (out, rank) of each. A and B may be
+            float32 beside a bfloat16 x, whose type the products have.
+
+    Sums are made within products, in y as in the gradient of x.
     """
-    return cast(Tensor, _LoraProduct.apply(x, weight, bias, a, b, scale))
+    return cast(tuple[Tensor, ...], _LoraProducts.apply(x, scale, *(tensor for layer in layers for tensor in layer)))
 
 
-class _LoraProduct(torch.autograd.Function):
+class _LoraProducts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        a, b = a.to(x.dtype), b.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, scale: float, *tensors: Any) -> tuple[Tensor, ...]:
+        weights, biases, down, up = (tensors[i::4] for i in range(4))
+        a, up = torch.cat(down).to(x.dtype), [b.to(x.dtype) for b in up]
+        ctx.scale, ctx.ranks = scale, [len(a) for a in down]
         low = torch.nn.functional.linear(x, a)
-        ctx.save_for_backward(x, low, weight, a, b)
-        ctx.scale = scale
-        return torch.nn.functional.linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(x, low, a, *weights, *up)
+        lows = low.split(ctx.ranks, 1)
+        return tuple(
+            torch.nn.functional.linear(x, weight, bias).addmm_(own, b.t(), alpha=scale)
+            for weight, bias, b, own in zip(weights, biases, up, lows, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, low, weight, a, b), (grad,) = ctx.saved_tensors, grads
-        of_low, of_x = torch.mm(grad, b).mul_(ctx.scale), None
+        x, low, a, *rest = ctx.saved_tensors
+        weights, up = rest[: len(grads)], rest[len(grads) :]
+        of_low = torch.cat([torch.mm(grad, b) for grad, b in zip(grads, up, strict=True)], 1).mul_(ctx.scale)
+        of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = torch.mm(grad, weight).addmm_(of_low, a)
-        of_a, of_b = torch.mm(of_low.t(), x), torch.mm(grad.t(), low).mul_(ctx.scale)
-        return of_x, None, None, of_a.float(), of_b.float(), None
+            of_x = torch.mm(of_low, a)
+            for grad, weight in zip(grads, weights, strict=True):
+                of_x.addmm_(grad, weight)
+        of_a = torch.mm(of_low.t(), x).float().split(ctx.ranks)
+        lows = low.split(ctx.ranks, 1)
+        of_b = [torch.mm(grad.t(), own).mul_(ctx.scale).float() for grad, own in zip(grads, lows, strict=True)]
+        return of_x, None, *(g for pair in zip(of_a, of_b, strict=True) for g in (None, None, *pair))
 
 
 def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -191,9 +212,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = (x * scale).to(x.dtype)
+        normed = exact.mul_(scale).to(x.dtype)
         ctx.save_for_backward(normed, scale, weight)
         return weight * normed
 

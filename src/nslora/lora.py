@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,20 +45,37 @@ class Epoch:
 
 
 class Lean(LoraLinear):
-    """PEFT's LoRA layer without its casts and copies (`kernels.lora_product`); without dropout, the same result."""
+    """PEFT's LoRA layer without its casts and copies (`kernels.lora_products`); without dropout, the same result."""
+
+    together: kernels.Together
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) to (..., out)."""
         if self.disable_adapters:
             return self.base_layer(x)
-        (name,) = self.active_adapters
-        a, b = (cast(torch.nn.Linear, side[name]).weight for side in (self.lora_A, self.lora_B))
-        base, rows, scale = cast(torch.nn.Linear, self.base_layer), x.flatten(0, -2), self.scaling[name]
         if torch.is_grad_enabled():
-            y = kernels.lora_product(rows, base.weight, base.bias, a, b, scale)
-        else:  # the base layer may compute in a layout of its own
-            y = base(rows).addmm_(torch.nn.functional.linear(rows, a.to(x.dtype)), b.to(x.dtype).t(), alpha=scale)
-        return cast(torch.Tensor, y).unflatten(0, x.shape[:-1])
+            return self.together(self, x)
+        _, _, a, b = self.tensors()
+        y, rows = self.base_layer(x), x.flatten(0, -2)  # which may compute in a layout of its own
+        y.flatten(0, -2).addmm_(torch.nn.functional.linear(rows, a.to(x.dtype)), b.to(x.dtype).t(), alpha=self.scale)
+        return y
+
+    @property
+    def scale(self) -> float:
+        """What the product of A and B is multiplied with."""
+        return self.scaling[self.active_adapters[0]]
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """W, b, A and B."""
+        (name,) = self.active_adapters
+        base, a, b = (cast(torch.nn.Linear, m) for m in (self.base_layer, self.lora_A[name], self.lora_B[name]))
+        return base.weight, base.bias, a.weight, b.weight
+
+
+def _outputs(family: Sequence[Lean], x: torch.Tensor) -> list[torch.Tensor]:
+    """What the layers make of their common input."""
+    made = kernels.lora_products(x.flatten(0, -2), [layer.tensors() for layer in family], family[0].scale)
+    return [y.unflatten(0, x.shape[:-1]) for y in made]
 
 
 class Learner:
@@ -72,6 +90,10 @@ class Learner:
         lora._register_custom_module({torch.nn.Linear: Lean})
         self.model = backbone.model = get_peft_model(backbone.model, lora)
         kernels.train_norms(self.model)
+        for family in kernels.families(self.model, lambda module: isinstance(module, Lean)):
+            together = kernels.Together(family, partial(_outputs, family))
+            for layer in family:
+                layer.together = together
         self.backbone, self.batch = backbone, cfg.batch
         self.like = backbone.model.get_input_embeddings().weight
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
