@@ -12,6 +12,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
@@ -166,6 +168,51 @@ def test_packed_rows_attend_without_a_mask(tiny):
         gradients.append([p.grad for p in one.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_of_rows_that_products_see_are_few(tiny):
+    """Each number has its products compiled: tokens and answer tokens are filled up, for the head too."""
+    seen = []
+    hook = tiny.get_output_embeddings().register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape))
+    for n in (1, 2, 3, 5):
+        batch = decode.packed([(row[:-3], row[-3:]) for row in rows(n)], tiny.lm_head.weight)
+        logits, targets = decode.answer_logits(tiny, **{k: v for k, v in batch.items() if k != "rows"})
+        assert batch["input_ids"].shape[1] % decode.EVEN == 0
+        assert logits.shape[0] == targets.shape[0] == 3 * n
+    hook.remove()
+    assert all(shape[0] % decode.EVEN_ANSWERS == 0 for shape in seen)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70).filter(any))
+def test_rows_that_leave_a_batch_move_little_and_leave_few_sizes(going: list[bool]):
+    keep = decode._kept(going)
+    assert {k for k, goes in enumerate(going) if goes} <= set(keep)
+    assert len(set(keep)) == len(keep) <= sum(going) * 1.25
+    assert len(keep) in (len(going), *range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+    assert all(k == place or (k >= len(keep) and not going[place]) for place, k in enumerate(keep))
+
+
+def test_layers_with_one_input_compute_once_for_all():
+    made = []
+
+    def outputs(x: torch.Tensor) -> list[torch.Tensor]:
+        made.append(x)
+        return [x + 1, x + 2]
+
+    together, x = kernels.Together(["a", "b"], outputs), torch.zeros(1)
+    assert [float(together(name, x)) for name in ("a", "b")] == [1, 2]
+    assert len(made) == 1
+    assert together.input is None  # nothing is held once all are done
+    assert [float(together(name, x)) for name in ("b", "b")] == [2, 2]  # asked for one twice, it computes anew
+    assert len(made) == 3
+    assert float(together("a", torch.ones(1))) == 2  # of an input of the same shape too
+
+
+def test_families_are_layers_with_one_input_wrapped_or_not(tiny, adapted):
+    for model in (tiny, adapted):
+        linear = kernels.families(model, lambda m: type(m) is torch.nn.Linear and not m.weight.requires_grad)
+        sizes = sorted(len(family) for family in linear if family[0].in_features > 4)
+        assert sizes.count(3) == sizes.count(2) == 2, sizes  # q, k and v, gate and up, in two layers
 
 
 def narrow(dropout: float = 0.0) -> Any:

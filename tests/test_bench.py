@@ -126,6 +126,31 @@ def test_every_part_is_kept_as_soon_as_it_is_measured(tmp_path: Path, faked: dic
     assert pd.read_csv(tmp_path / "bench.csv").ratio.tolist() == [5.0]
 
 
+def test_a_part_says_the_dtype_of_what_counts(tmp_path: Path, faked: dict[str, Any]) -> None:
+    """Evaluation, which begins with a check in float32, was once said to be measured in it."""
+    check = [row | {"part": "float32", "dtype": "float32"} for row in faked["train"]]
+    faked["train"] = check + [row | {"dtype": "bfloat16"} for row in faked["train"]]
+    run(tmp_path, only="train")
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert kept["train"]["environment"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("who", "most"), [("nslora", None), ("TRL", "1024")])
+def test_other_sides_keep_as_many_compiled_products_as_torch_does(monkeypatch, who: str, most: str | None) -> None:
+    seen: list[dict[str, str]] = []
+
+    def refuse(*_: Any, env: dict[str, str], **__: Any) -> None:
+        seen.append(env)
+        raise OSError("refused here")
+
+    for name in bench.CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(bench.subprocess, "Popen", refuse)
+    with pytest.raises(OSError, match="refused here"), bench.side({**COMMON, "run": "product", "side": who}):
+        pass
+    assert [seen[0].get(name) for name in bench.CACHES] == [most] * 2
+
+
 def test_one_part_can_be_measured_again(tmp_path: Path, faked: dict[str, Any]) -> None:
     run(tmp_path)
     before = json.loads((tmp_path / "bench.json").read_text())
