@@ -27,6 +27,8 @@ class Layout:
     Attributes:
         table: (rows, longest row) the token in each slot.
         place: (T,) each token's own slot, counted through the table; 0 for tokens of no row.
+        again: (2, m) the other slots of shared tokens, and the tokens.
+        used: number of tokens that some row has.
     """
 
     def __init__(self, paths: Sequence[Sequence[int]], tokens: int, device: torch.device) -> None:
