@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import threading
 
 from nslora import store as module
@@ -79,6 +80,19 @@ def test_a_receipt_names_code_versions_and_machine() -> None:
     assert set(receipt["versions"]) == set(module.PACKAGES)
     assert receipt["revision"] and receipt["processor"] and receipt["python"]
     assert module.peak_megabytes() > 10
+
+
+def test_a_receipt_says_whether_the_code_was_changed(tmp_path, monkeypatch) -> None:
+    """Paths were once looked for in the library's folder, where none is, and every receipt said that nothing was."""
+    code = tmp_path / "src" / "lib" / "store.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("as committed")
+    for args in (["init", "-q"], ["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "first"]):
+        subprocess.run(["git", *args], cwd=tmp_path, check=True)
+    monkeypatch.setattr(module, "__file__", str(code))
+    assert module.environment(2, "cpu", "bfloat16")["dirty"] is False
+    code.write_text("changed")
+    assert module.environment(2, "cpu", "bfloat16")["dirty"] is True
 
 
 def test_one_run_is_made_by_one_at_a_time(store: Store) -> None:

@@ -127,7 +127,7 @@ def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
     """The receipt's part on what the run ran on: code revision, versions, processor, threads."""
     return {
         "revision": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "src", "notebooks")),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/notebooks")),
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
