@@ -208,6 +208,23 @@ def test_layers_with_one_input_compute_once_for_all():
     assert float(together("a", torch.ones(1))) == 2  # of an input of the same shape too
 
 
+def test_layers_with_one_input_keep_the_biases_that_they_have():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        attention_bias=True,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
+    attention_layer, ids = model.model.layers[0].self_attn, torch.tensor([[1, 2, 3, 4]])
+    attention_layer.k_proj.bias.normal_()
+    attention_layer.v_proj.bias.normal_()
+    attention_layer.q_proj.bias = None
+    with torch.inference_mode():
+        plain = model(ids).logits
+        with kernels.blocked_weights(model):
+            torch.testing.assert_close(model(ids).logits, plain)
+
+
 def test_families_are_layers_with_one_input_wrapped_or_not(tiny, adapted):
     for model in (tiny, adapted):
         linear = kernels.families(model, lambda m: type(m) is torch.nn.Linear and not m.weight.requires_grad)

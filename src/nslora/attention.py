@@ -75,15 +75,15 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
     length = rows.table.shape[1]
     window = options.get("sliding_window") or length  # a token sees itself and the window - 1 before it
-    hidden = _hidden(query, length, window)
     if query.device.type == "cpu" and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        hidden = _hidden(query, length, window)
         return cast(Tensor, _RowAttention.apply(query, key, value, hidden, rows, scaling)), None
     q, k, v = (
         x[0].index_select(1, rows.table.flatten()).unflatten(1, rows.table.shape).transpose(0, 1)
         for x in (query, key, value)
     )
-    mask = hidden if window < length else None
+    mask = _hidden(query, length, window) if window < length else None
     out, _ = sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, is_causal=mask is None, **options)
     return out.flatten(0, 1).index_select(0, rows.place)[None], None
 

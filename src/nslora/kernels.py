@@ -117,7 +117,7 @@ def blocked_weights(model: Any) -> Iterator[None]:
         if getattr(first, "blocked_of", None) != known:
             first.blocked = torch.ops.mkldnn._reorder_linear_weight(torch.cat([m.weight for m in family]), ROWS)
             first.blocked_of = known
-        together = Together(family, partial(_blocked_products, family))
+        together = Together(family, partial(_blocked_products, family, _joint_bias(family)))
         for module in family:
             module.forward = partial(together, module)
     try:
@@ -127,8 +127,13 @@ def blocked_weights(model: Any) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _blocked_products(family: Sequence[Any], input: Tensor) -> Sequence[Tensor]:
-    bias = None if family[0].bias is None else torch.cat([m.bias for m in family])
+def _joint_bias(family: Sequence[Any]) -> Tensor | None:
+    if all(m.bias is None for m in family):
+        return None
+    return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in family])
+
+
+def _blocked_products(family: Sequence[Any], bias: Tensor | None, input: Tensor) -> Sequence[Tensor]:
     output = torch.ops.mkldnn._linear_pointwise(input, family[0].blocked, bias, "none", [], "")
     return output.split([m.out_features for m in family], -1)
 
