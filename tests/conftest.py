@@ -15,7 +15,9 @@ from hypothesis import settings
 FIRST = ("test_notebooks.py", "test_loop.py", "test_architecture.py", "test_grid.py")
 
 # Files are tested side by side: a thread that spins while it waits takes the core that another one computes on.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported, here and in child processes
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # read when torch is first imported, here and in child processes
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -23,7 +25,9 @@ settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; the others keep their order."""
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    items.sort(
+        key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def backbone():
     """The smallest default backbone in float32, loaded once. Tests leave its weights as they find them."""
-    from nslora.backbones import load
+    from nslora.model.backbone import load
 
     return load("smollm2-135m", threads=1, dtype="float32", device="cpu")
 
@@ -44,7 +48,7 @@ def backbone():
 @pytest.fixture
 def store(tmp_path: Path):
     """A Store over empty folders."""
-    from nslora.store import Store
+    from nslora.runs.store import Store
 
     return Store(tmp_path / "results", tmp_path / "runs")
 
@@ -52,13 +56,20 @@ def store(tmp_path: Path):
 @pytest.fixture
 def opened(backbone, store):
     """A function that opens a Session of a small style run over the same store; the backbone is given back bare."""
-    from nslora import tasks
+    from nslora.algorithm.session import Session
     from nslora.config import RunConfig
-    from nslora.session import Session
+    from nslora.tasks import build
 
     cfg = RunConfig(
-        task="style", rule="end_phrase", items=4, test_items=4, max_new_tokens=6, threads=1, lr=3e-3, replay=0.0
+        task="style",
+        rule="end_phrase",
+        items=4,
+        test_items=4,
+        max_new_tokens=6,
+        threads=1,
+        lr=3e-3,
+        replay=0.0,
     )
-    task = tasks.build(cfg)
+    task = build.build(cfg)
     yield lambda: Session(cfg, task, backbone, cast(Any, None), store.begin(cfg), store.memo)
     backbone.model = backbone.model.unload()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nslora import monitor
+from nslora.algorithm import monitor
 from nslora.types import Move, Prompt, Signal, StepRecord
 
 
-def step(number: int, move: Move, signal: Signal, demand: dict[str, float] | None = None, **cost: float) -> StepRecord:
+def step(
+    number: int, move: Move, signal: Signal, demand: dict[str, float] | None = None, **cost: float
+) -> StepRecord:
     """A move with nothing but what routers look at."""
     defaults = {"tokens": 1.0, "dev_change": 0.0}
-    return StepRecord(number, move, Prompt(), None, {}, {}, signal, demand or {}, {}, {**defaults, **cost})
+    return StepRecord(
+        number, move, Prompt(), None, {}, {}, signal, demand or {}, {}, {**defaults, **cost}
+    )
 
 
 def numerical(losses: Sequence[float], grad_norm: float = 9.0) -> list[StepRecord]:

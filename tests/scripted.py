@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nslora.editor import Editor, EditorError, Request
+from nslora.editor.client import Editor, EditorError, Request
+from nslora.tasks import rules
+
+PHRASE = str(rules.make("end_phrase").kwargs["phrase"])
 
 
 class Scripted(Editor):
@@ -29,3 +32,16 @@ class Scripted(Editor):
 def down(request: Request) -> str:
     """An endpoint that never answers."""
     raise EditorError("the editor timed out")
+
+
+def helpful(request: Request) -> str:
+    """What a good editor would write, whether asked for a gradient, an edit or an answer."""
+    if "IMPROVED_VARIABLE" not in request.system + request.user:
+        return (
+            f"Lima. {PHRASE}"
+            if "Rewritten answer" in request.user
+            else f"It should end with {PHRASE}"
+        )
+    if "question template" in request.user:
+        return f"<IMPROVED_VARIABLE>{{question}} Answer briefly (variant {request.seed % 7}).</IMPROVED_VARIABLE>"
+    return f"<IMPROVED_VARIABLE>End every reply with: {PHRASE}</IMPROVED_VARIABLE>"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nslora import cli, weights
+from nslora import cli
 from nslora.config import RunConfig
+from nslora.model import checkpoints
 from nslora.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def test_a_full_disk_is_told_before_the_download(capsys, monkeypatch):
 
 
 def test_downloads_count_the_editor_only_where_it_can_be_called():
-    size = {key: w.bytes for key, w in weights.BACKBONES.items()}
+    size = {key: w.bytes for key, w in checkpoints.BACKBONES.items()}
     frozen, both = RunConfig(method="frozen"), RunConfig()
     assert cli.downloads([frozen]) == size["smollm2-135m"]
     assert cli.downloads([frozen, both]) == size["smollm2-135m"] + size["qwen2.5-coder-1.5b"]
@@ -106,7 +107,7 @@ def test_settings_take_the_types_of_the_config():
 def test_models_shows_licences_and_sources(capsys):
     assert cli.main(["models"]) == 0
     out = capsys.readouterr().out
-    for w in weights.BACKBONES.values():
+    for w in checkpoints.BACKBONES.values():
         assert w.key in out
         assert w.licence in out
         assert w.source in out
@@ -124,7 +125,9 @@ def test_plan_lists_every_job_and_what_is_left(capsys, profile):
 def test_help_is_quick_and_loads_no_torch():
     code = "import sys; from nslora import cli; cli.parser(); print('torch' in sys.modules, 'openai' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
     assert done.stdout.split() == ["False", "False"]
 
 
@@ -135,6 +138,8 @@ def test_reports_of_a_project_without_records_load_no_torch(tmp_path):
         "print([cli.main([name, '--profile', 't']) for name in ('figures', 'verify', 'table')], 'torch' in sys.modules)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.stdout.endswith("[0, 0, 0] False\n"), done.stderr
     assert (tmp_path / "results" / "claims.json").exists()

@@ -65,7 +65,10 @@ def test_run_ids_are_file_names() -> None:
 
 def test_randomness_is_equal_in_every_process_and_independent_per_purpose() -> None:
     code = "from nslora.config import RunConfig; print(RunConfig(seed=3).rng('x').integers(10**9))"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
     here = RunConfig(seed=3)
     assert {int(run.stdout) for run in runs} == {int(here.rng("x").integers(10**9))}
     assert here.rng("x").integers(10**9) != here.rng("y").integers(10**9)

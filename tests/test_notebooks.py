@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from synthetic import write_record
 
-from nslora import grid
+from nslora.experiments import grid
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,8 +45,12 @@ def test_sources_are_clean(path):
     subprocess.run([sys.executable, "-m", "nbstripout", "--verify", str(path)], check=True)
     for cell in nb.cells:
         if cell.cell_type == "code":
-            assert not re.search(r"^\s*!|^%%|get_ipython|os\.system", cell.source, re.MULTILINE), "hides failures"
-            assert not re.search(r"^(def|class) ", cell.source, re.MULTILINE), "algorithms belong in src/"
+            assert not re.search(r"^\s*!|^%%|get_ipython|os\.system", cell.source, re.MULTILINE), (
+                "hides failures"
+            )
+            assert not re.search(r"^(def|class) ", cell.source, re.MULTILINE), (
+                "algorithms belong in src/"
+            )
             assert len(cell.source.splitlines()) <= 15
 
 
@@ -96,7 +100,9 @@ def project(tmp_path):
 
 def best_is_last(record: Path) -> None:
     """Make the last move of a made-up record its best, with an adapter checkpoint that is not there."""
-    *earlier, last = (json.loads(line) for line in (record / "steps.jsonl").read_text().splitlines())
+    *earlier, last = (
+        json.loads(line) for line in (record / "steps.jsonl").read_text().splitlines()
+    )
     steps = [*earlier, last | {"adapter": "adapter-02"}]
     (record / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     run = json.loads((record / "run.json").read_text())
@@ -114,7 +120,9 @@ def test_all_notebooks_read_the_records_of_a_clone(project):
     shown = {job.notebook: json.dumps(read(job.executed)) for job in grid.jobs(profile)}
     assert {name: "image/png" in text for name, text in shown.items()} == dict.fromkeys(shown, True)
     assert "<ins>" in shown["00_quickstart"]
-    assert "is not in this working folder" in shown["00_quickstart"], "a clone has no checkpoints to bundle"
+    assert "is not in this working folder" in shown["00_quickstart"], (
+        "a clone has no checkpoints to bundle"
+    )
     for name in shown:
         assert "undecided" in shown[name].lower()
 
@@ -123,7 +131,11 @@ def test_all_notebooks_run_at_toy_size(project):
     """The smoke profile with real models: records, executed notebooks, figures and claims come out."""
     profile = reproduce(project)
     runs = {cfg.run_id for runs in profile.notebooks.values() for cfg in runs}
-    assert {path.name for path in profile.results.glob("records/*")} == runs == {e["run"] for e in profile.finished}
+    assert (
+        {path.name for path in profile.results.glob("records/*")}
+        == runs
+        == {e["run"] for e in profile.finished}
+    )
     figure = profile.results / "figures" / "success.png"
     assert figure.stat().st_size > 1000
     assert len(json.loads((profile.results / "claims.json").read_text())["claims"]) >= 7

@@ -35,7 +35,8 @@ def locked() -> list[tuple[Requirement, list[str]]]:
     text = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     return [
-        (Requirement(line.split("--hash")[0]), re.findall(r"--hash=sha256:([0-9a-f]{64})\b", line)) for line in lines
+        (Requirement(line.split("--hash")[0]), re.findall(r"--hash=sha256:([0-9a-f]{64})\b", line))
+        for line in lines
     ]
 
 
@@ -50,7 +51,10 @@ def version(name: str) -> str:
 
 def declared(*extras: str) -> list[Requirement]:
     """Requirements of pyproject.toml and of its extras."""
-    lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    lists = [
+        PROJECT["dependencies"],
+        *(PROJECT["optional-dependencies"][extra] for extra in extras),
+    ]
     return [Requirement(line) for lines in lists for line in lines]
 
 
@@ -75,7 +79,11 @@ def test_lock_satisfies_every_declared_requirement() -> None:
 
 def test_installed_packages_are_the_locked_ones() -> None:
     apply = [r for r in LOCK.values() if not r.marker or r.marker.evaluate()]
-    wrong = {r.name: metadata.version(r.name) for r in apply if metadata.version(r.name) != version(r.name)}
+    wrong = {
+        r.name: metadata.version(r.name)
+        for r in apply
+        if metadata.version(r.name) != version(r.name)
+    }
     assert wrong == {}
 
 
@@ -99,7 +107,7 @@ def imported(source: str) -> set[str]:
 
 
 def test_declared_requirements_are_the_imported_ones() -> None:
-    files = (ROOT / "src" / "nslora").glob("*.py")
+    files = (ROOT / "src" / "nslora").rglob("*.py")
     found = set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
     needed = [r.name for r in declared("bench", "cluster") if r.name not in NOT_IMPORTED]
     expected = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in needed}
@@ -115,7 +123,8 @@ def test_math_needs_nothing_that_must_be_compiled() -> None:
                 if name == "pycosat":
                     raise ModuleNotFoundError(name)
         sys.meta_path.insert(0, Block())
-        from nslora import config, tasks
+        from nslora import config
+        from nslora.tasks import build
         print(len(tasks.build(config.RunConfig(task="math", items=4, test_items=4)).train))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -126,7 +135,9 @@ def test_torch_of_the_makefile_satisfies_pyproject_and_pythons_agree() -> None:
     (torch,) = re.findall(r"^TORCH := torch==(\S+)$", MAKEFILE, re.MULTILINE)
     (required,) = [r for r in declared() if r.name == "torch"]
     assert required.specifier.contains(torch)
-    low, high = re.findall(r"\((\d+, \d+)\) <= sys.version_info\[:2\] < \((\d+, \d+)\)", MAKEFILE)[0]
+    low, high = re.findall(r"\((\d+, \d+)\) <= sys.version_info\[:2\] < \((\d+, \d+)\)", MAKEFILE)[
+        0
+    ]
     assert PROJECT["requires-python"] == f">={low.replace(', ', '.')},<{high.replace(', ', '.')}"
 
 
@@ -143,7 +154,12 @@ def test_conda_environment_agrees_with_pyproject_and_lock() -> None:
 
 def test_one_version_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert nslora.__version__ == PROJECT["version"] == citation["version"] == metadata.version("nslora")
+    assert (
+        nslora.__version__
+        == PROJECT["version"]
+        == citation["version"]
+        == metadata.version("nslora")
+    )
     assert Version(nslora.__version__)
 
 
@@ -155,9 +171,13 @@ def test_console_script_is_the_command() -> None:
 
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run make outside of any make that runs the tests."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
     command = ["make", *arguments]
-    return subprocess.run(command, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_help_is_the_default_goal_and_lists_every_target() -> None:
@@ -169,14 +189,18 @@ def test_help_is_the_default_goal_and_lists_every_target() -> None:
 
 
 def test_targets_pass_their_settings_on() -> None:
-    command = make("--dry-run", "reproduce", "PROFILE=smoke", "JOBS=2", "SHARD=2/3", "REUSE=1").stdout
+    command = make(
+        "--dry-run", "reproduce", "PROFILE=smoke", "JOBS=2", "SHARD=2/3", "REUSE=1"
+    ).stdout
     assert "reproduce --profile smoke --jobs 2 --shard 2/3 --reuse" in command
     assert "--reuse" not in make("--dry-run", "reproduce").stdout
 
 
 def test_no_recipe_swallows_a_failure() -> None:
     recipes = [line.strip("\t@") for line in MAKEFILE.splitlines() if line.startswith("\t")]
-    assert not [line for line in recipes if line.startswith("-") or "|| true" in line or "|| :" in line]
+    assert not [
+        line for line in recipes if line.startswith("-") or "|| true" in line or "|| :" in line
+    ]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +211,9 @@ def test_no_recipe_swallows_a_failure() -> None:
     ],
     ids=["python too old", "no venv"],
 )
-def test_set_up_without_a_fit_python_says_so_in_one_sentence(tmp_path: Path, script: str, sentence: str) -> None:
+def test_set_up_without_a_fit_python_says_so_in_one_sentence(
+    tmp_path: Path, script: str, sentence: str
+) -> None:
     folder = tmp_path / "with a space"
     folder.mkdir()
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
@@ -204,7 +230,9 @@ def test_set_up_without_a_fit_python_says_so_in_one_sentence(tmp_path: Path, scr
 
 
 def test_paper_without_latex_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "make").symlink_to(next(Path(p, "make") for p in os.get_exec_path() if Path(p, "make").exists()))
+    (tmp_path / "make").symlink_to(
+        next(Path(p, "make") for p in os.get_exec_path() if Path(p, "make").exists())
+    )
     done = make("paper", PATH=str(tmp_path))
     assert "apt install latexmk" in done.stderr
     assert done.returncode == 2
@@ -222,10 +250,14 @@ def test_continuous_integration_ends_with_the_closing_line(
     tmp_path: Path, output: str, status: int, expected: int
 ) -> None:
     fake = tmp_path / "make"
-    fake.write_text(f"#!/bin/sh\necho 'called with' $*\necho '{output}'\necho trailing\nexit {status}\n")
+    fake.write_text(
+        f"#!/bin/sh\necho 'called with' $*\necho '{output}'\necho trailing\nexit {status}\n"
+    )
     fake.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run([ROOT / ".ci" / "run"], env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        [ROOT / ".ci" / "run"], env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == expected
     assert "called with test" in done.stdout
     if "===" in output:

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nslora import bench_report, grid, report, router
+from nslora.algorithm import router
+from nslora.bench import report as bench_report
 from nslora.config import RunConfig
+from nslora.experiments import grid
+from nslora.study import report
 from nslora.types import Move, Prompt, Signal, StepRecord
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +44,9 @@ def test_every_file_the_readme_links_to_is_there() -> None:
 @pytest.mark.parametrize("name", ["quick", "full"])
 def test_expected_costs_follow_from_the_receipts(name: str) -> None:
     profile = grid.load(name, ROOT)
-    assert (profile.results / "expected.md").read_text(encoding="utf-8") == grid.expectation(profile)
+    assert (profile.results / "expected.md").read_text(encoding="utf-8") == grid.expectation(
+        profile
+    )
 
 
 @each_folder
@@ -49,8 +54,14 @@ def test_records_are_receipts(folder: Path) -> None:
     for path in (folder / "records").glob("*/run.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
         assert run["run_id"] == path.parent.name
-        assert run["run_id"] == RunConfig.of(run["config"]).run_id  # no new setting may rename an old run
-        assert run["weights"] and run["environment"]["revision"] and run["environment"]["versions"]["torch"]
+        assert (
+            run["run_id"] == RunConfig.of(run["config"]).run_id
+        )  # no new setting may rename an old run
+        assert (
+            run["weights"]
+            and run["environment"]["revision"]
+            and run["environment"]["versions"]["torch"]
+        )
         assert run["cost"]["wall_s"] > 0
         assert run["final"]["test"]["n"] > 0
 
@@ -63,13 +74,19 @@ def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
         history: list[StepRecord] = []
         for line in (path.parent / "steps.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            typed = {"move": Move(row["move"]), "prompt": Prompt(**row["prompt"]), "signal": Signal(**row["signal"])}
+            typed = {
+                "move": Move(row["move"]),
+                "prompt": Prompt(**row["prompt"]),
+                "signal": Signal(**row["signal"]),
+            }
             step = StepRecord(**row | typed)
             if step.move is Move.STOP:  # the start, or that of another phase
                 history = []
                 continue
             if cfg.method != "random":
-                decided = router.DECISIONS[cfg.method](history, step.demand, cfg, np.random.default_rng(0))
+                decided = router.DECISIONS[cfg.method](
+                    history, step.demand, cfg, np.random.default_rng(0)
+                )
                 assert decided is step.move, (path.parent.name, step.step)
             history.append(step)
         stopped = len(history) < cfg.moves and cfg.method in ("neurosymbolic", "oracle")
@@ -78,7 +95,11 @@ def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
 
 def test_no_weights_and_no_large_files_are_committed() -> None:
     files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
-    assert [p for p in files if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl") or p.stat().st_size > 2**20] == []
+    assert [
+        p
+        for p in files
+        if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl") or p.stat().st_size > 2**20
+    ] == []
 
 
 def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
@@ -87,10 +108,15 @@ def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
     for kind, name in re.findall(r"\\(input|includegraphics)(?:\[[^]]*\])?\{([^}]+)\}", text):
         assert (paper / name).with_suffix(".tex" if kind == "input" else ".pdf").exists(), name
     defined = set(
-        re.findall(r"\\newcommand\{\\(\w+)\}", (ROOT / "results" / "numbers.tex").read_text(encoding="utf-8"))
+        re.findall(
+            r"\\newcommand\{\\(\w+)\}",
+            (ROOT / "results" / "numbers.tex").read_text(encoding="utf-8"),
+        )
     )
     assert {"runs", *re.findall(r"\\(claim\w+)", text)} <= defined
-    body = re.sub(r"\[[^]]*\]|\d+\\%", "", text.split(r"\section{Results}")[1].split(r"\section{Limits}")[0])
+    body = re.sub(
+        r"\[[^]]*\]|\d+\\%", "", text.split(r"\section{Results}")[1].split(r"\section{Limits}")[0]
+    )
     assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"
 
 
@@ -105,7 +131,9 @@ def test_the_benchmark_says_what_was_measured(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
 def test_the_paper_builds_with_every_reference(tmp_path: Path) -> None:
     for name in ("paper", "results"):
-        skip = shutil.ignore_patterns("records", "recordings", "main.aux", "main.bbl", "main.fdb_latexmk", "main.log")
+        skip = shutil.ignore_patterns(
+            "records", "recordings", "main.aux", "main.bbl", "main.fdb_latexmk", "main.log"
+        )
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
     command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path / "paper", capture_output=True, text=True)

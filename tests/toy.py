@@ -24,11 +24,11 @@ tasks = ["facts"]
 methods = ["frozen", "lora"]
 seeds = [0]
 """
-# Makes the runs that are missing as loop.run does, without models: one line in made.txt per run really made.
+# Makes the runs that are missing as run.run does, without models: one line in made.txt per run really made.
 RUNS = """
 import json, time
 from pathlib import Path
-from nslora import grid
+from nslora.experiments import grid
 store = grid.load(profile).store
 for cfg in grid.configs(profile, NAME, backbone, seed):
     if not store.done(cfg):
@@ -41,11 +41,18 @@ for cfg in grid.configs(profile, NAME, backbone, seed):
 
 
 def notebook(
-    root: Path, name: str, *cells: str, parameters: str = 'profile: str = "t"\nbackbone: str = "none"\nseed: int = 0'
+    root: Path,
+    name: str,
+    *cells: str,
+    parameters: str = 'profile: str = "t"\nbackbone: str = "none"\nseed: int = 0',
 ) -> None:
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     (root / "notebooks").mkdir(exist_ok=True)
     nbformat.write(nb, root / "notebooks" / f"{name}.ipynb")
 

@@ -12,13 +12,21 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from .types import UserError
+from nslora.types import UserError
 
 TASKS = ("facts", "style", "math", "mixed", "stream")
 METHODS = (
-    "frozen", "lora", "textgrad", "alternate", "random", "monitor", "classifier", "neurosymbolic", "oracle",
+    "frozen",
+    "lora",
+    "textgrad",
+    "alternate",
+    "random",
+    "monitor",
+    "classifier",
+    "neurosymbolic",
+    "oracle",
     "lora-demonstrated",
-)  # fmt: skip
+)
 CHOICES = {
     "targets": ("remade", "gold", "verified", "both", "duplicated", "unverified"),
     "small": ("signed", "absolute"),
@@ -31,9 +39,33 @@ CHOICES = {
     "edited": ("both", "system"),
 }
 # settings newer than some records: part of a run's identity only where they are not the default
-LATER = ("control", "tier", "bake", "reserve", "replay_pool", "replayed", "epochs", "returned", "edited")
-POSITIVE = ("moves", "items", "test_items", "rank", "batch", "lr", "candidates", "feedback", "prompt_tokens",
-            "max_new_tokens", "patience", "threads", "replay_pool", "epochs")  # fmt: skip
+LATER = (
+    "control",
+    "tier",
+    "bake",
+    "reserve",
+    "replay_pool",
+    "replayed",
+    "epochs",
+    "returned",
+    "edited",
+)
+POSITIVE = (
+    "moves",
+    "items",
+    "test_items",
+    "rank",
+    "batch",
+    "lr",
+    "candidates",
+    "feedback",
+    "prompt_tokens",
+    "max_new_tokens",
+    "patience",
+    "threads",
+    "replay_pool",
+    "epochs",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +73,9 @@ class RunConfig:
     """One run. Two runs with equal settings and weights make the same records."""
 
     task: str = "mixed"  # facts, style, math, mixed, stream, or own:<file.jsonl>
-    backbone: str = "smollm2-135m"  # a key of weights.BACKBONES, hub:<id>@<revision>, or a local folder
+    backbone: str = (
+        "smollm2-135m"  # a key of weights.BACKBONES, hub:<id>@<revision>, or a local folder
+    )
     method: str = "neurosymbolic"  # one of METHODS
     seed: int = 0
     moves: int = 6  # budget of moves, equal for every method; in a stream, of each phase
@@ -50,7 +84,9 @@ class RunConfig:
     items: int = 24  # facts (each in 5 training wordings), style questions, math problems: of each kind in the task
     test_items: int = 36  # test items of each kind
     rule: str = "end_phrase"  # the style rule of style and mixed, the first of a stream (a key of rules.RULES)
-    tier: str = "easy"  # of math: arithmetic (easy), or word problems with gold chains of thought (hard)
+    tier: str = (
+        "easy"  # of math: arithmetic (easy), or word problems with gold chains of thought (hard)
+    )
     max_new_tokens: int = 32  # longest reply, in tokens
 
     rank: int = 16  # LoRA rank
@@ -58,10 +94,12 @@ class RunConfig:
     batch: int = 8  # training pairs per optimizer step
     epochs: int = 1  # passes over the training pairs per numerical move
     targets: str = (
-        "remade"  # verified replies in the prompt's style, gold where there are none; or one of remaking.ARMS
+        "remade"  # verified replies in the prompt's style, else gold; or an arm of the study
     )
     bake: bool = False  # weights learn under the start prompt what the refined one brought, and go on with the start's
-    replay: float = 1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
+    replay: float = (
+        1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
+    )
     replay_pool: int = 128  # replay questions of each kind at most, from which each epoch draws
     replayed: str = "all"  # replies that are replayed: all whole ones that keep the told rule, or the right ones only
 
@@ -70,7 +108,9 @@ class RunConfig:
     prompt_tokens: int = 160  # longest prompt (system and template together), in backbone tokens
     edited: str = "both"  # texts that edits may change: system prompt and question template, or the system prompt alone
     gate: bool = True  # keep an edit only if dev reward does not fall
-    control: str = "none"  # "shuffled": edits see another rule's critic; "random": their words are random ones
+    control: str = (
+        "none"  # "shuffled": edits see another rule's critic; "random": their words are random ones
+    )
 
     c1_eps: float = 0.1  # |C1| or -C1 below this is small
     c2_eps: float = 0.5  # gradient norm below this is small
@@ -84,7 +124,9 @@ class RunConfig:
 
     editor_url: str = "local"  # the llama.cpp server on loopback, or an OpenAI-compatible base URL
     editor_model: str = "qwen2.5-coder-1.5b"
-    threads: int = 2  # CPU threads: other counts give other bits, so they belong to a run's identity
+    threads: int = (
+        2  # CPU threads: other counts give other bits, so they belong to a run's identity
+    )
 
     def __post_init__(self) -> None:
         """Check every value; raises UserError with one sentence."""
@@ -97,15 +139,23 @@ class RunConfig:
                 raise UserError(f"setting {f.name} must be of type {kind.__name__}, not {value!r}.")
         for name, allowed in {"method": METHODS, **CHOICES}.items():
             if getattr(self, name) not in allowed:
-                raise UserError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}.")
+                raise UserError(
+                    f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}."
+                )
         if self.task not in TASKS and not self.task.startswith("own:"):
-            raise UserError(f"unknown task {self.task!r}; choose from {', '.join(TASKS)} or own:<file.jsonl>.")
+            raise UserError(
+                f"unknown task {self.task!r}; choose from {', '.join(TASKS)} or own:<file.jsonl>."
+            )
         for name in POSITIVE:
             if not getattr(self, name) > 0:
-                raise UserError(f"setting {name} must be greater than 0, not {getattr(self, name)!r}.")
+                raise UserError(
+                    f"setting {name} must be greater than 0, not {getattr(self, name)!r}."
+                )
         for name in ("replay", "c1_eps", "c2_eps", "gain_eps", "demand_floor", "reserve", "seed"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"setting {name} must not be negative, not {getattr(self, name)!r}.")
+                raise UserError(
+                    f"setting {name} must not be negative, not {getattr(self, name)!r}."
+                )
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> RunConfig:
@@ -113,13 +163,17 @@ class RunConfig:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise UserError(f"unknown setting {unknown[0]!r}; known settings: {', '.join(sorted(known))}.")
+            raise UserError(
+                f"unknown setting {unknown[0]!r}; known settings: {', '.join(sorted(known))}."
+            )
         return cls(**settings)
 
     @property
     def fingerprint(self) -> str:
         """Eight hex digits over all settings but the seed, so that seeds of one experiment share it."""
-        same = {f.name for f in fields(self) if f.name in LATER and getattr(self, f.name) == f.default}
+        same = {
+            f.name for f in fields(self) if f.name in LATER and getattr(self, f.name) == f.default
+        }
         settings = {k: v for k, v in asdict(self).items() if k not in {"seed", *same}}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -127,7 +181,9 @@ class RunConfig:
     def run_id(self) -> str:
         """Folder name of the run's record: readable, and unique per configuration."""
         parts = (self.task, self.backbone, self.method, f"s{self.seed}", self.fingerprint)
-        return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
+        return "-".join(
+            "".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts
+        )
 
     def rng(self, purpose: str) -> np.random.Generator:
         """An independent generator per purpose, the same in every process and for every method at this seed."""

@@ -1,0 +1,1 @@
+"""The external LLM: client, local server, record and replay."""

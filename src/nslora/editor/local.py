@@ -1,0 +1,175 @@
+"""A llama.cpp server for the editor's model: own process, loopback only, alive only while it is needed.
+
+`python -m nslora.editor.local --gguf FILE --threads N` is the server; `LocalServer` starts it, awaits it and ends it.
+The server reads its access key as the first line of standard input, and ends when that pipe closes, which the
+operating system does for us however the parent dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+CONTEXT = 4096  # longest prompt and reply, in tokens
+START_S = 300.0  # longest wait for the model to load
+
+
+class EditorError(Exception):
+    """The editor gave no usable reply (timeout, rate limit, nonsense, budget): the move counts as "no edit"."""
+
+
+class LocalServer:
+    """Starts the server at the first `session`, and stops it `idle_s` seconds after the last one, and at exit.
+
+    `gguf` gives the model file; it is called at the first start only, so nothing is downloaded before it is needed.
+    Sessions take turns. `cached` is for their use: what the server's prompt cache holds, None after a start.
+    """
+
+    def __init__(self, gguf: Callable[[], Path], threads: int, idle_s: float = 60.0) -> None:
+        self.gguf, self.threads, self.idle_s = gguf, threads, idle_s
+        self.key = token_hex(16)
+        self.cached: object = None
+        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._url = ""
+        self._timer = threading.Timer(idle_s, self._stop_if_idle)
+        atexit.register(self.stop)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    @contextmanager
+    def session(self) -> Iterator[str]:
+        """The server's base URL, ready to serve, for one caller at a time. Raises EditorError when it cannot start."""
+        with self._turn:
+            with self._lock:
+                self._timer.cancel()
+                if not self.running:
+                    self._start()
+            try:
+                yield self._url
+            finally:
+                with self._lock:
+                    self._timer = threading.Timer(self.idle_s, self._stop_if_idle)
+                    self._timer.daemon = True
+                    self._timer.start()
+
+    def stop(self) -> None:
+        """End the server, also within a session. Harmless when it does not run; the next session starts it again."""
+        with self._lock:
+            self._timer.cancel()
+            self._end()
+
+    def _stop_if_idle(self) -> None:
+        if self._turn.acquire(blocking=False):  # else a session has just begun
+            with self._lock:
+                self._end()
+            self._turn.release()
+
+    def _start(self) -> None:
+        self._end()
+        self.cached = None
+        command = [
+            sys.executable,
+            "-m",
+            "nslora.editor.local",
+            "--gguf",
+            str(self.gguf()),
+            "--threads",
+            str(self.threads),
+        ]
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+            self._process = process
+            assert process.stdin
+            assert process.stdout
+            try:
+                process.stdin.write(f"{self.key}\n".encode())
+                process.stdin.flush()
+                ready, _, _ = select.select([process.stdout], [], [], START_S)
+                line = process.stdout.readline() if ready else b""
+            except BrokenPipeError:
+                line = b""
+            if not line:
+                self._end()
+                log.seek(0)
+                last = log.read().decode(errors="replace").strip().splitlines()[-1:] or [
+                    "it said nothing"
+                ]
+                raise EditorError(f"the local editor server did not start: {last[0]}")
+        self._url = json.loads(line)["url"]
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()  # it keeps no state, so it needs no time to say goodbye
+        process.wait()
+        assert process.stdin
+        assert process.stdout
+        process.stdout.close()
+        with suppress(BrokenPipeError):  # unread bytes to a dead process
+            process.stdin.close()
+
+
+def _watch(parent: int) -> None:
+    """End this process when the parent's pipe closes, or when the parent is gone but a forked child holds the pipe.
+
+    Not PR_SET_PDEATHSIG: it fires when the *thread* that started us ends, and sessions start in pool threads.
+    """
+    while os.getppid() == parent and not select.select([sys.stdin], [], [], 1.0)[0]:
+        pass
+    os._exit(0)
+
+
+def serve(gguf: str, threads: int) -> None:
+    """Load `gguf`, serve it on a free loopback port, print `{"url": ...}` when ready, stay until the parent ends."""
+    parent, key = os.getppid(), sys.stdin.readline().strip()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    llama: Any = import_module("xllamacpp")  # compiled, without type stubs
+    params = llama.CommonParams()
+    params.model.path = gguf
+    params.api_keys = [key]
+    params.n_gpu_layers = 0  # the accelerator belongs to the backbone
+    # One slot: two threads decode three requests together hardly faster than one by one, prompts with a common
+    # prefix are prefilled once per slot, and a reply would depend on its neighbours.
+    params.n_parallel, params.n_ctx = 1, CONTEXT
+    params.cache_ram_mib = (
+        0  # by default up to 8 GB of old prompts are kept, and replies depend on which
+    )
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.verbosity = 0
+    server = llama.Server(params)
+    print(json.dumps({"url": f"{server.listening_address}/v1"}), flush=True)
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=serve.__doc__)
+    parser.add_argument("--gguf", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    serve(options.gguf, options.threads)

@@ -1,0 +1,114 @@
+"""Recorded replies of the external LLM: one JSON file per request, named by the SHA-256 of the whole request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.types import UserError
+
+MODES = ("auto", "record", "replay", "live")
+
+
+class EditorMiss(UserError):
+    """Mode "replay" met a request that was never recorded."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the editor. Equal requests are one recording."""
+
+    system: str
+    user: str
+    seed: int
+    temperature: float = 0.7
+    max_tokens: int = 160
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A validated reply and its cost (seconds, US dollars), or (`error` not empty) why there is none."""
+
+    text: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    money: float = 0.0
+    error: str = ""
+
+
+class Recordings:
+    """Replies of `model` at an `endpoint` ("local" or "remote": no port, no price) in `folder`; None keeps nothing.
+
+    `mode` is "auto" (replay what is recorded), "record" (overwrite), "replay" (a miss is an error) or "live" (none).
+    """
+
+    def __init__(self, folder: Path | None, mode: str, endpoint: str, model: str) -> None:
+        if mode not in MODES:
+            raise UserError(f"unknown editor mode {mode!r}; choose from {', '.join(MODES)}.")
+        if folder is None and mode in ("record", "replay"):
+            raise UserError(f"editor mode {mode!r} needs a folder of recordings.")
+        self.folder = None if mode == "live" else folder
+        self.mode, self.identity = mode, {"endpoint": endpoint, "model": model}
+
+    def find(self, request: Request) -> Reply | None:
+        """The reply to replay, or None to make the call. Raises EditorMiss in mode "replay".
+
+        A recorded failure is replayed in mode "replay" only; else the call is tried again.
+        """
+        if self.folder is None or self.mode == "record":
+            return None
+        path = self._path(self.folder, request)
+        if path.exists():
+            reply = Reply(**_load(path, "reply"))
+            return reply if self.mode == "replay" or not reply.error else None
+        if self.mode == "replay":
+            raise EditorMiss(
+                f"no recording in {self.folder} of this request; {self._nearest(self.folder, request)}."
+            )
+        return None
+
+    def save(self, request: Request, reply: Reply) -> None:
+        """Write the recording at once and whole: a killed run loses at most the calls in flight."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(self.folder, request)
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        content = {"request": self._fields(request), "reply": asdict(reply)}
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    def _fields(self, request: Request) -> dict[str, Any]:
+        return {**self.identity, **asdict(request)}
+
+    def _path(self, folder: Path, request: Request) -> Path:
+        text = json.dumps(self._fields(request), sort_keys=True)
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+    def _nearest(self, folder: Path, request: Request) -> str:
+        """Which fields differ from the recording that shares most of them."""
+        asked = self._fields(request)
+        others = [_load(path, "request") for path in sorted(folder.glob("*.json"))]
+        if not others:
+            return "the folder holds none"
+        differing = min(
+            ([name for name in asked if other.get(name) != asked[name]] for other in others),
+            key=len,
+        )
+        return f"the nearest one differs in {', '.join(differing)}"
+
+
+def _load(path: Path, part: str) -> dict[str, Any]:
+    """The "request" or "reply" of a recording; raises UserError for a file that is not one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))[part])
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a recording of the editor; delete it to make it again."
+        ) from error

@@ -1,0 +1,1 @@
+"""The grid of experiments.toml, and what runs it."""

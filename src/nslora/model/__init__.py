@@ -1,0 +1,1 @@
+"""A backbone: its weights, its replies, and LoRA on it."""

@@ -1,0 +1,208 @@
+"""A backbone: a language model with its tokenizer and chat format, loaded from the local cache."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import psutil
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nslora.model import checkpoints
+from nslora.model.fast import attention, decode
+from nslora.types import Generation, Prompt, UserError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class Backbone:
+    """A loaded model. `model` may be wrapped by PEFT later: everything then runs with its active adapter.
+
+    Attributes:
+        name, identity: as asked for, and what pins the weights (weights.identity).
+        dtype: "bfloat16" or "float32", of the base weights. device: "cpu" or "cuda".
+        end: the end-of-turn token id that closes an answer. stop: every id that ends generation.
+    """
+
+    name: str
+    identity: str
+    dtype: str
+    device: str
+    tokenizer: Any
+    model: Any
+    end: int
+    stop: set[int]
+
+    def text(self, prompt: Prompt, question: str) -> str:
+        """The whole model input for `question` under `prompt`, up to where the answer starts."""
+        return _chat(self.tokenizer, prompt.messages(question))
+
+    def count(self, text: str) -> int:
+        """Number of tokens of `text`."""
+        return len(self._ids(text))
+
+    def encode(self, text: str, answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of the input `text`, and of `answer` with the end-of-turn token."""
+        lead = "" if self.tokenizer.chat_template else " "  # the plain format ends in "Answer:"
+        return self._ids(text), [*self._ids(lead + answer), self.end]
+
+    def generate(
+        self, texts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[Generation]:
+        """Continue each of `texts` (made by `text`), in input order; greedy unless `temperature` > 0.
+
+        A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
+        """
+        prompts = [self._ids(text) for text in texts]
+        self._require_room(max(map(len, prompts), default=0) + max_new_tokens)
+        produced = decode.decode(self.model, prompts, self.stop, max_new_tokens, temperature, seed)
+        return [Generation(self._plain(ids), len(ids), confidence) for ids, confidence in produced]
+
+    def nll(self, texts: list[str], answers: list[str]) -> list[float]:
+        """Mean negative log-likelihood of each answer after its text, nats per token, end-of-turn included."""
+        rows = [self.encode(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        self._require_room(max((len(prompt) + len(answer) for prompt, answer in rows), default=0))
+        return decode.mean_nll(self.model, rows)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _plain(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(
+            ids[:-1] if ids[-1] in self.stop else ids, skip_special_tokens=True
+        )
+        if not self.tokenizer.chat_template:
+            text = text.partition("\nQuestion:")[
+                0
+            ]  # a base model goes on with a question of its own
+        return text.strip()
+
+    def _require_room(self, tokens: int) -> None:
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        if room and tokens > room:
+            raise UserError(
+                f"{tokens} tokens of prompt and answer exceed the {room} tokens that {self.name} takes."
+            )
+
+
+def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto") -> Backbone:
+    """Load a backbone by key, `hub:<id>@<revision>` or folder, fetching it first if it is not cached.
+
+    `dtype` is "auto" (bfloat16 where the hardware computes in it, else float32), "bfloat16" or "float32"; `device` is
+    "auto", "cpu" or "cuda". Sets torch's thread count. Raises UserError for bad input or too little memory.
+    """
+    checkpoints.check(name)
+    device = fastest_device() if device == "auto" else device
+    dtype = ("bfloat16" if fast_bfloat16(device) else "float32") if dtype == "auto" else dtype
+    if dtype not in DTYPES or device not in ("cpu", "cuda"):
+        raise UserError(
+            f"unknown dtype {dtype!r} or device {device!r}; choose from {', '.join(DTYPES)}; cpu, cuda."
+        )
+    torch.set_num_threads(threads)
+    folder = checkpoints.folder(name)
+    _require_memory(folder, dtype, device)
+    quiet = not sys.stderr.isatty()
+    if quiet:
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention.ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+    model.to(device).eval().requires_grad_(False)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    end = _end_of_turn(tokenizer)
+    return Backbone(
+        name,
+        checkpoints.identity(name),
+        dtype,
+        device,
+        tokenizer,
+        model,
+        end,
+        _stop(tokenizer, model) | {end},
+    )
+
+
+def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A view of the last positions makes torch copy the whole head for every row: 50 to 200 times slower on a CPU."""
+    return (args[0].contiguous(),)
+
+
+def fastest_device() -> str:
+    """ "cuda" where there is such a device, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast_bfloat16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 natively; emulation is slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def _require_memory(folder: Path, dtype: str, device: str) -> None:
+    """Raise UserError when the weights alone would not fit."""
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    need = stored * (2 if dtype == "float32" else 1)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if need > free:
+        raise UserError(
+            f"the weights need {need / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free."
+        )
+
+
+def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """The model's chat format, open for the answer; a plain one for base models without a template."""
+    if not tokenizer.chat_template:
+        *system, user = [message["content"] for message in messages]
+        return "".join(
+            [
+                tokenizer.bos_token or "",
+                *(f"{text}\n\n" for text in system),
+                f"Question: {user}\nAnswer:",
+            ]
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError:
+        if len(messages) == 1:
+            raise
+        # some formats know no system role: it then opens the user's turn
+        whole = "\n\n".join(message["content"] for message in messages)
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": whole}], tokenize=False, add_generation_prompt=True
+        )
+
+
+def _end_of_turn(tokenizer: Any) -> int:
+    """The token that closes an answer: what the chat template puts after one, else end-of-text."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
+        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2].strip()
+        if ids := tokenizer(tail, add_special_tokens=False)["input_ids"]:
+            return ids[0]
+    return tokenizer.eos_token_id
+
+
+def _stop(tokenizer: Any, model: Any) -> set[int]:
+    """Ids that end generation; without a chat format a blank line does too."""
+    ends = model.generation_config.eos_token_id
+    stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    if not tokenizer.chat_template:
+        blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        stop |= set(blank) if len(blank) == 1 else set()
+    return stop

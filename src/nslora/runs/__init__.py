@@ -1,0 +1,1 @@
+"""One run, from data to its published record, and what a practitioner takes away from it."""

@@ -1,0 +1,1 @@
+"""What is asked and what is right: rules, rewards, worlds, problems, and the tasks made of them."""

@@ -1,0 +1,154 @@
+"""The local llama.cpp server, with the smallest real model: serving, lifetimes, and replies that do not depend on
+history."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nslora.editor.client import Editor, Request
+from nslora.editor.local import EditorError, LocalServer
+from nslora.model import checkpoints
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from nslora.editor.local import LocalServer
+server = LocalServer(lambda: Path(sys.argv[1]), threads=1)
+def start():
+    with server.session() as url:
+        return url
+with ThreadPoolExecutor(1) as pool:  # the thread that starts the server ends at once
+    pool.submit(start).result()
+if sys.argv[2] == "fork" and os.fork() == 0:  # a child that holds the server's pipe open and outlives the parent
+    time.sleep(60)
+    os._exit(0)
+assert server.running
+print("ready", flush=True)
+if sys.argv[2] != "exit":
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    return checkpoints.gguf("smollm2-135m")
+
+
+def servers_of(pid: int) -> list[psutil.Process]:
+    alive = [p for p in psutil.Process(pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "nslora.editor.local" in p.cmdline()]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_replies_do_not_depend_on_what_was_asked_before(monkeypatch):
+    monkeypatch.setenv(
+        "HTTP_PROXY", "http://127.0.0.1:9"
+    )  # must not come between the client and loopback
+    long = "The model was asked for a capital and gave a city. " * 6
+    asks = [
+        Request("You edit prompts.", long + "Improve it.", seed, max_tokens=12) for seed in (1, 2)
+    ]
+    with Editor("smollm2-135m", mode="live") as editor:
+        first = editor.complete_all(asks)
+        assert all(isinstance(reply, str) for reply in first)
+        assert first[0] != first[1]
+        editor.complete(
+            Request("You edit prompts.", long[:150], 1, max_tokens=4)
+        )  # leaves half the prompt in the cache
+        assert editor.complete_all(asks[::-1]) == first[::-1]
+        assert editor._server
+        editor._server.stop()
+        assert editor.complete(asks[1]) == first[1]  # by another process, from an empty cache
+        [server] = servers_of(os.getpid())
+        assert 0 < editor.ledger.tokens_out <= 12 * 5 + 4
+    assert gone(server)
+
+
+def test_the_server_admits_only_its_owner_and_stops_when_idle(gguf):
+    server = LocalServer(lambda: gguf, threads=1, idle_s=0.3)
+    assert not server.running  # nothing starts before the first session
+    with server.session() as url:
+        assert url.startswith("http://127.0.0.1:")
+        body = json.dumps(
+            {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        ).encode()
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/chat/completions", body))
+        assert caught.value.code == 401
+        caught.value.close()
+        time.sleep(0.6)
+        assert server.running  # not idle within a session
+    assert eventually(lambda: not server.running)
+    server.stop()
+
+
+@pytest.mark.parametrize("way", ["kill", "fork", "exit"])
+def test_the_server_never_outlives_its_parent(gguf, way):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", PARENT, str(gguf), way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        watched = parent.stdout.readline
+        found: list[psutil.Process] = []
+        eventually(
+            lambda: bool(found.extend(servers_of(parent.pid)) or found) or parent.poll() is not None
+        )
+        assert watched() == "ready\n"
+        others = (
+            [p for p in psutil.Process(parent.pid).children() if p not in found]
+            if way == "fork"
+            else []
+        )
+        if way != "exit":
+            parent.send_signal(signal.SIGKILL)
+        assert parent.wait(30) == (0 if way == "exit" else -signal.SIGKILL)
+        assert found
+        assert eventually(lambda: gone(found[0]))
+        for other in others:
+            other.kill()
+        assert len(others) == (way == "fork")
+
+
+def test_a_server_that_cannot_start_is_an_editor_error_with_its_last_words(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    server = LocalServer(lambda: tmp_path / "broken.gguf", threads=1)
+    with pytest.raises(EditorError, match=r"did not start: \w+"), server.session():
+        pass
+    assert not server.running
+    assert not servers_of(os.getpid())
+
+
+def test_a_killed_server_is_started_again(gguf):
+    server = LocalServer(lambda: gguf, threads=1)
+    with server.session():
+        [process] = servers_of(os.getpid())
+        process.kill()
+        process.wait()
+    assert not server.running
+    with server.session():
+        assert server.running
+    server.stop()
+    assert not servers_of(os.getpid())

@@ -1,0 +1,178 @@
+"""Grading: right answers pass however they are dressed, and nothing that only looks like an answer does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nslora.tasks import rules, world
+from nslora.tasks.grading import grade, lists_answers, normalise, number
+from nslora.types import Example, Rule
+
+CAPITAL = Example("q", "What is the capital of France?", "Paris")
+SUM = Example("n", "What is 3 - 8?", "-5", grader="number")
+END = rules.make("end_phrase")
+
+
+def ask(*asked: Rule, answer: str = "Paris", question: str = CAPITAL.question) -> Example:
+    return Example("q", question, answer, asked)
+
+
+@pytest.mark.parametrize(
+    ("example", "reply", "lenient", "strict"),
+    [
+        (CAPITAL, "Paris", 1, 1),
+        (CAPITAL, " **paris**.\n", 1, 1),
+        (CAPITAL, "The capital of France is Paris.", 1, 0),
+        (CAPITAL, "It is Paris, not Lyon.", 1, 0),
+        (ask(answer="Dhaka"), "It is Dhaka, not New Delhi.", 1, 0),
+        (CAPITAL, "Parisian", 0, 0),
+        (CAPITAL, "Lyon", 0, 0),
+        (CAPITAL, "It is not Paris.", 0, 0),
+        (CAPITAL, '{"answer": "Paris"}', 1, 0),
+        (CAPITAL, '{"Paris": "the capital"}', 0, 0),
+        (CAPITAL, "", 0, 0),
+        (ask(answer="Brasilia"), "BRASÍLIA!", 1, 1),
+        (ask(answer="São Paulo"), "Sao Paulo", 1, 1),
+        (ask(answer="Łódź"), "Lodz", 1, 1),
+        (ask(answer="N'Djamena"), "It is N\u2019Djamena.", 1, 0),
+        (ask(answer="baker"), "a baker", 1, 1),
+        (ask(answer="巴黎"), "答案是巴黎。", 1, 0),
+        (ask(answer="A", question="Which letter?"), "The answer is A.", 1, 0),
+        (ask(answer="red", question="Is it red or blue?"), "Is it red or blue?", 0, 0),
+        (ask(answer="red", question="Is it red or blue?"), "Is it red or blue? Red.", 1, 0),
+    ],
+)
+def test_names(example: Example, reply: str, lenient: int, strict: int) -> None:
+    reward = grade(example, reply)
+    assert (reward.content, reward.content_strict) == (lenient, strict)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Paris, London, Berlin, Rome",
+        "Paris London Berlin",
+        "Berlin or Rome or Paris",
+        "* London\n* Paris\n* Madrid",
+        '{"a": "Paris", "b": "London", "c": "Madrid"}',
+        '{"answers": ["Paris", "London", "Madrid"]}',
+        "It is Paris; it may be Lagos, or it may be Tokyo.",
+        "Paris, Dijon, Nancy, Reims, Rouen",  # names of no known kind
+    ],
+)
+def test_a_list_of_guesses_earns_nothing_and_is_told_so(reply: str) -> None:
+    reward = grade(CAPITAL, reply)
+    assert (reward.content, reward.content_strict) == (0, 0)
+    assert "not a list" in reward.words
+
+
+@pytest.mark.parametrize("pool", world.pools(), ids=lambda pool: min(pool))
+def test_reciting_everything_of_a_kind_earns_nothing(pool: frozenset[str]) -> None:
+    answer = min(pool)
+    if len({normalise(name) for name in pool}) > 2:
+        assert grade(ask(answer=answer, question="Which?"), " ".join(sorted(pool))).content == 0
+    assert grade(ask(answer=answer, question="Which?"), f"It is {answer}.").content == 1
+
+
+def test_names_in_the_question_are_no_guesses() -> None:
+    example = ask(
+        answer="Paris", question="Which is the capital of France: London, Paris, Rome or Madrid?"
+    )
+    assert not lists_answers("Of London, Paris, Rome and Madrid, it is Paris", example)
+
+
+def test_an_answer_that_is_a_list_may_be_given() -> None:
+    example = ask(answer="red, white, blue, gold and black", question="Which colors?")
+    assert grade(example, "Red, white, blue, gold and black.").content_strict == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("The answer is -5.", -5),
+        ("\u22125", -5),
+        ("3 - 8 = -5", -5),
+        ("from 3-5", 5),
+        ("2,4,8,16", 16),
+        ("It costs $1,234,567.50!", 1234567.5),
+        ("**17**", 17),
+        ("\\boxed{17}", 17),
+        ("x2", None),
+        ("no number", None),
+    ],
+)
+def test_last_number(text: str, value: float | None) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("reply", "lenient", "strict"),
+    [
+        ("-5", 1, 1),
+        ("-5.0.", 1, 1),
+        ("3 - 8 = -5", 1, 0),
+        ("-5 or 5", 0, 0),
+        ("5", 0, 0),
+        ("-55", 0, 0),
+        ("none", 0, 0),
+    ],
+)
+def test_numbers(reply: str, lenient: int, strict: int) -> None:
+    reward = grade(SUM, reply)
+    assert (reward.content, reward.content_strict) == (lenient, strict)
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("answer", ["Paris", "New Delhi", "Yaoundé"])
+def test_a_kept_rule_never_costs_content(name: str, answer: str) -> None:
+    example = ask(rules.make(name), answer=answer)
+    reward = grade(example, rules.demonstrate(example.rules, answer))
+    assert reward.success == 1
+    assert reward.content_strict == 1
+    assert reward.words == ""
+    bare = grade(example, f"The capital, of course, is {answer}.")
+    assert (bare.content, bare.style) == (1, 0)
+
+
+def test_style_is_the_share_of_rules_kept() -> None:
+    example = ask(END, rules.make("json"))
+    reward = grade(example, "Paris. Is there anything else?")
+    assert (reward.style, reward.value, reward.success) == (0.5, 0.75, 0)
+    assert reward.words == rules.words(example.rules[1])
+
+
+def test_style_alone_is_not_success() -> None:
+    reward = grade(ask(END), "Is there anything else?")
+    assert (reward.content, reward.style, reward.success) == (0, 1, 0)
+    assert reward.words == "The answer is wrong; the right answer is 'Paris'."
+
+
+def test_a_wrong_result_of_a_problem_has_to_be_worked_out() -> None:
+    """A number that no question gives the means to work out is only wrong."""
+    assert grade(SUM, "It is 5.").words == (
+        "The answer is wrong; the right answer is '-5'. It has to be worked out step by step."
+    )
+    year = Example("n", "In what year did the war end?", "1945", grader="number")
+    assert grade(year, "In 1944.").words == "The answer is wrong; the right answer is '1945'."
+
+
+def test_words_say_everything_that_is_wrong() -> None:
+    said = grade(ask(END), "").words
+    assert said.startswith("The reply is empty")
+    assert "'Paris'" in said
+    assert rules.words(END) in said
+
+
+@given(st.text(max_size=80))
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@given(st.text(max_size=80), st.sampled_from([CAPITAL, SUM, ask(END, rules.make("json"))]))
+def test_any_reply_gets_a_reward(text: str, example: Example) -> None:
+    reward = grade(example, text)
+    assert 0 <= reward.content_strict <= reward.content <= 1
+    assert 0 <= reward.style <= 1
+    assert (reward.words == "") == (reward.success == 1)
