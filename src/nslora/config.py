@@ -1,191 +1,231 @@
-"""The settings of one run: validated, immutable, fingerprinted, and the source of all its randomness.
+"""The settings of one run: validated, immutable, fingerprinted, and the source of its randomness.
 
-Values the paper does not state are our choice; they are swept in the ablations.
+Values that the paper does not state are our own choice; some are swept in the ablations.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nslora.types import UserError
 
 TASKS = ("facts", "style", "math", "mixed", "stream")
-METHODS = (
-    "frozen",
-    "lora",
-    "textgrad",
-    "alternate",
-    "random",
-    "monitor",
-    "classifier",
-    "neurosymbolic",
-    "oracle",
-    "lora-demonstrated",
-)
-CHOICES = {
-    "targets": ("remade", "gold", "verified", "both", "duplicated", "unverified"),
-    "small": ("signed", "absolute"),
-    "signal_loss": ("train", "dev"),
-    "router": ("rule", "utility"),
-    "control": ("none", "shuffled", "random"),
-    "tier": ("easy", "hard"),
-    "replayed": ("all", "right"),
-    "returned": ("best", "tuned"),
-    "edited": ("both", "system"),
-}
-# settings newer than some records: part of a run's identity only where they are not the default
-LATER = (
-    "control",
-    "tier",
-    "bake",
-    "reserve",
-    "replay_pool",
-    "replayed",
-    "epochs",
-    "returned",
-    "edited",
-)
-POSITIVE = (
-    "moves",
-    "items",
-    "test_items",
-    "rank",
-    "batch",
-    "lr",
-    "candidates",
-    "feedback",
-    "prompt_tokens",
-    "max_new_tokens",
-    "patience",
-    "threads",
-    "replay_pool",
-    "epochs",
-)
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One run. Two runs with equal settings and weights make the same records."""
+class Method:
+    """A method of the comparison: who decides, what it can see, and what weights train on.
 
-    task: str = "mixed"  # facts, style, math, mixed, stream, or own:<file.jsonl>
-    backbone: str = (
-        "smollm2-135m"  # a key of weights.BACKBONES, hub:<id>@<revision>, or a local folder
-    )
-    method: str = "neurosymbolic"  # one of METHODS
-    seed: int = 0
-    moves: int = 6  # budget of moves, equal for every method; in a stream, of each phase
-    returned: str = "best"  # the best candidate on dev, or the best with tuned weights: what the data alone is worth
+    Attributes:
+        decision: a key of `router.DECISIONS`.
+        needs: a key of `needs.ESTIMATORS`.
+        targets: a key of `remake.POLICIES`.
+        edits: who makes a symbolic move: "textgrad", or "gepa" (extra `peers`).
+    """
 
-    items: int = 24  # facts (each in 5 training wordings), style questions, math problems: of each kind in the task
-    test_items: int = 36  # test items of each kind
-    rule: str = "end_phrase"  # the style rule of style and mixed, the first of a stream (a key of rules.RULES)
-    tier: str = (
-        "easy"  # of math: arithmetic (easy), or word problems with gold chains of thought (hard)
-    )
-    max_new_tokens: int = 32  # longest reply, in tokens
+    decision: str
+    needs: str = "none"
+    targets: str = "remade"
+    edits: str = "textgrad"
 
-    rank: int = 16  # LoRA rank
-    lr: float = 5e-4  # AdamW learning rate
-    batch: int = 8  # training pairs per optimizer step
-    epochs: int = 1  # passes over the training pairs per numerical move
-    targets: str = (
-        "remade"  # verified replies in the prompt's style, else gold; or an arm of the study
-    )
-    bake: bool = False  # weights learn under the start prompt what the refined one brought, and go on with the start's
-    replay: float = (
-        1.0  # replay pairs per training pair: own replies of the frozen model under varied prompts
-    )
-    replay_pool: int = 128  # replay questions of each kind at most, from which each epoch draws
-    replayed: str = "all"  # replies that are replayed: all whole ones that keep the told rule, or the right ones only
 
-    candidates: int = 3  # edits proposed per symbolic move
-    feedback: int = 2  # failing examples shown to the editor per symbolic move
-    prompt_tokens: int = 160  # longest prompt (system and template together), in backbone tokens
-    edited: str = "both"  # texts that edits may change: system prompt and question template, or the system prompt alone
+METHODS = {
+    "frozen": Method("stop"),
+    # weights alone, with ever better targets
+    "lora": Method("numerical", targets="gold"),
+    "lora-rft": Method("numerical", targets="sampled"),
+    "lora-remade": Method("numerical"),
+    "lora-demonstrated": Method("numerical", targets="demonstrated"),
+    # prompts alone
+    "textgrad": Method("symbolic"),
+    "gepa": Method("once symbolic", edits="gepa"),
+    # both, without deciding
+    "fixed": Method("schedule"),  # as in fixed:SNNN
+    "alternate": Method("alternate"),
+    "random": Method("coin"),
+    # both, deciding
+    "monitor": Method("signal"),
+    "needs-only": Method("demand", needs="classifier"),
+    "neurosymbolic": Method("signal and demand", needs="classifier"),
+    "oracle": Method("signal and demand", needs="hidden"),
+}
+
+Targets = Literal[
+    "method",
+    "gold",
+    "sampled",
+    "remade",
+    "demonstrated",  # what methods train on
+    "duplicated",
+    "verified",
+    "both",
+    "unverified",  # arms of the study of remade data
+]
+Needs = Literal[
+    "method", "none", "classifier", "recall", "asked", "constant", "random", "parts", "hidden"
+]
+
+
+class RunConfig(BaseModel):
+    """The settings of one run. Runs with equal settings and weights make the same records."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    # what is adapted to what
+    task: str = "mixed"  # one of TASKS, or own:<file.jsonl>
+    backbone: str = "smollm2-135m"  # a key of checkpoints.BACKBONES, hub:<id>@<revision>, a folder
+    method: str = "neurosymbolic"  # a key of METHODS; fixed:<schedule> for a schedule like SNNN
+    seed: NonNegativeInt = 0
+    study: str = "single"  # which study of experiments.toml the run belongs to; not its identity
+    moves: PositiveInt = 6  # budget, equal for all methods; of each phase in a stream
+    returned: Literal["best", "tuned"] = "best"  # on dev: the best candidate, or best tuned one
+
+    # the task
+    items: PositiveInt = 24  # of each kind: facts (in 5 wordings each), questions, problems
+    test_items: PositiveInt = 36  # of each kind
+    rule: str = "end_phrase"  # a key of rules.RULES: of style and mixed; a stream starts with it
+    tier: Literal["easy", "hard"] = "easy"  # of math: arithmetic, or word problems with solutions
+    max_new_tokens: PositiveInt = 32  # longest reply
+    reward: Literal["number", "parts"] = "number"  # what methods see of the reward
+
+    # numerical moves
+    rank: PositiveInt = 16  # of LoRA
+    lr: PositiveFloat = 5e-4  # of AdamW
+    batch: PositiveInt = 8  # training pairs per optimizer step
+    epochs: PositiveInt = 1  # passes over the pairs per move
+    targets: Targets = "method"  # what weights train on: the method's own policy, or another
+    bake: bool = False  # train under the initial prompt what the refined one brought
+    replay: NonNegativeFloat = 1.0  # replay pairs per training pair
+    replay_pool: PositiveInt = 128  # replay questions of each kind, from which each epoch draws
+
+    # symbolic moves
+    candidates: PositiveInt = 3  # edits proposed per move
+    feedback: PositiveInt = 2  # failing examples that the editor is shown per move
+    prompt_tokens: PositiveInt = 160  # longest prompt (system and template), backbone tokens
     gate: bool = True  # keep an edit only if dev reward does not fall
-    control: str = (
-        "none"  # "shuffled": edits see another rule's critic; "random": their words are random ones
+    control: Literal["none", "shuffled", "random"] = "none"  # another rule's critique; random words
+
+    # the decision
+    needs: Needs = "method"  # estimator of what inputs need: the method's own, or another
+    c1_eps: NonNegativeFloat = 0.1  # C1 above -c1_eps is small
+    c2_eps: NonNegativeFloat = 0.5  # a gradient norm below it is small
+    gain_eps: NonNegativeFloat = 0.02  # a symbolic gain below it is little
+    patience: PositiveInt = 1  # consecutive small signals before the kind of move changes
+    demand_floor: NonNegativeFloat = 0.1  # share of examples below which nothing is demanded
+    reserve: NonNegativeInt = (
+        2  # moves left at which a needed, untried kind gets its turn; 0: never
     )
 
-    c1_eps: float = 0.1  # |C1| or -C1 below this is small
-    c2_eps: float = 0.5  # gradient norm below this is small
-    gain_eps: float = 0.02  # symbolic gain below this is little
-    patience: int = 1  # consecutive small signals before the phase changes
-    demand_floor: float = 0.1  # share of examples below which a phase has no demand
-    reserve: int = 2  # moves left when a needed, untried kind gets its turn, and the last is kept for weights; 0: never
-    small: str = "signed"  # reading of "small" for C1: signed (C1 > -eps) or absolute (|C1| < eps)
-    signal_loss: str = "train"  # C1 from the training loss or from the loss on dev gold answers
-    router: str = "rule"  # the paper's rule, or our utility extension
-
-    editor_url: str = "local"  # the llama.cpp server on loopback, or an OpenAI-compatible base URL
+    # the editor and the machine
+    editor_url: str = "local"  # our server on loopback, or an OpenAI-compatible base URL
     editor_model: str = "qwen2.5-coder-1.5b"
-    threads: int = (
-        2  # CPU threads: other counts give other bits, so they belong to a run's identity
-    )
+    threads: PositiveInt = 2  # other counts give other bits, so they belong to a run's identity
 
-    def __post_init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         """Check every value; raises UserError with one sentence."""
-        hints = get_type_hints(type(self))
-        for f in fields(self):
-            value, kind = getattr(self, f.name), hints[f.name]
-            if kind is float and type(value) is int:
-                object.__setattr__(self, f.name, float(value))
-            elif type(value) is not kind:
-                raise UserError(f"setting {f.name} must be of type {kind.__name__}, not {value!r}.")
-        for name, allowed in {"method": METHODS, **CHOICES}.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}."
-                )
-        if self.task not in TASKS and not self.task.startswith("own:"):
-            raise UserError(
-                f"unknown task {self.task!r}; choose from {', '.join(TASKS)} or own:<file.jsonl>."
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise UserError(_sentence(error)) from None
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str) -> str:
+        if task not in TASKS and not task.startswith("own:"):
+            raise ValueError(f"unknown; choose from {', '.join(TASKS)} or own:<file.jsonl>")
+        return task
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        name, _, schedule = self.method.partition(":")
+        if name not in METHODS or (name == "fixed") != bool(re.fullmatch("[NS]+", schedule)):
+            raise ValueError(
+                f"unknown method {self.method!r}; choose from {', '.join(METHODS)}, "
+                "fixed being followed by its schedule, as in fixed:SNNN"
             )
-        for name in POSITIVE:
-            if not getattr(self, name) > 0:
-                raise UserError(
-                    f"setting {name} must be greater than 0, not {getattr(self, name)!r}."
-                )
-        for name in ("replay", "c1_eps", "c2_eps", "gain_eps", "demand_floor", "reserve", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UserError(
-                    f"setting {name} must not be negative, not {getattr(self, name)!r}."
-                )
+        if len(schedule) > self.moves:
+            raise ValueError(f"method {self.method!r} has more moves than moves = {self.moves}")
+        return self
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> RunConfig:
-        """Build from a mapping; an unknown key raises UserError."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise UserError(
-                f"unknown setting {unknown[0]!r}; known settings: {', '.join(sorted(known))}."
-            )
+        """Build from a mapping; an unknown key or a wrong value raises UserError."""
         return cls(**settings)
+
+    def but(self, **changes: Any) -> RunConfig:
+        """Return the same settings but for `changes`, checked anew."""
+        return RunConfig(**{**self.model_dump(), **changes})
+
+    @property
+    def row(self) -> Method:
+        """The method's row of METHODS, with the settings `targets` and `needs` in their places."""
+        row = METHODS[self.method.partition(":")[0]]
+        return Method(
+            decision=row.decision,
+            needs=row.needs if self.needs == "method" else self.needs,
+            targets=row.targets if self.targets == "method" else self.targets,
+            edits=row.edits,
+        )
+
+    @property
+    def schedule(self) -> str:
+        """The moves of a `fixed:` method as N and S; empty for the others."""
+        return self.method.partition(":")[2]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings as a receipt holds them: `targets` and `needs` by their own names."""
+        return self.model_dump() | {"targets": self.row.targets, "needs": self.row.needs}
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits over all settings but the seed, so that seeds of one experiment share it."""
-        same = {
-            f.name for f in fields(self) if f.name in LATER and getattr(self, f.name) == f.default
-        }
-        settings = {k: v for k, v in asdict(self).items() if k not in {"seed", *same}}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hex digits over all settings but seed and study: seeds of one experiment share it."""
+        identity = {k: v for k, v in self.settings.items() if k not in ("seed", "study")}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def run_id(self) -> str:
-        """Folder name of the run's record: readable, and unique per configuration."""
-        parts = (self.task, self.backbone, self.method, f"s{self.seed}", self.fingerprint)
-        return "-".join(
-            "".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts
-        )
+        """Folder name of the run's record: readable, short, and unique per configuration."""
+        names = [Path(name).stem if "/" in name else name for name in (self.task, self.backbone)]
+        parts = [*names, self.method, f"s{self.seed}", self.fingerprint]
+        return "-".join(re.sub(r"[^\w.]", "_", part)[:40] for part in parts)
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """An independent generator per purpose, the same in every process and for every method at this seed."""
+        """Return a generator of its own per purpose: at a seed, the same for every method."""
         digest = hashlib.sha256(purpose.encode()).digest()
         return np.random.default_rng([self.seed, *digest[:8]])
+
+    def own_rng(self, purpose: str) -> np.random.Generator:
+        """Return a generator per purpose that no other run shares: for coins and random guesses."""
+        return self.rng(f"{self.run_id} {purpose}")
+
+
+def _sentence(error: ValidationError) -> str:
+    """Return the first problem of a validation error as a sentence with the setting's name."""
+    problem = error.errors()[0]
+    name = ".".join(map(str, problem["loc"]))
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        settings = ", ".join(sorted(RunConfig.model_fields))
+        return f"unknown setting {name!r}; the settings are {settings}."
+    if not name:
+        return f"{said}."
+    return f"setting {name} = {problem['input']!r}: {said[:1].lower()}{said[1:]}."

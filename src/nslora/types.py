@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,7 +16,7 @@ class UserError(Exception):
 
 
 class Move(StrEnum):
-    """What a router can decide to do next."""
+    """What a decision can choose to do next."""
 
     NUMERICAL = "numerical"
     SYMBOLIC = "symbolic"
@@ -32,13 +33,13 @@ class Need(StrEnum):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The two texts that a symbolic move edits jointly; `question` is a template with one `{question}` slot."""
+    """The two texts that a symbolic move edits jointly; `question` has one `{question}` slot."""
 
     system: str = ""
     question: str = SLOT
 
     def render(self, question: str) -> str:
-        """The user turn for `question`. Other braces in the template are plain text."""
+        """Return the user turn for `question`. Other braces in the template are plain text."""
         return self.question.replace(SLOT, question)
 
     @property
@@ -47,14 +48,14 @@ class Prompt:
         return f"{self.system}\n{self.question}"
 
     def messages(self, question: str) -> list[dict[str, str]]:
-        """Chat messages for `question`; an empty system prompt sends no system message."""
+        """Return chat messages for `question`; an empty system prompt sends no system message."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.render(question)}]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A style rule by its IFEval-like name and arguments, such as `Rule("end_phrase", {"phrase": "Over."})`."""
+    """A style rule by its IFEval-like name and arguments: `Rule("end_phrase", {"phrase": "Bye."})`."""
 
     name: str
     kwargs: dict[str, object] = field(default_factory=dict)
@@ -62,85 +63,101 @@ class Rule:
 
 @dataclass(frozen=True)
 class Example:
-    """One item of a task.
+    """One item of a task, as every method sees it. What is hidden is kept by the task (`Hidden`).
 
     Attributes:
         id: unique within the task, stable across processes.
-        question: what the user asks; never tells a style rule.
-        answer: the gold content, bare.
-        rules: style rules that the reply must keep, known to methods only through the reward and its words.
-        need: the hidden label.
-        group: what splits are disjoint by (a wording, a template, a country).
-        fact: what is asked about (person and relation, country), the same for every wording of it.
-        grader: how content is graded: "contains" (names) or "number" (last number of the reply).
+        question: what the user asks; it never states a style rule.
+        answer: the gold answer, bare.
+        fact: what is asked about (person and relation, country): equal for all its wordings.
+        solution: a worked solution, where the data have one.
     """
 
     id: str
     question: str
     answer: str
-    rules: tuple[Rule, ...] = ()
-    need: Need = Need.CONTENT
-    group: str = ""
     fact: str = ""
-    grader: str = "contains"
     solution: str = ""
 
     @property
     def gold(self) -> str:
-        """What weights train on when no target was remade: the worked solution, or the bare answer."""
+        """What the given data train on: the worked solution, or the bare answer."""
         return self.solution or self.answer
 
 
 @dataclass(frozen=True)
-class Reward:
-    """Reward in parts, each in [0, 1], and what a critic would say.
+class Hidden:
+    """What only the reward (and the reports) know about an example.
 
     Attributes:
-        content: lenient grade of the content.
-        content_strict: strict grade (the reply is the answer and nothing else, once style is stripped).
-        style: share of the style rules kept; 1 for an example without rules.
-        words: the critic's words, empty when nothing is wrong.
+        rules: style rules that the reply must keep.
+        need: what the example asks for.
+        group: what splits are disjoint by (a wording, a template, a country).
+        grader: how content is graded: "contains" (names) or "number" (the reply's last number).
     """
 
-    content: float
-    content_strict: float
-    style: float
-    words: str = ""
+    rules: tuple[Rule, ...] = ()
+    need: Need = Need.CONTENT
+    group: str = ""
+    grader: str = "contains"
 
-    @property
-    def value(self) -> float:
-        """The single number: mean of content and style."""
-        return (self.content + self.style) / 2
+
+@dataclass(frozen=True)
+class Item:
+    """An example with what is hidden about it: what tasks are made of."""
+
+    example: Example
+    hidden: Hidden = Hidden()
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What the reward says of a reply: a number in [0, 1], and a critique in words.
+
+    Attributes:
+        value: 1 exactly when nothing is wrong.
+        critique: what is wrong, in words; empty when nothing is.
+        parts: the number's parts by name, where the reward gives them (`reward = "parts"`).
+    """
+
+    value: float
+    critique: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def success(self) -> float:
-        """1.0 when both parts are fully satisfied, else 0.0."""
-        return float(self.content == 1.0 and self.style == 1.0)
+        """1.0 when the reward is fully satisfied, else 0.0."""
+        return float(self.value == 1.0)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One generated reply; `confidence` is the mean log-probability of its tokens in nats (<= 0)."""
+    """A generated reply.
+
+    Attributes:
+        tokens: its length, the end-of-turn token included.
+        mean_logprob: mean log-probability of its tokens in nats (<= 0).
+    """
 
     text: str
     tokens: int
-    confidence: float
+    mean_logprob: float
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An example, the reply of a candidate to it, and its reward."""
+    """An example, a candidate's reply to it, and the reply's reward."""
 
     example: Example
     output: str
     reward: Reward
-    confidence: float = 0.0
+    mean_logprob: float = 0.0
     tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What adaptation changes: a prompt, and a LoRA adapter by its checkpoint folder (None: the frozen weights)."""
+    """What adaptation changes: a prompt, and LoRA weights by their checkpoint (None: frozen)."""
 
     prompt: Prompt = Prompt()
     adapter: str | None = None
@@ -148,13 +165,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pair:
-    """One supervised training pair of a numerical move, with where it came from.
+    """One supervised training pair of a numerical move, with its provenance.
 
     Attributes:
-        source: "gold" (given answer), "remade" (verified reply under a refined prompt), "rewritten" (verified edit
-            of an answer by the editor), "sampled" (own reply that passed the reward) or "replay" (frozen model's own).
+        source: "gold" (given answer), "remade" (verified reply of the model), "rewritten" (verified
+            rewrite of an answer by the editor), "sampled" (own sampled reply that the reward
+            verified), "unverified", "demonstrated" or "replay" (the frozen model's own).
         parent: id of the example behind it, empty for replay.
-        made: the prompt that brought the target, where it is not the one trained under (baking).
+        refined: the prompt that brought the target, where it differs from `prompt` (baking).
     """
 
     prompt: Prompt
@@ -162,7 +180,7 @@ class Pair:
     target: str
     source: str
     parent: str = ""
-    made: Prompt | None = None
+    refined: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +189,7 @@ class Edit:
 
     Attributes:
         prompt: the proposed prompt; equal to the old one when `problem` is set.
-        problem: why the reply counts as "no edit" (tags, length, leak, editor failure); empty for a usable edit.
+        problem: why the reply counts as "no edit" (tags, length, leak, editor failure), or "".
         diff: token-level diff from the old prompt, as (op, token) with op one of "=", "-", "+".
     """
 
@@ -182,12 +200,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Signal:
-    """The unified monitoring signal after a move (None: not known yet).
+    """The unified monitoring signal after a move (None: not known).
 
     Attributes:
         c1: relative change of the loss between numerical moves, (L_t - L_{t-1}) / L_{t-1}.
         c2: mean gradient norm of the last numerical move, before clipping.
-        gain: relative improvement of dev reward by the last symbolic move, (R_t - R_{t-1}) / max(R_{t-1}, 1/n).
+        gain: relative gain in dev reward of the last symbolic move,
+            (R_t - R_{t-1}) / max(R_{t-1}, 1/n).
     """
 
     c1: float | None = None
@@ -197,25 +216,41 @@ class Signal:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One move as it is appended to a run's steps.jsonl."""
+    """One move as a line of steps.jsonl: the same line whenever and wherever it is computed.
+
+    Attributes:
+        step: 0 is the start; `move` is "start" there.
+        reason: why the decision chose this move.
+        dev, train: success, value and n after the move.
+        demand: shares of training examples that need content, or style, as estimated before it.
+        evidence: what the move reports (loss, gradient norm, pairs by source; edits).
+        bill: what it cost in tokens and calls.
+    """
 
     step: int
-    move: Move
+    move: str
+    reason: str
     prompt: Prompt
     adapter: str | None
     dev: dict[str, float]
     train: dict[str, float]
     signal: Signal
     demand: dict[str, float]
-    detail: dict[str, object]
-    cost: dict[str, float]
+    evidence: dict[str, object]
+    bill: dict[str, float]
 
 
 def diff(old: str, new: str) -> tuple[tuple[str, str], ...]:
-    """Token-level diff as (op, token), op one of "=", "-", "+"; tokens are words and the white space between them."""
+    """Return the token-level diff as (op, token), op one of "=", "-", "+".
+
+    Tokens are words, and the white space between them.
+    """
     a, b = re.findall(r"\s+|\S+", old), re.findall(r"\s+|\S+", new)
     parts: list[tuple[str, str]] = []
-    for op, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        parts += [("=" if op == "equal" else "-", token) for token in a[i:j]]
-        parts += [("+", token) for token in b[k:m] if op != "equal"]
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    for op, a_start, a_end, b_start, b_end in matcher.get_opcodes():
+        kept = "=" if op == "equal" else "-"
+        parts += [(kept, token) for token in a[a_start:a_end]]
+        if op != "equal":
+            parts += [("+", token) for token in b[b_start:b_end]]
     return tuple(parts)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from functools import cache
 
 from nslora.tasks import rules, world
-from nslora.types import Example, Reward
+from nslora.types import Example, Item, Reward
 
 LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 UNSPACED = re.compile(
@@ -76,49 +76,58 @@ def number(text: str) -> Decimal | None:
 
 
 def is_problem(example: Example) -> bool:
-    """Whether the answer is to be worked out: a number asked for by a question that gives numbers."""
-    return example.grader == "number" and NUMBER.search(example.question) is not None
+    """Tell whether the answer is to be worked out: a number asked for by a question that gives numbers."""
+    numeric = NUMBER.fullmatch(example.answer.strip()) is not None
+    return numeric and NUMBER.search(example.question) is not None
 
 
 def _bare(text: str) -> str:
     return re.sub(r"^(?:a|an|the) (?=\w)", "", normalise(text))
 
 
-def _content(example: Example, output: str) -> tuple[float, float]:
-    """(lenient, strict) grades, each 0.0 or 1.0."""
-    bare = rules.strip(example.rules, output)
+def _content(item: Item, output: str) -> tuple[float, float]:
+    """Return the (lenient, strict) grades of the content, each 0.0 or 1.0."""
+    example = item.example
+    # what is read for content is the reply without its style, and of JSON the values only
+    bare = rules.strip(item.hidden.rules, output)
     read = rules.json_values(bare)
-    if example.grader == "number":
+    if item.hidden.grader == "number":
         right = number(read) is not None and number(read) == number(example.answer)
         alone = NUMBER.fullmatch(bare.strip().rstrip(".")) is not None
         return float(right), float(right and alone)
-    said = normalise(read).replace(normalise(example.question), " ")
-    right = _mentions(said, normalise(example.answer)) and not lists_answers(read, example)
+    # a reply that repeats the question has not thereby named the answer
+    reply = normalise(read).replace(normalise(example.question), " ")
+    right = _mentions(reply, normalise(example.answer)) and not lists_answers(read, example)
     return float(right), float(right and _bare(bare) == _bare(example.answer))
 
 
-def grade(example: Example, output: str) -> Reward:
-    """The reward of a reply.
-
-    The critic's words name what is wrong and quote the rules that are broken. For wrong content they give the right
-    answer, so they may be shown to the editor for training items only.
-    """
-    lenient, strict = _content(example, output)
-    broken = [rule for rule in example.rules if not rules.keep(rule, output)]
-    style = 1 - len(broken) / len(example.rules) if example.rules else 1.0
-    said = [rules.words(rule) for rule in broken]
+def _content_critique(item: Item, output: str) -> str:
+    """Return what a critic says about wrong content; it names the right answer."""
+    example = item.example
+    right = f"the right answer is '{example.answer}'."
     if not output.strip():
-        said.insert(0, f"The reply is empty; the right answer is '{example.answer}'.")
-    elif (
-        not lenient
-        and example.grader != "number"
-        and lists_answers(rules.json_values(output), example)
-    ):
-        said.insert(
-            0,
-            f"The reply must give one answer, not a list; the right answer is '{example.answer}'.",
-        )
-    elif not lenient:
-        steps = " It has to be worked out step by step." if is_problem(example) else ""
-        said.insert(0, f"The answer is wrong; the right answer is '{example.answer}'.{steps}")
-    return Reward(lenient, strict, style, " ".join(said))
+        return f"The reply is empty; {right}"
+    names = item.hidden.grader != "number"
+    if names and lists_answers(rules.json_values(output), example):
+        return f"The reply must give one answer, not a list; {right}"
+    steps = " It has to be worked out step by step." if is_problem(example) else ""
+    return f"The answer is wrong; {right}{steps}"
+
+
+def grade(item: Item, output: str) -> Reward:
+    """Return the reward of a reply: the mean of its content and style parts, and a critique.
+
+    The parts are `content` (lenient), `content_strict` (the answer and nothing else once style is
+    stripped) and `style` (share of the rules kept; 1 without rules). The critique quotes the rules
+    that are broken. About wrong content it names the right answer, so the editor may be shown it
+    for training items only.
+    """
+    lenient, strict = _content(item, output)
+    asked = item.hidden.rules
+    broken = [rule for rule in asked if not rules.keep(rule, output)]
+    style = 1 - len(broken) / len(asked) if asked else 1.0
+    remarks = [rules.words(rule) for rule in broken]
+    if not lenient:
+        remarks.insert(0, _content_critique(item, output))
+    parts = {"content": lenient, "content_strict": strict, "style": style}
+    return Reward((lenient + style) / 2, " ".join(remarks), parts)

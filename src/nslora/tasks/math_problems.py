@@ -1,4 +1,4 @@
-"""Math problems with checkable answers in two tiers, made by reasoning-gym: a list of examples per size asked for."""
+"""Math problems with checkable answers in two tiers, made by reasoning-gym: a list of items per size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nslora.types import Example
+from nslora.types import Example, Hidden, Item
 
 EASY = {
     "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
@@ -27,7 +27,7 @@ EASY = {
 }
 TOLD = " Give the result as your final answer. Do not include units."  # what gsm_symbolic adds to every problem
 SPARE = 20  # problems made per problem wanted: repeated questions are left out
-Parts = list[list[Example]]
+Parts = list[list[Item]]
 
 
 def _dataset(kind: str, **settings: Any) -> Any:
@@ -39,35 +39,40 @@ def _dataset(kind: str, **settings: Any) -> Any:
 
 
 def easy(seed: int, sizes: Sequence[int]) -> Parts:
-    """Arithmetic of the EASY kinds in turn, the parts disjoint by index range."""
+    """Make arithmetic of the EASY kinds in turn, one list per size, disjoint by index range."""
     total = sum(sizes)
     sets = {
         kind: _dataset(kind, seed=seed, size=10 * total, **settings)
         for kind, settings in EASY.items()
     }
-    found: dict[str, Example] = {}
+    problems: dict[str, Item] = {}
     for i, kind in product(range(10 * total), sets):
-        question, name = plain(kind, sets[kind][i]["question"]), f"{kind}:{i}"
+        question = plain(kind, sets[kind][i]["question"])
         answer = str(sets[kind][i]["answer"])
-        example = Example(f"math:{name}", question, answer, group=name, fact=name, grader="number")
-        found.setdefault(question, example)
-        if len(found) == total:
+        # a question that comes again keeps its first place
+        problems.setdefault(question, _problem(f"{kind}:{i}", question, answer, f"{kind}:{i}"))
+        if len(problems) == total:
             break
-    rows = list(found.values())
+    rows = list(problems.values())
     return [rows[start:end] for start, end in pairwise([0, *accumulate(sizes)])]
 
 
+def _problem(name: str, question: str, answer: str, group: str, solution: str = "") -> Item:
+    example = Example(f"math:{name}", question, answer, fact=name, solution=solution)
+    return Item(example, Hidden(group=group, grader="number"))
+
+
 def plain(kind: str, question: str) -> str:
-    """The problem alone: reasoning-gym's wording tells how to reply ("Give only the result ...")."""
+    """Return the problem alone: reasoning-gym's wording tells how to reply ("Give only the result ...")."""
     if kind == "number_sequence":
         return f"What is the next number in this sequence? {question.removesuffix(', ?')}"
-    found = re.search(r"-?[\d(][-\d\s()+*/]*", question)
-    assert found, question
-    return f"What is {found.group().strip()}?"
+    expression = re.search(r"-?[\d(][-\d\s()+*/]*", question)
+    assert expression, question
+    return f"What is {expression.group().strip()}?"
 
 
 def hard(seed: int, sizes: Sequence[int], rng: np.random.Generator) -> Parts:
-    """Word problems of gsm_symbolic with their chains of thought, the parts disjoint by template.
+    """Make word problems of gsm_symbolic with their chains of thought, the parts disjoint by template.
 
     The templates are shared out in proportion to the sizes, at least one to each part.
     """
@@ -78,21 +83,13 @@ def hard(seed: int, sizes: Sequence[int], rng: np.random.Generator) -> Parts:
         for nth, upto in enumerate(accumulate(sizes), 1)
     ]
     part = {int(t): nth for nth, (i, j) in enumerate(pairwise([0, *cuts])) for t in templates[i:j]}
-    parts: list[dict[str, Example]] = [{} for _ in sizes]
+    parts: list[dict[str, Item]] = [{} for _ in sizes]
     for i, template in enumerate(data.task_indices):
-        here = part[template]
-        if len(parts[here]) < sizes[here]:
+        problems = parts[part[template]]
+        if len(problems) < sizes[part[template]]:
             problem, group = data[i], f"gsm:{template}"
-            question, answer = problem["question"].removesuffix(TOLD), str(problem["answer"])
-            chain = problem["metadata"]["answer_cot"].replace("####", "Answer:")
-            example = Example(
-                f"math:{group}:{i}",
-                question,
-                answer,
-                group=group,
-                fact=f"{group}:{i}",
-                grader="number",
-                solution=chain,
-            )
-            parts[here].setdefault(question, example)
-    return [list(rows.values()) for rows in parts]
+            question = problem["question"].removesuffix(TOLD)
+            solution = problem["metadata"]["answer_cot"].replace("####", "Answer:")
+            item = _problem(f"{group}:{i}", question, str(problem["answer"]), group, solution)
+            problems.setdefault(question, item)
+    return [list(problems.values()) for problems in parts]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from nslora.tasks import rules
 from nslora.tasks.grading import NUMBER, normalise
-from nslora.types import Example, Need, UserError
+from nslora.types import Example, Hidden, Item, Need, UserError
 
 MIN_ROWS = 10  # so that train, dev and test each get two
 
 
-def read(path: Path) -> list[Example]:
-    """Examples of a JSONL file of {"question", "answer", "rules"?}; raises UserError that names the line."""
+def read(path: Path) -> list[Item]:
+    """Return the items of a JSONL file of {"question", "answer", "rules"?}; raises UserError that names the line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -29,7 +29,7 @@ def read(path: Path) -> list[Example]:
             raise UserError(f"{path}, line {n}: not valid JSON ({error}).") from None
         except UserError as error:
             raise UserError(f"{path}, line {n}: {error}") from None
-        question = normalise(rows[-1].question)
+        question = normalise(rows[-1].example.question)
         if question in seen:
             raise UserError(f"{path}, line {n}: repeats the question of line {seen[question]}.")
         seen[question] = n
@@ -38,7 +38,7 @@ def read(path: Path) -> list[Example]:
     return rows
 
 
-def _row(line: str, n: int) -> Example:
+def _row(line: str, n: int) -> Item:
     row = json.loads(line)
     if not isinstance(row, dict) or not {"question", "answer"} <= set(row) <= {
         "question",
@@ -65,6 +65,6 @@ def _row(line: str, n: int) -> Example:
     kept = tuple(rules.make(str(rule.get("name")), rule.get("kwargs")) for rule in asked)
     grader = "number" if NUMBER.fullmatch(answer.strip()) else "contains"
     need = Need.BOTH if kept else Need.CONTENT
-    return Example(
-        f"own:{n}", question, answer, kept, need, group=f"line:{n}", fact=f"line:{n}", grader=grader
-    )
+    row_id = f"line:{n}"
+    example = Example(f"own:{n}", question, answer, fact=row_id)
+    return Item(example, Hidden(kept, need, row_id, grader))
