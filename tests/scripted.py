@@ -36,12 +36,13 @@ def down(request: Request) -> str:
 
 def helpful(request: Request) -> str:
     """What a good editor would write, whether asked for a gradient, an edit or an answer."""
+    if "Rewritten answer" in request.user:
+        answer = request.user.split("Answer: ", 1)[1].split("\n")[0]
+        return f"{answer}. {PHRASE}"
     if "IMPROVED_VARIABLE" not in request.system + request.user:
-        return (
-            f"Lima. {PHRASE}"
-            if "Rewritten answer" in request.user
-            else f"It should end with {PHRASE}"
-        )
+        return f"It should end with {PHRASE}"
     if "question template" in request.user:
-        return f"<IMPROVED_VARIABLE>{{question}} Answer briefly (variant {request.seed % 7}).</IMPROVED_VARIABLE>"
-    return f"<IMPROVED_VARIABLE>End every reply with: {PHRASE}</IMPROVED_VARIABLE>"
+        text = f"{{question}} Answer briefly (variant {request.seed % 7})."
+    else:
+        text = f"End every reply with: {PHRASE}"
+    return f"<IMPROVED_VARIABLE>{text}</IMPROVED_VARIABLE>"

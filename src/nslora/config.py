@@ -163,6 +163,8 @@ class RunConfig(BaseModel):
             )
         if len(schedule) > self.moves:
             raise ValueError(f"method {self.method!r} has more moves than moves = {self.moves}")
+        if self.row.needs == "parts" and self.reward != "parts":
+            raise ValueError('needs = "parts" takes a reward in parts: set reward = "parts"')
         return self
 
     @classmethod

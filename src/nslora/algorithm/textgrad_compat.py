@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
 from nslora.algorithm.editor_prompts import (
-    ANSWER,
     CONSTRAINTS,
     EDITOR,
     GRADIENT,
@@ -30,7 +29,7 @@ from nslora.algorithm.editor_prompts import (
 )
 from nslora.config import RunConfig
 from nslora.editor.client import Editor, EditorError, Request
-from nslora.types import SLOT, Edit, Example, Prompt, Scored, diff
+from nslora.types import SLOT, Edit, Prompt, Scored, diff
 
 with (
     tempfile.TemporaryDirectory() as _folder
@@ -48,7 +47,7 @@ with (
         _handler.close()
     textgrad.logger.disabled = True
 
-GRADIENT_TOKENS, EDIT_TOKENS, ANSWER_TOKENS = 64, 128, 96  # longest replies of the editor
+GRADIENT_TOKENS, EDIT_TOKENS = 64, 128  # longest replies of the editor
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
 MASK = "…"  # stands for the right answer in the critic's words
 SHOWN = 400  # longest piece of data shown to the editor, in characters
@@ -172,9 +171,9 @@ def masked(scored: Scored) -> str:
 
     Sentences that give it are left out if others remain: else the editor asks for right answers and forgets the rule.
     """
-    answer, words = scored.example.answer.strip(), scored.reward.words
+    answer, critique = scored.example.answer.strip(), scored.reward.critique
     named = _whole(answer) if len(answer) >= SHORTEST else re.compile(re.escape(f"'{answer}'"))
-    sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, words))
+    sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, critique))
     return quote(" ".join([s for s in sentences if MASK not in s] or sentences))
 
 
@@ -204,7 +203,7 @@ def parse(reply: str) -> str:
     return text
 
 
-def step(
+def propose_edits(
     prompt: Prompt,
     failures: list[Scored],
     editor: Editor,
@@ -213,61 +212,57 @@ def step(
     seed: int,
     forbidden: frozenset[str] = frozenset(),
 ) -> list[Edit]:
-    """One TextGrad step on the texts of `prompt`: up to cfg.candidates different edits, and the problems of the rest.
+    """Make one TextGrad step on both texts of `prompt`.
+
+    Returns up to 3 x cfg.candidates different edits (the system prompt, the template, both), and
+    the problems of proposals that cannot be used.
 
     Args:
-        cfg: its `edited` says which texts may change: both, or the system prompt alone.
-        failures: replies with their critic's words; cfg.feedback of them, with different words, go to the editor.
-        count: tokens of a text for the backbone; a prompt longer than cfg.prompt_tokens is no edit.
+        failures: replies with their critiques; cfg.feedback of them, with different critiques, are
+            shown to the editor.
+        count: tokens of a text for the backbone; a prompt above cfg.prompt_tokens is no edit.
         seed: of the editor's sampling. Equal arguments make equal requests, in any process.
         forbidden: answers that no prompt may hold, besides those of `failures` (leak guard).
     """
-    first: dict[str, Scored] = {}
+    by_critique: dict[str, Scored] = {}
     for scored in failures:
-        first.setdefault(masked(scored), scored)  # equal words would make equal gradients
-    shown = list(first.items())[: cfg.feedback]
-    engines = [Engine(editor, seed + i, words) for i, (words, _) in enumerate(shown)]
-    names = [name for name in ROLES if cfg.edited in ("both", name)]
-    workers = (
-        1 if editor.url == "local" else max(len(shown), len(names))
-    )  # one slot: each prompt is read only once
+        # equal critiques would make equal gradients
+        by_critique.setdefault(masked(scored), scored)
+    shown = list(by_critique.items())[: cfg.feedback]
+
+    # a local server has one slot and reads each prompt once; an endpoint takes calls side by side
+    workers = 1 if editor.url == "local" else max(len(shown), len(ROLES))
     with ThreadPoolExecutor(workers) as pool:
-        passes = list(
-            pool.map(lambda engine, item: gradients(prompt, names, item[1], engine), engines, shown)
-        )
-        plan = PLANS[
-            seed % len(PLANS)
-        ]  # one per step: a local server reads equal prompts once, whatever their seed
+        engines = [Engine(editor, seed + i, critique) for i, (critique, _) in enumerate(shown)]
+        rows = [scored for _, scored in shown]
+        passes = list(pool.map(lambda e, s: gradients(prompt, s, e), engines, rows))
+        # one plan per step: the candidates of a text share their prompt, whatever their seed
+        plan = PLANS[seed % len(PLANS)]
         writers = [EditEngine(editor, seed + k, plan) for k in range(cfg.candidates)]
-        parts = list(
-            pool.map(
-                lambda name: [propose(prompt, name, passes, writer) for writer in writers], names
-            )
+        proposals = list(
+            pool.map(lambda name: [propose(prompt, name, passes, w) for w in writers], ROLES)
         )
-    taught = forbidden | {s.example.answer for s in failures}
-    ordinary = [
-        str(value) for s in failures for rule in s.example.rules for value in rule.kwargs.values()
-    ]
+
+    answers = forbidden | {s.example.answer for s in failures}
+    ordinary = " ".join([prompt.both, *by_critique])
     edits = []
-    for proposed in zip(*parts, strict=True):
-        for new, problem in assemble(prompt, dict(zip(names, proposed, strict=True))):
-            before, after = prompt.both, new.both
-            if leaks(after, taught, " ".join([before, *ordinary])):
+    for texts in zip(*proposals, strict=True):
+        for new, problem in assemble(prompt, dict(zip(ROLES, texts, strict=True))):
+            if leaks(new.both, answers, ordinary):
                 problem = "leak"
             elif count(new.system) + count(new.question) > cfg.prompt_tokens:
                 problem = "long"
-            edits.append(Edit(prompt, problem) if problem else Edit(new, diff=diff(before, after)))
+            changed = Edit(new, diff=diff(prompt.both, new.both))
+            edits.append(Edit(prompt, problem) if problem else changed)
     return list(dict.fromkeys(edits))
 
 
-def gradients(
-    prompt: Prompt, names: Sequence[str], scored: Scored, engine: Engine
-) -> dict[str, Text]:
-    """Both texts as fresh variables; `names` with the gradients of one failing example, if the editor did not fail."""
-    leaves = {
-        name: Text(getattr(prompt, name), role, requires_grad=name in names)
-        for name, role in ROLES.items()
-    }
+def gradients(prompt: Prompt, scored: Scored, engine: Engine) -> dict[str, Text]:
+    """Return both texts as fresh variables with the gradients of one failing example.
+
+    Without gradients, where the editor failed.
+    """
+    leaves = {name: Text(getattr(prompt, name), role) for name, role in ROLES.items()}
     loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.words)
     with suppress(EditorError):
         loss.backward(engine)
@@ -288,13 +283,13 @@ def propose(
     if not feedback:
         return value, "editor"
     variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
-    told = {
+    options = {
         "constraints": [CONSTRAINTS[name]],
         "in_context_examples": worked_examples(name),
         "optimizer_system_prompt": OPTIMIZER,
     }
     try:
-        TextualGradientDescent([variable], engine=engine, **told).step()
+        TextualGradientDescent([variable], engine=engine, **options).step()
     except EditorError:
         return value, "editor"
     except NoEdit as reason:
@@ -326,15 +321,3 @@ def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
         a.strip() for a in answers if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)
     }
     return any(not _whole(a).search(ordinary) for a in found)
-
-
-def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> str | None:
-    """The bare gold answer rewritten by the editor so that it does what the critic's words ask; None where it fails.
-
-    The question stays out of it: shown one, the editor writes a whole sentence, whose form fits no other answer.
-    Unverified: the caller checks it with the reward. Raises EditorError.
-    """
-    user = f"Answer: {quote(example.answer)}\nCritic: {quote(words)}\nRewritten answer:"
-    return (
-        unescape(editor.complete(Request(ANSWER, user, seed, 0.7, ANSWER_TOKENS))).strip() or None
-    )
