@@ -24,7 +24,8 @@ SHOWN = (
     ("Who composed Carmen?", "Bizet"),
 )
 
-Prompted = list[tuple[Prompt, Item]]  # questions, each under a prompt of its own
+# questions, each under a prompt of its own
+Prompted = list[tuple[Prompt, Item]]
 
 
 def locality() -> list[Item]:
@@ -42,7 +43,7 @@ def promptability(prompt: Prompt, asked: Collection[str]) -> Prompted:
     """
     lists = [questions[1::2] for questions in trivia.questions(trivia.RETENTION)]
     choice = [rules.make(name) for name in RULES if name not in asked]
-    # no rule left (own data may ask for all of them): nothing to measure
+    # own data may ask for all of them: then there is nothing to measure, and no pair
     return [
         (_instructed(prompt, rule), question.item("promptability", (rule,)))
         for question, rule in zip(trivia.in_turn(lists), cycle(choice), strict=False)

@@ -148,6 +148,7 @@ class Question:
 def _pairs(listing: str) -> list[tuple[str, str]]:
     """Parse "key:answer key:answer" into pairs."""
     pairs = []
+    # no key or answer holds a colon of its own
     for pair in listing.split():
         key, answer = pair.replace("_", " ").split(":")
         pairs.append((key, answer))
@@ -164,6 +165,7 @@ def questions(templates: Mapping[str, str]) -> list[list[Question]]:
 
 def in_turn(lists: Iterable[list[Question]]) -> list[Question]:
     """Take one question of each list in turn: however short a start of the result holds all lists."""
+    # short lists end first and leave None in the later rounds
     rounds = zip_longest(*lists)
     return [question for question in chain.from_iterable(rounds) if question is not None]
 
