@@ -31,7 +31,7 @@ def test_every_question_is_in_one_set() -> None:
     assert len(set(normalised)) == len(normalised)
 
 
-@pytest.mark.parametrize(("a", "b"), [*combinations(SETS, 2), ("retention", "replay")])
+@pytest.mark.parametrize(("a", "b"), [*combinations(SETS, 2), *combinations(reversed(SETS), 2)])
 def test_no_question_could_come_from_a_template_of_another_set(a: str, b: str) -> None:
     patterns = [
         re.escape(template).replace(re.escape("{}"), ".+")
@@ -93,6 +93,15 @@ def test_promptability_states_its_rule_and_never_the_tasks(name: str) -> None:
         assert prompt.system == INITIAL.system
         assert rules.instruction(rule) in prompt.question
         assert rules.instruction(rules.make(name)) not in prompt.both
+
+
+@pytest.mark.parametrize("asked", [(), ("bullet",), ("end_phrase", "bullet")])
+def test_every_template_meets_every_rule_of_promptability(asked: tuple[str, ...]) -> None:
+    met: dict[str, set[str]] = {}
+    for _, item in retention.promptability(INITIAL, asked):
+        met.setdefault(item.hidden.group, set()).add(item.hidden.rules[0].name)
+    assert set(met) == set(trivia.RETENTION)
+    assert all(names == set(retention.RULES) - set(asked) for names in met.values())
 
 
 def test_what_shows_a_rule_follows_it_and_is_asked_nowhere() -> None:

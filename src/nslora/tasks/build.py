@@ -23,7 +23,8 @@ from nslora.tasks.world import Fact
 from nslora.types import Example, Hidden, Item, Need, Prompt, Reward, Rule, UserError
 
 INITIAL = Prompt("You are a helpful assistant.")
-TRAIN_WORDINGS = 5  # then one for dev, the others for test
+# wordings of a fact for training; then one for dev, the others for test
+TRAIN_WORDINGS = 5
 TEST_WORDINGS = min(map(len, world.WORDINGS.values())) - TRAIN_WORDINGS - 1
 # reasoning-gym seeds item i of a dataset with seed + i: near seeds would share items
 SEEDS_APART = 1_000_000
@@ -31,7 +32,8 @@ SEEDS_APART = 1_000_000
 STREAM = ((1, 0), (2, 0), (2, 1))
 
 Split = list[Item]
-Prompted = tuple[tuple[Prompt, Example], ...]  # questions, each under a prompt of its own
+# questions, each under a prompt of its own
+Prompted = tuple[tuple[Prompt, Example], ...]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
     promptability = retention.promptability(INITIAL, asked)
     replay = retention.replay(INITIAL, asked, cfg.replay_pool)
 
+    # feedback is part of train
     items = [*splits.train, *splits.dev, *splits.test, *locality]
     items += [item for _, item in promptability + replay]
     return Task(
@@ -135,6 +138,7 @@ def _prompted(pairs: retention.Prompted) -> Prompted:
 
 def _rule_names(cfg: RunConfig, splits: Splits) -> set[str]:
     """Return the names of the rules that the task asks for, in any phase."""
+    # what a later phase asks for must not be measured or trained in an earlier one
     if cfg.task == "stream":
         return set(_stream_rules(cfg))
     items = splits.train + splits.dev + splits.test
@@ -168,6 +172,7 @@ def _fact_splits(cfg: RunConfig, facts: list[Fact], asked: tuple[Rule, ...] = ()
         relation: rng.permutation(len(wordings)) for relation, wordings in world.WORDINGS.items()
     }
     rows = {fact: _rows(fact, order[fact.relation], asked) for fact in facts}
+    # feedback takes another wording for each fact, so that an edit meets them all
     train = [row[:TRAIN_WORDINGS] for row in rows.values()]
     return Splits(
         train=[item for row in train for item in row],
@@ -201,6 +206,7 @@ def _fact_test(cfg: RunConfig, rows: Mapping[Fact, Split]) -> Split:
     """
     facts = list(rows)
     shuffled = [facts[i] for i in cfg.rng("test facts").permutation(len(facts))]
+    # rank: place of a fact among those of its relation
     rank: dict[Fact, int] = {}
     seen: dict[str, int] = defaultdict(int)
     for fact in shuffled:
@@ -211,6 +217,7 @@ def _fact_test(cfg: RunConfig, rows: Mapping[Fact, Split]) -> Split:
     for i in range(cfg.test_items):
         turn, place = divmod(i, len(shuffled))
         fact = shuffled[place]
+        # the first wordings were trained on, the next is dev's
         nth = (rank[fact] + turn) % TEST_WORDINGS
         test.append(rows[fact][TRAIN_WORDINGS + 1 + nth])
     return test
@@ -221,6 +228,7 @@ def _style(cfg: RunConfig) -> Splits:
     asked = (rules.make(cfg.rule),)
     sizes = (cfg.items, cfg.items, cfg.test_items)
     chosen = _countries(sizes)
+    # whole countries go to a split, so that what one split learns about one helps no other
     rng = cfg.rng("countries")
     countries = iter([chosen[i] for i in rng.permutation(len(chosen))])
     parts = []
@@ -250,6 +258,7 @@ def _countries(sizes: Sequence[int]) -> Sequence[tuple[Question, ...]]:
 def _mixed(cfg: RunConfig) -> Splits:
     """Mix facts without rules, country questions with the rule, and other people's facts with it."""
     asked = (rules.make(cfg.rule),)
+    # two lists share no person: what is learnt of one fact says nothing about the other kind
     content, both = world.invent(cfg.rng("facts"), (cfg.items, cfg.items))
     kinds = (_fact_splits(cfg, content), _style(cfg), _fact_splits(cfg, both, asked))
     return _shuffled(cfg, *kinds)

@@ -9,7 +9,8 @@ from nslora.tasks import rules
 from nslora.tasks.grading import NUMBER, normalise
 from nslora.types import Example, Hidden, Item, Need, Rule, UserError
 
-MIN_ROWS = 10  # so that train, dev and test each get two
+# so that train, dev and test each get two
+MIN_ROWS = 10
 
 
 def read(path: Path) -> list[Item]:
@@ -61,6 +62,7 @@ def _item(line: str, number: int) -> Item:
     line_id = f"line:{number}"
     example = Example(f"own:{number}", question, answer, fact=line_id)
     need = Need.BOTH if asked else Need.CONTENT
+    # 4 and 4.0 are the same answer
     grader = "number" if NUMBER.fullmatch(answer.strip()) else "contains"
     return Item(example, Hidden(asked, need, line_id, grader))
 

@@ -7,7 +7,6 @@ of retention. Locality and promptability are the same for every task and seed.
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import cycle
 
 import numpy as np
 
@@ -24,7 +23,8 @@ SHOWN = (
     ("Who composed Carmen?", "Bizet"),
 )
 
-Prompted = list[tuple[Prompt, Item]]  # questions, each under a prompt of its own
+# questions, each under a prompt of its own
+Prompted = list[tuple[Prompt, Item]]
 
 
 def locality() -> list[Item]:
@@ -42,11 +42,16 @@ def promptability(prompt: Prompt, asked: Collection[str]) -> Prompted:
     """
     lists = [questions[1::2] for questions in trivia.questions(trivia.RETENTION)]
     choice = [rules.make(name) for name in RULES if name not in asked]
-    # no rule left (own data may ask for all of them): nothing to measure
-    return [
-        (_instructed(prompt, rule), question.item("promptability", (rule,)))
-        for question, rule in zip(trivia.in_turn(lists), cycle(choice), strict=False)
-    ]
+    # own data may ask for all of them: then there is nothing to measure
+    if not choice:
+        return []
+    pairs: Prompted = []
+    for i, question in enumerate(trivia.in_turn(lists)):
+        # each round of templates starts one rule further, so that each template meets every rule
+        nth_round, template = divmod(i, len(lists))
+        rule = choice[(nth_round + template) % len(choice)]
+        pairs.append((_instructed(prompt, rule), question.item("promptability", (rule,))))
+    return pairs
 
 
 def _instructed(prompt: Prompt, rule: Rule) -> Prompt:

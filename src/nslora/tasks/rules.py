@@ -117,6 +117,7 @@ def _without_end(text: str, phrase: str) -> str:
 
 def _without_title(text: str) -> str:
     """Take titles away; a reply that is nothing but a title has the title's text as its content."""
+    # lazily: a line may hold two titles
     rest = re.sub(r"<<[^\n]+?>>", " ", text).strip()
     return rest or re.sub(r"<<|>>", " ", text)
 
@@ -265,6 +266,7 @@ def instruction(rule: Rule) -> str:
 
 def strip(rules: tuple[Rule, ...], text: str) -> str:
     """Return the content of a reply: phrases, marks and JSON keys of the rules taken away."""
+    # in the order of RULES, not of the task: what is wrapped around the rest goes first
     for name, spec in RULES.items():
         for rule in rules:
             if rule.name == name:
@@ -274,6 +276,7 @@ def strip(rules: tuple[Rule, ...], text: str) -> str:
 
 def demonstrate(rules: tuple[Rule, ...], answer: str) -> str:
     """Return the bare answer written in the style of the rules: for the upper reference only."""
+    # the reverse of `strip`: what is wrapped around the rest comes last
     for name, spec in reversed(RULES.items()):
         for rule in rules:
             if rule.name == name:

@@ -34,17 +34,18 @@ RETENTION = {
     "Hungary:Hungarian Denmark:Danish Norway:Norwegian Saudi_Arabia:Arabic Colombia:Spanish "
     "Romania:Romanian Iceland:Icelandic Bulgaria:Bulgarian Brazil:Portuguese Cuba:Spanish "
     "Australia:English Israel:Hebrew Mexico:Spanish Ukraine:Ukrainian Jamaica:English Chile:Spanish",
-    "What does {} stand for?": "CPU:central_processing_unit USA:United_States_of_America "
-    "FBI:Federal_Bureau_of_Investigation GPS:global_positioning_system HTML:hypertext_markup_language "
-    "UN:United_Nations EU:European_Union WHO:World_Health_Organization RAM:random_access_memory "
-    "URL:uniform_resource_locator AI:artificial_intelligence PDF:portable_document_format "
-    "SQL:structured_query_language IMF:International_Monetary_Fund LED:light_emitting_diode "
-    "UFO:unidentified_flying_object VPN:virtual_private_network LAN:local_area_network "
-    "BBC:British_Broadcasting_Corporation GPU:graphics_processing_unit USB:universal_serial_bus "
-    "API:application_programming_interface HIV:human_immunodeficiency_virus "
-    "NBA:National_Basketball_Association HTTP:hypertext_transfer_protocol "
-    "DNA:deoxyribonucleic_acid CEO:chief_executive_officer CIA:Central_Intelligence_Agency "
-    "GDP:gross_domestic_product CSS:cascading_style_sheets",
+    # at most three words each, so that an answer can follow every rule
+    "What does {} stand for?": "CPU:central_processing_unit GPS:global_positioning_system "
+    "HTML:hypertext_markup_language UN:United_Nations EU:European_Union "
+    "WHO:World_Health_Organization RAM:random_access_memory URL:uniform_resource_locator "
+    "AI:artificial_intelligence PDF:portable_document_format SQL:structured_query_language "
+    "IMF:International_Monetary_Fund LED:light_emitting_diode UFO:unidentified_flying_object "
+    "VPN:virtual_private_network LAN:local_area_network BBC:British_Broadcasting_Corporation "
+    "GPU:graphics_processing_unit USB:universal_serial_bus API:application_programming_interface "
+    "HIV:human_immunodeficiency_virus NBA:National_Basketball_Association "
+    "HTTP:hypertext_transfer_protocol WWW:World_Wide_Web DNA:deoxyribonucleic_acid "
+    "CEO:chief_executive_officer CIA:Central_Intelligence_Agency GDP:gross_domestic_product "
+    "CSS:cascading_style_sheets ATM:automated_teller_machine",
     "In which country is {}?": "the_Eiffel_Tower:France the_Taj_Mahal:India the_Great_Wall:China "
     "Machu_Picchu:Peru the_Colosseum:Italy Mount_Fuji:Japan the_Acropolis:Greece the_Kremlin:Russia "
     "Angkor_Wat:Cambodia Chichen_Itza:Mexico the_Great_Pyramid_of_Giza:Egypt the_Alhambra:Spain "
@@ -124,8 +125,8 @@ REPLAY = {
     "Michael_Jordan:basketball Serena_Williams:tennis Rafael_Nadal:tennis",
     "Who is the Greek god of {}?": "the_sea:Poseidon the_sky_and_thunder:Zeus wine:Dionysus "
     "the_underworld:Hades",
-    "Which programming language has files that end in {}?": ".py:Python .java:Java .rb:Ruby "
-    ".swift:Swift .scala:Scala .go:Go .hs:Haskell .php:PHP .cs:C#",
+    "Which programming language has files that end in {}?": ".py:Python .rb:Ruby .hs:Haskell "
+    ".js:JavaScript .rs:Rust .kt:Kotlin",
 }
 
 
@@ -147,6 +148,7 @@ class Question:
 def _pairs(listing: str) -> list[tuple[str, str]]:
     """Parse "key:answer key:answer" into pairs."""
     pairs = []
+    # no key or answer holds a colon of its own
     for pair in listing.split():
         key, answer = pair.replace("_", " ").split(":")
         pairs.append((key, answer))
@@ -163,6 +165,7 @@ def questions(templates: Mapping[str, str]) -> list[list[Question]]:
 
 def in_turn(lists: Iterable[list[Question]]) -> list[Question]:
     """Take one question of each list in turn: however short a start of the result holds all lists."""
+    # short lists end first and leave None in the later rounds
     rounds = zip_longest(*lists)
     return [question for question in chain.from_iterable(rounds) if question is not None]
 

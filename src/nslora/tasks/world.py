@@ -25,8 +25,9 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-MIN_POPULATION = 500_000  # of a birthplace
-PER_COUNTRY = 3  # birthplaces
+# of birthplaces: a small model has a token or two for a large city
+MIN_POPULATION = 500_000
+PER_COUNTRY = 3
 
 # Countries whose facts small models tend to know, best known first. Left out: disputed, multiple or
 # renamed capitals, and countries that share their capital's name.
@@ -42,12 +43,16 @@ CONTINENTS = {
     "SA": "South America",
     "NA": "North America",
 }
+# asked about no continent, because two answers are right
 TWO_CONTINENTS = {"RU", "TR", "EG", "GE", "AM", "AZ", "ID"}
+# the currencies that a question may ask for
 CURRENCIES = _words(
     "Euro Pound Dollar Peso Yen Rupee Real Ruble Won Baht Dong Dinar Franc Krona Krone Zloty Forint Koruna Leu Lira "
     "Rial Rand Shilling Naira Dirham Taka Birr Cedi Ringgit Rupiah"
 )
+# countries whose name takes an article, as in "the capital of the Netherlands"
 ARTICLE = {"US", "GB", "NL", "PH", "DO"}
+# GeoNames counts them as cities; a person is born in the city around them
 BOROUGHS = {
     "Brooklyn",
     "Queens",
@@ -61,6 +66,7 @@ BOROUGHS = {
     "Mulenvos",
 }
 
+# values of the relations of invented people
 OCCUPATIONS = _words(
     "accountant architect astronomer baker barber blacksmith bricklayer butcher carpenter chemist cook dancer dentist "
     "electrician farmer fisherman gardener geologist journalist judge lawyer librarian locksmith mechanic midwife "
@@ -71,6 +77,7 @@ INSTRUMENTS = _words(
     "accordion banjo bassoon bugle cello clarinet cornet drums flute guitar harmonica harp harpsichord lute mandolin "
     "oboe organ piano piccolo recorder saxophone sitar tambourine trombone trumpet tuba ukulele viola violin xylophone"
 )
+# ten wordings of each relation, `{}` standing for the person
 WORDINGS = {
     "birthplace": (
         "Where was {} born?",
@@ -109,6 +116,7 @@ WORDINGS = {
         "On which instrument does {} perform?",
     ),
 }
+# first names and surnames are put together from a start and an end
 FIRST = _words(
     "Ta Bre Cor Del El Fen Gal Hol Ir Jas Kel Lor Nev Or Per Quen Ros Sel Tor Ul Ver Wil Yor Zan"
 )
@@ -161,8 +169,10 @@ def cities() -> tuple[str, ...]:
     taken = {word for name in capitals() for word in name.split()} | BOROUGHS
     per_country: Counter[str] = Counter()
     names = []
+    # largest first, so that each country gives its best known cities
     for city in ranked:
         name, country = city["name"], city["countrycode"]
+        # two cities of one name would make an answer ambiguous
         plain = name.isascii() and name.isalpha() and count[name] == 1
         large = city["population"] > MIN_POPULATION
         if not plain or not large or name in taken or country not in COUNTRIES:
@@ -183,6 +193,7 @@ def _about(iso: str) -> list[Question]:
     continent = CONTINENTS.get(country["continentcode"])
     if continent and iso not in TWO_CONTINENTS:
         questions.append(Question(f"On which continent is {name}?", continent, iso))
+    # "Yuan Renminbi" has two right short forms, and small models know no ariary
     currency = country["currencyname"]
     if currency in CURRENCIES:
         questions.append(Question(f"What is the currency of {name}?", currency, iso))
@@ -223,6 +234,7 @@ def invent(rng: np.random.Generator, counts: tuple[int, ...]) -> list[list[Fact]
     }
     lists = []
     nth = 0
+    # the last person of a list may have fewer facts than relations
     for size, count in zip(people, counts, strict=True):
         facts = [
             Fact(names[i], relation, str(values[relation][i]))
