@@ -63,7 +63,8 @@ class Backbone:
     ) -> list[Generation]:
         """Continue each of `texts` (made by `text`), in input order; greedy unless `temperature` > 0.
 
-        `seed` is one for all texts, or one for each. A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
+        `seed` is one for all texts, or one for each. A `Generation` counts its end-of-turn token.
+        Raises UserError when a text does not fit the context.
         """
         prompts = [self._ids(text) for text in texts]
         longest = max((len(prompt) for prompt in prompts), default=0)
