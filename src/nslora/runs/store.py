@@ -1,30 +1,52 @@
-"""Sole owner of the results folder: run folders, atomic publication, receipts.
+"""Own the results folder: run folders, atomic publication, receipts.
 
-A run writes into `<work>/<run_id>/` and is published to `<results>/records/<run_id>/` by one rename when it is
-finished. A killed run leaves no record and starts again from its beginning; since runs are deterministic, it ends
-with the same record as an undisturbed one.
+A run writes into `<work>/<run_id>/` and is published to `<results>/records/<run_id>/` by one rename
+when it is finished. A killed run leaves no record and starts again from its beginning; since runs
+are deterministic, it ends with the same record as an undisturbed one.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nslora.config import RunConfig
-from nslora.types import Scored, StepRecord
+from filelock import BaseFileLock, FileLock
 
+from nslora.config import RunConfig
+
+# the files of a record, schema 2
+FILES = (
+    "run.json",  # receipt: settings, weights, environment, final scores, cost
+    "steps.jsonl",  # one line per move, the same wherever it is computed
+    "clock.jsonl",  # how long each move took, here
+    "hidden.jsonl",  # what no decision saw: needs and rules, for the reports
+    "scores.csv",  # one row per scored item
+    "remade.jsonl",  # reusable training pairs
+)
+COLUMNS = (
+    "split",
+    "id",
+    "fact",
+    "need",
+    "question",
+    "answer",
+    "success",
+    "value",
+    "content",
+    "content_strict",
+    "style",
+    "output",
+)
 PACKAGES = (
     "torch",
     "transformers",
@@ -35,78 +57,94 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
 )
-CACHED = (".safetensors", ".part")  # never published: weights stay out of results/
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where finished records live, and where unfinished runs and checkpoints do (git-ignored)."""
+    """Where finished records live (`results`), and unfinished runs and checkpoints (`work`)."""
 
     results: Path
     work: Path
 
     def record(self, cfg: RunConfig) -> Path:
-        """Folder of the run's finished record."""
+        """Return the folder of the run's finished record."""
         return self.results / "records" / cfg.run_id
 
     def scratch(self, cfg: RunConfig) -> Path:
-        """Folder of the run's checkpoints; kept after the run, for exporting its adapter."""
+        """Return the folder of the run's checkpoints; it is kept, for exporting the adapter."""
         return self.work / cfg.run_id
 
     def done(self, cfg: RunConfig) -> bool:
-        """Whether the run has a finished record here and was made (or accepted) in this working folder."""
-        return (self.scratch(cfg) / "done").exists() and (self.record(cfg) / "run.json").exists()
+        """Tell whether the run was made (or accepted) in this folder and its record is whole."""
+        return (self.scratch(cfg) / "done").exists() and self._whole(cfg)
 
     def accept(self, cfg: RunConfig) -> bool:
-        """Count a finished record that came with the repository as done; False when there is none."""
-        if not (self.record(cfg) / "run.json").exists():
+        """Count a whole record that came with the repository as done; False when there is none."""
+        if not self._whole(cfg):
             return False
-        self.scratch(cfg).mkdir(parents=True, exist_ok=True)
-        (self.scratch(cfg) / "done").touch()
+        scratch = self.scratch(cfg)
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / "done").touch()
         return True
 
-    @contextmanager
-    def alone(self, cfg: RunConfig) -> Iterator[None]:
-        """Let one process at a time make the run: two notebooks may share it. The lock ends with its process."""
+    def _whole(self, cfg: RunConfig) -> bool:
+        record = self.record(cfg)
+        return all((record / name).exists() for name in FILES)
+
+    def alone(self, cfg: RunConfig) -> BaseFileLock:
+        """Return the run's lock: two notebooks may share a run, and one at a time makes it."""
         self.work.mkdir(parents=True, exist_ok=True)
-        with open(self.work / f"{cfg.run_id}.lock", "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+        return FileLock(self.work / f"{cfg.run_id}.lock")
 
     def begin(self, cfg: RunConfig) -> Path:
-        """An empty scratch folder for a run from its beginning."""
+        """Make an empty scratch folder for a run from its beginning."""
         folder = self.scratch(cfg)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
-    def publish(self, cfg: RunConfig, names: Sequence[str]) -> Path:
-        """Move the named files of the scratch folder to the run's record at once, then mark it done."""
-        scratch, record = self.scratch(cfg), self.record(cfg)
-        staged = record.with_name(record.name + ".part")
+    def publish(self, cfg: RunConfig) -> Path:
+        """Move FILES of the scratch folder to the run's record at once, then mark the run done."""
+        scratch = self.scratch(cfg)
+        record = self.record(cfg)
+        # beside records/, where nobody reads a copy that was cut short
+        staged = self.results / f"{cfg.run_id}.part"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        for name in names:
+        for name in FILES:
             shutil.copy2(scratch / name, staged / name)
         shutil.rmtree(record, ignore_errors=True)
+        record.parent.mkdir(exist_ok=True)
         staged.rename(record)
         (scratch / "done").touch()
         return record
 
     def memo(self, key: str, compute: Callable[[], Any]) -> Any:
-        """JSON value computed once per working folder, such as a frozen baseline shared by methods."""
+        """Return a JSON value that is computed once per working folder.
+
+        Methods share a frozen baseline so. A damaged file is computed again.
+        """
         path = self.work / "memo" / f"{key}.json"
-        if not path.exists():
-            write_json(path, compute())
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            pass
+        write_json(path, compute())
+        # read back, so that the first caller gets what all others get (lists for tuples)
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file is either the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def append_json(path: Path, value: Any) -> None:
@@ -115,40 +153,30 @@ def append_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def append_step(path: Path, step: StepRecord) -> None:
-    """Append one move to a steps.jsonl."""
-    append_json(path, asdict(step))
+def read_jsonl(path: Path) -> list[Any]:
+    """Read a file of JSON lines.
+
+    Lines end at "\\n" only: `str.splitlines` would also cut strings at U+2028 and its like.
+    """
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
-def write_scores(path: Path, splits: Mapping[str, Sequence[Scored]]) -> None:
-    """One CSV row per final item of every split, output included."""
+def write_scores(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write one CSV row per scored item; keys of a row are COLUMNS, a missing one stays empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(
-            ("split", "id", "need", "success", "content", "content_strict", "style", "output")
-        )
-        for split, scored in splits.items():
-            for s in scored:
-                r = s.reward
-                row = (
-                    split,
-                    s.example.id,
-                    s.example.need.value,
-                    r.success,
-                    r.content,
-                    r.content_strict,
-                    r.style,
-                )
-                out.writerow((*row, s.output))
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
-    """The receipt's part on what the run ran on: code revision, versions, processor, threads."""
+    """Return the receipt's part on what the run ran on: code, versions, processor, threads."""
+    code = (":/src", ":/notebooks")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return {
         "revision": git("rev-parse", "HEAD"),
-        "dirty": bool(
-            git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/notebooks")
-        ),
+        "dirty": bool(changed),
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -160,25 +188,28 @@ def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
 
 
 def git(*args: str) -> str:
-    """Output of a git command in the source tree, or "unknown" outside a repository."""
+    """Return a git command's output in the source tree, or "unknown" outside a repository."""
+    folder = Path(__file__).parent
     done = subprocess.run(
-        ("git", *args), cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ("git", *args), cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
     )
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def processor() -> str:
-    """Model name of the processor."""
+    """Return the model name of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        "unknown",
-    )
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return "unknown"
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process so far, in MB (children not counted)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the peak resident memory of this process so far, in MB (children not counted)."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / 1024
