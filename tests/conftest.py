@@ -93,11 +93,11 @@ def opened(tiny, memo, tmp_path: Path):
     from nslora.algorithm.session import Session
     from nslora.tasks.build import build
 
-    def open_session(reply=lowercase, task=None, memo=memo, **settings):
+    def open_session(reply=lowercase, memo=memo, **settings):
         cfg = config(**{"rule": "lower_case", "backbone": tiny.name, **settings})
         scratch = tmp_path / cfg.run_id
         scratch.mkdir(exist_ok=True)
-        return Session(cfg, task or build(cfg), tiny, Scripted(reply), scratch, memo)
+        return Session(cfg, build(cfg), tiny, Scripted(reply), scratch, memo)
 
     return open_session
 
