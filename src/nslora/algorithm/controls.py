@@ -16,9 +16,9 @@ def shuffled(failing: Sequence[Scored], rng: np.random.Generator) -> list[Scored
     others = []
     for s in failing:
         every = [rules.make(name) for name in rules.RULES]
-        foreign = [rule for rule in every if rules.words(rule) not in s.reward.critique]
-        broken = [rule for rule in foreign if not rules.keep(rule, s.output)]
-        critique = rules.words(broken[rng.integers(len(broken))])
+        foreign = [rule for rule in every if rules.critique(rule) not in s.reward.critique]
+        broken = [rule for rule in foreign if not rules.follows(rule, s.output)]
+        critique = rules.critique(broken[rng.integers(len(broken))])
         others.append(replace(s, reward=replace(s.reward, critique=critique)))
     return others
 

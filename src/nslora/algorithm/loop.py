@@ -52,8 +52,9 @@ def begin(run: Session, state: State) -> State:
     dev, train = run.score_dev_and_train(state.candidate.prompt)
     record = _record(state, "start", "", dev, train)
     record = replace(record, bill=asdict(run.bill()))
-    # a new phase may ask for other texts: what is remembered is tried on it before it is used
-    return replace(state, dev=dev, train=train, history=(record,))
+    # losses of an earlier phase are of other weights: C1 starts anew
+    memory = replace(state.memory, losses={})
+    return replace(state, dev=dev, train=train, history=(record,), memory=memory)
 
 
 def after(run: Session, state: State, needs: Needs, choice: Choice, outcome: Outcome) -> State:

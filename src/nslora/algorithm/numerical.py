@@ -51,7 +51,7 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
 
 
 def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
-    """Return the facts of training examples that are for the weights.
+    """Return the facts of training examples that are for the weights; never none.
 
     Style that prompts failed to bring is for the weights as well.
     """
@@ -59,7 +59,10 @@ def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
     if monitor.prompts_failed(state.moves, run.cfg, needs.style):
         for_weights = for_weights | needs.failing
     rows = zip(state.train, for_weights, strict=True)
-    return frozenset(s.example.fact for s, chosen in rows if chosen)
+    facts = frozenset(s.example.fact for s, chosen in rows if chosen)
+    # with nothing new to learn, and nothing chosen before, the move trains on everything
+    everything = frozenset(s.example.fact for s in state.train)
+    return facts or state.memory.chosen or everything
 
 
 def own_pairs(run: Session, prompt: Prompt, chosen: frozenset[str], targets: Targets) -> list[Pair]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from nslora.algorithm.editor_prompts import (
     CONSTRAINTS,
@@ -50,6 +50,7 @@ with (
 GRADIENT_TOKENS, EDIT_TOKENS = 64, 128  # longest replies of the editor
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
 MASK = "…"  # stands for the right answer in the critic's words
+T = TypeVar("T")
 SHOWN = 400  # longest piece of data shown to the editor, in characters
 
 
@@ -118,35 +119,83 @@ class Critic(Function):
         reply.gradients.add(textgrad.Variable(words, role_description="feedback to the reply"))
 
 
-class Engine(EngineLM):
-    """textgrad's view of the editor: no cache, no retries, and a short system prompt for textgrad's long one."""
+class Unanswered(Exception):
+    """A pass met a request that has no reply yet."""
 
-    def __init__(self, editor: Editor, seed: int, words: str = "") -> None:
-        self.editor, self.seed, self.words, self.model_string = editor, seed, words, editor.model
+
+class Replies:
+    """The editor's replies to the requests of several passes."""
+
+    def __init__(self) -> None:
+        self.answered: dict[Request, str | EditorError] = {}
+        self.wanted: list[Request] = []
+
+    def __getitem__(self, request: Request) -> str:
+        """Return a reply; raises its EditorError, or Unanswered after noting the request."""
+        if request not in self.answered:
+            self.wanted.append(request)
+            raise Unanswered
+        reply = self.answered[request]
+        if isinstance(reply, EditorError):
+            raise reply
+        return reply
+
+    def ask(self, editor: Editor) -> None:
+        """Make all noted requests at once."""
+        self.answered |= zip(self.wanted, editor.complete_all(self.wanted), strict=True)
+        self.wanted.clear()
+
+
+Pass = Callable[[Replies], T]
+
+
+def ask_together(passes: Sequence[Pass[T]], editor: Editor) -> list[T]:
+    """Return the results of passes of textgrad whose requests reach the editor in one batch.
+
+    textgrad asks for one reply at a time. Here a pass is interrupted where a reply is missing; once
+    all are interrupted, their requests are made together and the passes run again. They have no
+    other effects than their result.
+    """
+    replies, results = Replies(), dict[int, T]()
+    while len(results) < len(passes):
+        for i, make in enumerate(passes):
+            if i not in results:
+                with suppress(Unanswered):
+                    results[i] = make(replies)
+        if replies.wanted:
+            replies.ask(editor)
+    return [results[i] for i in range(len(passes))]
+
+
+class Engine(EngineLM):
+    """textgrad's view of the editor, for gradients: no cache, no retries, a short system prompt."""
+
+    model_string = "the editor"
+
+    def __init__(self, replies: Replies, seed: int, critique: str = "") -> None:
+        self.replies, self.seed, self.critique = replies, seed, critique
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
-        """One gradient; raises EditorError."""
-        user = prompt + GRADIENT.format(words=self.words)
-        return self.editor.complete(Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS))
+        """Return one gradient; raises EditorError, or Unanswered."""
+        user = prompt + GRADIENT.format(words=self.critique)
+        return self.replies[Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS)]
 
     def __call__(self, *args, **kwargs) -> str:
-        """As `generate`."""
+        """Do as `generate` does."""
         return self.generate(*args, **kwargs)
 
 
 class EditEngine(Engine):
-    """The engine of the optimizer, which would accept any reply: here one that is not an edit raises NoEdit."""
+    """The engine of the optimizer, which accepts any reply: one that is no edit raises NoEdit."""
 
-    def __init__(self, editor: Editor, seed: int, plan: str) -> None:
-        super().__init__(editor, seed)
+    def __init__(self, replies: Replies, seed: int, plan: str) -> None:
+        super().__init__(replies, seed)
         self.plan = plan
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
-        """One edit in its tags, and nothing around them; raises EditorError or NoEdit."""
+        """Return one edit in its tags; raises EditorError, NoEdit, or Unanswered."""
         user = prompt + REMINDER.format(plan=self.plan)
-        reply = self.editor.complete(
-            Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)
-        )
+        reply = self.replies[Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)]
         return f"{TAGS[0]}{parse(reply)}{TAGS[1]}"
 
 
@@ -230,24 +279,35 @@ def propose_edits(
         by_critique.setdefault(masked(scored), scored)
     shown = list(by_critique.items())[: cfg.feedback]
 
-    # a local server has one slot and reads each prompt once; an endpoint takes calls side by side
-    workers = 1 if editor.url == "local" else max(len(shown), len(ROLES))
-    with ThreadPoolExecutor(workers) as pool:
-        engines = [Engine(editor, seed + i, critique) for i, (critique, _) in enumerate(shown)]
-        rows = [scored for _, scored in shown]
-        passes = list(pool.map(lambda e, s: gradients(prompt, s, e), engines, rows))
-        # one plan per step: the candidates of a text share their prompt, whatever their seed
-        plan = PLANS[seed % len(PLANS)]
-        writers = [EditEngine(editor, seed + k, plan) for k in range(cfg.candidates)]
-        proposals = list(
-            pool.map(lambda name: [propose(prompt, name, passes, w) for w in writers], ROLES)
+    # gradients, then edits: the requests of each kind reach the editor together
+    texts_and_failures = [(name, i) for name in ROLES for i in range(len(shown))]
+
+    def gradient(name: str, i: int) -> Pass[list[str]]:
+        critique, scored = shown[i]
+        return lambda replies: gradients(prompt, name, scored, Engine(replies, seed + i, critique))
+
+    made = ask_together([gradient(*key) for key in texts_and_failures], editor)
+    feedback: dict[str, list[str]] = {name: [] for name in ROLES}
+    for (name, _), texts in zip(texts_and_failures, made, strict=True):
+        feedback[name] += texts
+
+    # one plan per step: the candidates of a text share their prompt, whatever their seed
+    plan = PLANS[seed % len(PLANS)]
+
+    def proposal(k: int, name: str) -> Pass[tuple[str, str]]:
+        return lambda replies: propose(
+            prompt, name, feedback[name], EditEngine(replies, seed + k, plan)
         )
+
+    keys = [(k, name) for k in range(cfg.candidates) for name in ROLES]
+    proposals = dict(zip(keys, ask_together([proposal(*key) for key in keys], editor), strict=True))
 
     answers = forbidden | {s.example.answer for s in failures}
     ordinary = " ".join([prompt.both, *by_critique])
     edits = []
-    for texts in zip(*proposals, strict=True):
-        for new, problem in assemble(prompt, dict(zip(ROLES, texts, strict=True))):
+    for k in range(cfg.candidates):
+        parts = {name: proposals[k, name] for name in ROLES}
+        for new, problem in assemble(prompt, parts):
             if leaks(new.both, answers, ordinary):
                 problem = "leak"
             elif count(new.system) + count(new.question) > cfg.prompt_tokens:
@@ -257,32 +317,30 @@ def propose_edits(
     return list(dict.fromkeys(edits))
 
 
-def gradients(prompt: Prompt, scored: Scored, engine: Engine) -> dict[str, Text]:
-    """Return both texts as fresh variables with the gradients of one failing example.
-
-    Without gradients, where the editor failed.
-    """
-    leaves = {name: Text(getattr(prompt, name), role) for name, role in ROLES.items()}
-    loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.words)
+def gradients(prompt: Prompt, name: str, scored: Scored, engine: Engine) -> list[str]:
+    """Return the gradients of one failing example on the text `name`; none if the editor failed."""
+    leaves = {
+        other: Text(getattr(prompt, other), role, requires_grad=other == name)
+        for other, role in ROLES.items()
+    }
+    loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.critique)
     with suppress(EditorError):
         loss.backward(engine)
-    return leaves
+    return [gradient.value for gradient in leaves[name].gradients]
 
 
 def propose(
-    prompt: Prompt, name: str, passes: list[dict[str, Text]], engine: EditEngine
+    prompt: Prompt, name: str, feedback: Sequence[str], engine: EditEngine
 ) -> tuple[str, str]:
-    """One proposal of the optimizer for one text, and why it cannot be used (empty: it can)."""
+    """Return one proposal of the optimizer for a text, and why it cannot be used ("": it can)."""
     value = getattr(prompt, name)
-    variable = Text(value, ROLES[name])
-    feedback = [
-        f"<FEEDBACK>{escape(g.value)}</FEEDBACK>"
-        for leaves in passes
-        for g in leaves[name].gradients
-    ]
     if not feedback:
         return value, "editor"
-    variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
+    variable = Text(value, ROLES[name])
+    variable.gradients = [
+        textgrad.Variable(f"<FEEDBACK>{escape(text)}</FEEDBACK>", role_description="feedback")
+        for text in feedback
+    ]
     options = {
         "constraints": [CONSTRAINTS[name]],
         "in_context_examples": worked_examples(name),

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 
+from nslora.editor.engine import EngineServer, fits
 from nslora.editor.local import EditorError, LocalServer
 from nslora.editor.replay import Recordings, Reply, Request
 from nslora.model import checkpoints
@@ -73,6 +74,7 @@ class Editor:
         url: "local" (llama.cpp on loopback, `model` a key of weights.BACKBONES) or an OpenAI-compatible base URL, with
             the key in NSLORA_EDITOR_KEY (or OPENAI_API_KEY, for api.openai.com only) and, optionally, the price in
             NSLORA_EDITOR_PRICE as "in,out" US dollars per million tokens.
+        engine: of the local server: "own" (bfloat16, batched), "llama.cpp", or "auto" (by the machine).
         mode: "auto" (replay what is recorded, else call and record), "record" (call and record always), "replay"
             (never call) or "live" (no recordings).
         recordings: folder of the recordings; without one, "auto" is "live".
@@ -88,15 +90,15 @@ class Editor:
         recordings: Path | None = None,
         budget: Budget = Budget(),
         threads: int = 2,
+        engine: str = "auto",
     ) -> None:
         self.model, self.url, self.budget = model, url, budget
-        self._recordings = Recordings(
-            recordings, mode, "local" if url == "local" else "remote", model
-        )
+        self.engine = _engine(model, engine) if url == "local" else "remote"
+        self._recordings = Recordings(recordings, mode, self.engine, model)
         self.ledger = Ledger()
         self._lock = threading.Lock()
         self._last_end = 0.0
-        self._server = _local_server(model, threads) if url == "local" else None
+        self._server = _local_server(model, threads, self.engine) if url == "local" else None
         key = self._server.key if self._server else _key(url, needed=mode != "replay")
         self._price = (0.0, 0.0) if self._server else _price()
         proxied = self._server is None  # no proxy between us and loopback
@@ -130,7 +132,9 @@ class Editor:
         prompts = list(dict.fromkeys((r.system, r.user) for r in requests))
         unique = sorted(dict.fromkeys(requests), key=lambda r: prompts.index((r.system, r.user)))
         admitted = [self._admit(request) for request in unique]
-        if self._server:
+        if isinstance(self._server, EngineServer):
+            replies = self._reply_together(self._server, unique, admitted)
+        elif self._server:
             replies = dict(zip(unique, map(self._reply, unique, admitted), strict=True))
         else:
             with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -161,11 +165,60 @@ class Editor:
     def _reply(self, request: Request, admitted: Reply | None) -> Reply:
         """The reply to an admitted request, charged to the ledger."""
         reply = admitted or self._call(request)
+        self._charge(reply)
+        return reply
+
+    def _charge(self, reply: Reply) -> None:
         with self._lock:
             for name in ("tokens_in", "tokens_out", "seconds", "money"):
                 setattr(self.ledger, name, getattr(self.ledger, name) + getattr(reply, name))
             self.ledger.failed += bool(reply.error)
-        return reply
+
+    def _reply_together(
+        self, server: EngineServer, requests: list[Request], admitted: list[Reply | None]
+    ) -> dict[Request, Reply]:
+        """Return the replies to admitted requests, those that need a call in one batch."""
+        replies = {r: reply for r, reply in zip(requests, admitted, strict=True) if reply}
+        new = [request for request in requests if request not in replies]
+        if new:
+            made = self._call_together(server, new)
+            for request, reply in made.items():
+                self._recordings.save(request, reply)
+            replies |= made
+        for reply in replies.values():
+            self._charge(reply)
+        return replies
+
+    def _call_together(self, server: EngineServer, requests: list[Request]) -> dict[Request, Reply]:
+        """Ask the engine for all requests at once; the batch's seconds are shared out equally."""
+        server.gguf()  # a first download is not the editor's time
+        start = time.monotonic()
+        bodies = {"requests": [self._body(request, "max_tokens") for request in requests]}
+        error, answers = "", []
+        try:
+            with server.session() as url:
+                headers = {"Authorization": f"Bearer {server.key}"}
+                timeout = self.budget.attempt_s * max(1, len(requests) / 4)
+                with httpx.Client(trust_env=False, timeout=timeout) as client:
+                    response = client.post(f"{url}/batch", json=bodies, headers=headers)
+                    response.raise_for_status()
+                    answers = response.json()["replies"]
+        except httpx.TimeoutException:
+            error = f"the editor did not answer within {timeout:g} s"
+            server.stop()  # it would go on with a batch that nobody waits for
+        except (httpx.HTTPError, EditorError, ValueError, LookupError) as failure:
+            error = f"the local editor failed: {failure}"
+        seconds = round((time.monotonic() - start) / len(requests), 3)
+        if error:
+            return {r: Reply(seconds=seconds, error=error) for r in requests}
+        replies = {}
+        for request, data in zip(requests, answers, strict=True):
+            try:
+                text, tokens_in, tokens_out = _parse(json.dumps(data).encode(), request)
+                replies[request] = Reply(text, tokens_in, tokens_out, seconds)
+            except EditorError as failure:
+                replies[request] = Reply(seconds=seconds, error=str(failure))
+        return replies
 
     def _call(self, request: Request) -> Reply:
         """Ask the endpoint, at most twice, and record what came of it."""
@@ -198,16 +251,7 @@ class Editor:
             if urlsplit(self.url).hostname == "api.openai.com"
             else "max_tokens"
         )
-        messages = [
-            {"role": "system", "content": request.system},
-            {"role": "user", "content": request.user},
-        ]
-        body = {
-            "model": self.model,
-            "messages": messages[not request.system :],
-            limit: request.max_tokens,
-        }
-        body |= {"seed": request.seed, "temperature": request.temperature}
+        body = self._body(request, limit)
         try:
             data = self._local(self._server, body) if self._server else self._send(self.url, body)
         except (openai.APITimeoutError, httpx.TimeoutException) as error:
@@ -228,6 +272,17 @@ class Editor:
         except (openai.APIConnectionError, httpx.HTTPError) as error:
             raise EditorError("the editor cannot be reached") from error
         return _parse(data, request)
+
+    def _body(self, request: Request, limit: str) -> dict[str, Any]:
+        """The chat request; `limit` is what the endpoint calls the longest reply."""
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        return {
+            "model": self.model,
+            "messages": [*system, {"role": "user", "content": request.user}],
+            limit: request.max_tokens,
+            "seed": request.seed,
+            "temperature": request.temperature,
+        }
 
     def _local(self, server: LocalServer, body: dict[str, Any]) -> bytes:
         """Ask the local server so that the reply does not depend on what was asked before, yet the prompt is reused.
@@ -290,11 +345,20 @@ def _wait(failure: EditorError) -> float:
     return seconds
 
 
-def _local_server(model: str, threads: int) -> LocalServer:
+def _engine(model: str, engine: str) -> str:
+    """Return which local engine answers: "own" where it fits and no other is asked for."""
     if model not in checkpoints.BACKBONES:
         raise UserError(
             f"unknown editor model {model!r}; choose from {', '.join(checkpoints.BACKBONES)}."
         )
+    if engine == "auto":
+        return "own" if fits(model) else "llama.cpp"
+    return engine
+
+
+def _local_server(model: str, threads: int, engine: str) -> LocalServer:
+    if engine == "own":
+        return EngineServer(model, threads)
     return LocalServer(cache(lambda: checkpoints.gguf(model)), threads)
 
 

@@ -85,18 +85,9 @@ class LocalServer:
     def _start(self) -> None:
         self._end()
         self.cached = None
-        command = [
-            sys.executable,
-            "-m",
-            "nslora.editor.local",
-            "--gguf",
-            str(self.gguf()),
-            "--threads",
-            str(self.threads),
-        ]
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
-                command,
+                self._command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -121,6 +112,11 @@ class LocalServer:
                 raise EditorError(f"the local editor server did not start: {last[0]}")
         self._url = json.loads(line)["url"]
 
+    def _command(self) -> list[str]:
+        """The server's command line."""
+        module = [sys.executable, "-m", "nslora.editor.local"]
+        return [*module, "--gguf", str(self.gguf()), "--threads", str(self.threads)]
+
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is None:
@@ -144,10 +140,16 @@ def _watch(parent: int) -> None:
     os._exit(0)
 
 
-def serve(gguf: str, threads: int) -> None:
-    """Load `gguf`, serve it on a free loopback port, print `{"url": ...}` when ready, stay until the parent ends."""
+def read_key_and_watch() -> str:
+    """In a server's process: return its key, the first line of standard input, and end with the parent."""
     parent, key = os.getppid(), sys.stdin.readline().strip()
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    return key
+
+
+def serve(gguf: str, threads: int) -> None:
+    """Load `gguf`, serve it on a free loopback port, print `{"url": ...}` when ready, stay until the parent ends."""
+    key = read_key_and_watch()
     llama: Any = import_module("xllamacpp")  # compiled, without type stubs
     params = llama.CommonParams()
     params.model.path = gguf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,15 @@ class Backbone:
         return self._ids(text), [*self._ids(separator + answer), self.end]
 
     def generate(
-        self, texts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        texts: list[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
     ) -> list[Generation]:
         """Continue each of `texts` (made by `text`), in input order; greedy unless `temperature` > 0.
 
-        A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
+        `seed` is one for all texts, or one for each. A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
         """
         prompts = [self._ids(text) for text in texts]
         longest = max((len(prompt) for prompt in prompts), default=0)

@@ -60,7 +60,14 @@ def open_editor(cfg: RunConfig, place: Store) -> Editor:
     """
     mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
     recordings = place.results / "recordings"
-    return Editor(cfg.editor_model, cfg.editor_url, mode, recordings, threads=cfg.threads)
+    return Editor(
+        cfg.editor_model,
+        cfg.editor_url,
+        mode,
+        recordings,
+        threads=cfg.threads,
+        engine=cfg.editor_engine,
+    )
 
 
 def _make(
@@ -91,7 +98,10 @@ def _make(
             "run_id": cfg.run_id,
             "config": cfg.settings,
             "weights": backbone.identity,
-            "environment": store.environment(cfg.threads, backbone.device, backbone.dtype),
+            "environment": {
+                **store.environment(cfg.threads, backbone.device, backbone.dtype),
+                "editor_engine": editor.engine,
+            },
             "schedule": schedule(history),
             "final": {split: summary(run.task, scored) for split, scored in rows.items()},
             "factorial": {cell: summary(run.task, scored) for cell, scored in factorial.items()},

@@ -1,6 +1,6 @@
 """Attend over packed rows, each by itself, and on a CPU as one function with a gradient of its own.
 
-Replaces transformers' `sdpa` over all pairs of the T packed tokens behind a (T, T) mask: most of these pairs lie between
+Replaces transformers' `sdpa` over all pairs of T packed tokens behind a (T, T) mask: most of these pairs lie between
 rows that do not see each other. Same numbers: tests/model/fast/test_attention.py.
 
 Two packed rows `s s q a` and `s s r a` (tokens 0 to 5) in slots, as the layout has them:

@@ -36,12 +36,13 @@ def decode(
     stop: set[int],
     max_new_tokens: int,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> list[tuple[list[int], float]]:
     """Continue each prompt until a stop token or `max_new_tokens`, in input order.
 
-    Greedy at temperature 0. Otherwise row i draws its t-th token by inverse CDF from uniform (i, t) of `seed`, so a
-    sample does not depend on how rows are batched.
+    Greedy at temperature 0. Otherwise a row draws its t-th token by inverse CDF from its own uniform
+    numbers, so a sample does not depend on how rows are batched: those of row i under one `seed` for
+    all, or those of row i's own seed.
 
     Returns:
         For each prompt the new tokens (a stop token included) and their mean log-probability in nats under the model
@@ -50,24 +51,42 @@ def decode(
     results: list[tuple[list[int], float]] = [([], 0.0)] * len(prompts)
     if not prompts:
         return results
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(prompts), max_new_tokens, generator=generator)
+    uniform = _uniform(seed, len(prompts), max_new_tokens)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with evaluating(model), blocked_weights(model):
         prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
         for start in range(0, len(prompts), BATCH):
             batch = by_length[start : start + BATCH]
-            inputs = _padded_left(model, [prompts[i][prefix:] for i in batch], prefix, cache)
-            outputs = _decode_batch(model, inputs, stop, uniform[batch], temperature)
+            tails = [tuple(prompts[i][prefix:]) for i in batch]
+            different = list(dict.fromkeys(tails))  # equal prompts are prefilled once
+            inputs = _padded_left(model, different, prefix, cache)
+            rows = [different.index(tail) for tail in tails]
+            outputs = _decode_batch(model, inputs, rows, stop, uniform[batch], temperature)
             for i, output in zip(batch, outputs, strict=True):
                 results[i] = output
     return results
 
 
+def _uniform(seed: int | Sequence[int], rows: int, draws: int) -> Tensor:
+    """Return uniform numbers (rows, draws) of one seed for all rows, or of one seed for each."""
+    if isinstance(seed, int):
+        return torch.rand(rows, draws, generator=torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(own) for own in seed]
+    return torch.stack([torch.rand(draws, generator=own) for own in generators])
+
+
 def _decode_batch(
-    model: Any, inputs: dict[str, Any], stop: set[int], uniform: Tensor, temperature: float
+    model: Any,
+    inputs: dict[str, Any],
+    prefilled: list[int],
+    stop: set[int],
+    uniform: Tensor,
+    temperature: float,
 ) -> list[tuple[list[int], float]]:
-    """Decode one left-padded batch; `uniform` is (B, max_new_tokens)."""
+    """Decode one left-padded batch; `uniform` is (B, max_new_tokens).
+
+    Row i of the batch goes on from row `prefilled[i]` of the inputs: several may share one.
+    """
     rows: list[list[int]] = [[] for _ in uniform]
     logprobs = [0.0] * len(rows)
     # `members` are the rows in the batch, in its order; some of them may be finished
@@ -76,6 +95,8 @@ def _decode_batch(
     cache = inputs["past_key_values"]
     for step in range(uniform.shape[1]):
         logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        if step == 0 and prefilled != members:
+            logits, inputs = logits[prefilled], _one_row_each(inputs, prefilled)
         tokens = _choose(logits, uniform[members, step], temperature)
         logp = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
         for i, token, gain in zip(members, tokens.tolist(), logp.tolist(), strict=True):
@@ -92,6 +113,14 @@ def _decode_batch(
             cache.batch_select_indices(torch.tensor(keep, device=logits.device))
         inputs = _next_inputs(inputs, tokens, keep)
     return [(row, total / len(row)) for row, total in zip(rows, logprobs, strict=True)]
+
+
+def _one_row_each(inputs: dict[str, Any], prefilled: list[int]) -> dict[str, Any]:
+    """Return prefilled inputs with a row, and a cache, for each member of the batch."""
+    cache = inputs["past_key_values"]
+    cache.batch_select_indices(torch.tensor(prefilled, device=inputs["attention_mask"].device))
+    copied = {name: inputs[name][prefilled] for name in ("attention_mask", "position_ids")}
+    return inputs | copied
 
 
 def _next_inputs(inputs: dict[str, Any], tokens: Tensor, keep: list[int]) -> dict[str, Any]:
@@ -155,12 +184,12 @@ def _shared_prefix(model: Any, prompts: list[list[int]], new: int) -> tuple[int,
 
 
 def _padded_left(
-    model: Any, tails: list[list[int]], prefix: int, cache: DynamicCache
+    model: Any, tails: Sequence[Sequence[int]], prefix: int, cache: DynamicCache
 ) -> dict[str, Any]:
     """Return model inputs (B, longest tail) of rows that go on from a cached prefix, their last tokens aligned."""
     width = max(len(tail) for tail in tails)
     padding = [width - len(tail) for tail in tails]
-    ids = [[0] * pad + tail for pad, tail in zip(padding, tails, strict=True)]
+    ids = [[0] * pad + list(tail) for pad, tail in zip(padding, tails, strict=True)]
     real = [[0] * pad + [1] * (width - pad) for pad in padding]
     mask = torch.tensor(real, device=model.device)
     # each batch gets a copy of the prefix, one row for each of its own
