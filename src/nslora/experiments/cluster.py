@@ -1,16 +1,17 @@
-"""The same jobs on many machines: a dask scheduler hands them to workers that share the project's folder.
+"""Run the same jobs on many machines: a dask scheduler hands them to workers that share the folder.
 
-A worker makes a job as `make reproduce` does on one machine: in a process of its own, under the job's lock, done when
-its record says so. What runs where is dask's affair: Slurm through dask-jobqueue, Kubernetes through dask-kubernetes,
-or workers started by hand.
+A worker makes a job as `make reproduce` does on one machine: in a process of its own, under the
+job's lock, done when its record says so. What runs where is dask's affair: Slurm through
+dask-jobqueue, Kubernetes through dask-kubernetes, or workers started by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nslora.experiments import jobs
+from nslora.experiments.forecast import longest_first
 from nslora.experiments.grid import Job, Profile, load
 from nslora.types import UserError
 
@@ -22,53 +23,66 @@ def reproduce(
     address: str,
     gpu: bool = False,
     reuse: bool = False,
-    say: Callable[[str], None] = print,
+    say: jobs.Say = print,
 ) -> list[str]:
-    """Run every job of a profile that is not done on the workers of the scheduler at `address`, reports at the end.
+    """Run every job of a profile that is not done on dask workers, reports at the end and here.
 
-    Each job takes one thread of a worker, with `gpu` also one unit of its resource "GPU". A worker that is lost gives
-    its jobs back. Returns the names of the jobs that failed. Raises UserError when no scheduler answers.
+    Each job takes one thread of a worker, with `gpu` also one unit of its resource "GPU". A worker
+    that is lost gives its jobs back. Returns the names of the jobs that failed. Raises UserError
+    when no scheduler answers at `address`.
     """
+    with _connect(address) as client, jobs.alone(profile, say):
+        grid = [job for job in jobs.jobs(profile) if job.backbone and not job.done()]
+        failed = _run(client, longest_first(grid), gpu, reuse, say)
+        return failed + jobs.run_reports(profile, reuse, say)
+
+
+def _connect(address: str) -> Any:
     try:
-        from distributed import Client, as_completed
+        from distributed import Client
     except ImportError as error:
         raise UserError(
             "--cluster needs dask; install it with pip install 'nslora[cluster]'."
         ) from error
     try:
-        client = Client(address, timeout=WAIT_S)
+        return Client(address, timeout=WAIT_S)
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {address!r} ({error}).") from None
-    failed: list[str] = []
-    with client:
-        slot = {"GPU": 1} if gpu else None
-        left = jobs.longest_first(
-            [job for job in jobs.jobs(profile) if job.backbone and not job.done()]
+
+
+def _run(client: Any, queue: list[Job], gpu: bool, reuse: bool, say: jobs.Say) -> list[str]:
+    """Hand the jobs out, the first ones first; return the names of those that failed."""
+    from distributed import as_completed
+
+    slot = {"GPU": 1} if gpu else None
+    futures = {}
+    for number, job in enumerate(queue):
+        key = (
+            job.profile.name,
+            str(job.profile.root),
+            job.notebook,
+            job.backbone,
+            job.seed,
         )
-        futures = {
-            client.submit(
-                make, *where(job), reuse, key=f"nslora {where(job)}", priority=-i, resources=slot
-            ): job.name
-            for i, job in enumerate(left)
-        }
-        for future in as_completed(futures):
-            name = futures[future]
-            problem = str(future.exception()) if future.status == "error" else future.result()
-            failed += [name] if problem else []
-            say(f"{name}: FAILED\n{problem}" if problem else f"{name}: done")
-    reports = [job for job in jobs.jobs(profile) if not job.backbone and not job.done()]
-    return failed + jobs.run_jobs(reports, 1, reuse, say)
-
-
-def where(job: Job) -> tuple[str, str, str, str, int]:
-    """What a worker needs to find the job: profile, the project's folder, notebook, backbone, seed."""
-    return job.profile.name, str(job.profile.root), job.notebook, job.backbone, job.seed
+        future = client.submit(
+            make, *key, reuse, key=f"nslora {key}", priority=-number, resources=slot
+        )
+        futures[future] = job.name
+    failed = []
+    for future in as_completed(futures):
+        name = futures[future]
+        problem = str(future.exception()) if future.status == "error" else future.result()
+        if problem:
+            failed.append(name)
+        say(f"{name}: FAILED\n{problem}" if problem else f"{name}: done")
+    return failed
 
 
 def make(profile: str, root: str, notebook: str, backbone: str, seed: int, reuse: bool) -> str:
-    """On a worker: run a job unless it is done; what went wrong, or an empty string."""
-    job, said = Job(load(profile, Path(root)), notebook, backbone, seed), list[str]()
+    """Run a job on a worker unless it is done; return what went wrong, or an empty string."""
+    job = Job(load(profile, Path(root)), notebook, backbone, seed)
     if job.done():
         return ""
-    failed = jobs.run_jobs([job], 1, reuse, said.append)
-    return "\n".join(said) if failed or not job.done() else ""
+    lines: list[str] = []
+    failed = jobs.run_jobs([job], 1, reuse, lines.append)
+    return "\n".join(lines) if failed or not job.done() else ""

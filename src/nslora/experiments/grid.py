@@ -1,4 +1,8 @@
-"""The grid of experiments.toml: which runs belong to which (notebook x backbone) job, which are done, what is left."""
+"""Read the grid of experiments.toml: which runs belong to which notebook, and which are done.
+
+A *job* is one notebook on one backbone at one seed, with the runs that experiments.toml gives it. A
+*report* is a notebook without runs of its own; it reads the records of all others.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,40 @@ import re
 import time
 import tomllib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby, product
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nslora.config import RunConfig
-from nslora.model import checkpoints
-from nslora.model.download import Weights
-from nslora.runs.store import Store, append_json
+from nslora.runs.store import Store, append_json, read_jsonl
 from nslora.types import UserError
 
-BLOCK = {"backbones", "tasks", "methods", "seeds", "rules", "settings", "variants"}
+STUDIES = (
+    "main",
+    "stream",
+    "data-efficiency",
+    "ablations",
+    "baking",
+    "controls",
+    "quickstart",
+)
+REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
+OPTIONAL = {"rules", "settings", "variants"}
 RULED = ("style", "mixed", "stream")  # tasks that have a style rule
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One profile of experiments.toml, resolved: notebook -> its runs; `reports` are notebooks without runs."""
+    """One profile of experiments.toml, resolved.
+
+    Attributes:
+        root: folder of the project; results: of its records, tables, figures and notebooks.
+        limit_s: wall-clock limit of one job.
+        notebooks: the runs of each notebook, in the order they are made.
+        reports: notebooks without runs.
+    """
 
     name: str
     root: Path
@@ -37,24 +56,24 @@ class Profile:
 
     @property
     def work(self) -> Path:
-        """Folder of everything that is not a result: job records, logs, executed notebooks, unfinished runs."""
+        """The folder of what is not a result: job records, logs, unfinished runs, checkpoints."""
         return self.root / "runs" / self.name
 
     @property
     def store(self) -> Store:
-        """Records in `results`, checkpoints under `work`."""
+        """The store of its runs: records in `results`, checkpoints under `work`."""
         return Store(self.results, self.work / "runs")
 
     @property
     def finished(self) -> list[dict[str, Any]]:
-        """Runs finished in this working folder, oldest first."""
+        """Runs finished in this working folder, oldest first: run, job, seconds, success."""
         path = self.work / "progress.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_jsonl(path) if path.exists() else []
 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook on one backbone at one seed; a report has no backbone and no runs of its own."""
+    """One notebook on one backbone at one seed; a report has no backbone."""
 
     profile: Profile
     notebook: str
@@ -63,14 +82,31 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name of everything that belongs to the job."""
-        full = f"{self.notebook}-{self.backbone}-s{self.seed}" if self.backbone else self.notebook
-        return re.sub(r"[^\w.-]", "_", full)
+        """The file name of everything that belongs to the job."""
+        name = self.notebook
+        if self.backbone:
+            name += f"-{self.backbone}-s{self.seed}"
+        return re.sub(r"[^\w.-]", "_", name)
 
     @property
     def source(self) -> Path:
         """The notebook as committed."""
         return self.profile.root / "notebooks" / f"{self.notebook}.ipynb"
+
+    @property
+    def executed(self) -> Path:
+        """The notebook with its outputs, as published."""
+        return self.profile.results / "notebooks" / f"{self.name}.ipynb"
+
+    @property
+    def record(self) -> Path:
+        """The record that says it is done."""
+        return self.profile.work / "jobs" / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        """What its process said."""
+        return self.profile.work / "logs" / f"{self.name}.log"
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -80,45 +116,47 @@ class Job:
 
     @property
     def parameters(self) -> dict[str, str | int]:
-        """What its cell tagged "parameters" is given."""
-        own: dict[str, str | int] = (
-            {"backbone": self.backbone, "seed": self.seed} if self.backbone else {}
-        )
-        return {"profile": self.profile.name} | own
-
-    @property
-    def record(self) -> Path:
-        """The record that says it is done."""
-        return self.profile.work / "jobs" / f"{self.name}.json"
-
-    @property
-    def executed(self) -> Path:
-        """The notebook with its outputs."""
-        return self.profile.work / "notebooks" / f"{self.name}.ipynb"
+        """The values of the notebook's cell tagged "parameters"."""
+        parameters: dict[str, str | int] = {"profile": self.profile.name}
+        if self.backbone:
+            parameters |= {"backbone": self.backbone, "seed": self.seed}
+        return parameters
 
     def identity(self) -> str:
-        """Hash of what the job does: the notebook's cells, its parameters, its runs; for a report, all run records."""
-        cells = [cell["source"] for cell in json.loads(self.source.read_text())["cells"]]
-        inputs: list[str] = [c.run_id for c in self.configs]
-        if not self.backbone:
-            records = sorted(self.profile.results.glob("records/*/run.json"))
-            inputs = [
-                f"{p.parent.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in records
-            ]
-        return hashlib.sha256(json.dumps([cells, self.parameters, inputs]).encode()).hexdigest()
+        """Hash what the job does: the notebook's cells, its parameters, and its runs.
+
+        For a report, all run records take the place of its runs.
+        """
+        notebook = json.loads(self.source.read_text(encoding="utf-8"))
+        cells = [cell["source"] for cell in notebook["cells"]]
+        if self.backbone:
+            inputs = [cfg.run_id for cfg in self.configs]
+        else:
+            receipts = sorted(self.profile.results.glob("records/*/run.json"))
+            inputs = [f"{path.parent.name} {_sha256(path.read_bytes())}" for path in receipts]
+        return _sha256(json.dumps([cells, self.parameters, inputs]).encode())
 
     def done(self) -> bool:
-        """True if our record says that this very job finished, and its runs are still there."""
-        if not self.record.exists():
+        """Tell whether this very job has finished here, and what it made is still there."""
+        if not (self.record.exists() and self.executed.exists()):
             return False
-        same = json.loads(self.record.read_text())["identity"] == self.identity()
+        record = json.loads(self.record.read_text(encoding="utf-8"))
+        same = record["identity"] == self.identity()
         return same and all(map(self.profile.store.done, self.configs))
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def find_root() -> Path:
-    """The nearest folder at or above the working directory with an experiments.toml, else this file's checkout."""
+    """Return the nearest folder at or above the working directory that has an experiments.toml.
+
+    Elsewhere it is the checkout of this file. Raises UserError if that has none.
+    """
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[3]):
+    checkout = Path(__file__).resolve().parents[3]
+    for folder in (here, *here.parents, checkout):
         if (folder / "experiments.toml").is_file():
             return folder
     raise UserError(f"no experiments.toml at or above {here}.")
@@ -127,233 +165,149 @@ def find_root() -> Path:
 def load(name: str, root: Path | None = None) -> Profile:
     """Read one profile of experiments.toml and check all of it; raises UserError."""
     root = root or find_root()
-    try:
-        table = tomllib.loads((root / "experiments.toml").read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"experiments.toml is not valid TOML: {error}.") from None
+    table = _read_toml(root / "experiments.toml")
     profiles = table.get("profiles", {})
     if name not in profiles:
         raise UserError(f"unknown profile {name!r}; choose from {', '.join(profiles)}.")
     profile = profiles[name]
-    notebooks = {
-        notebook: tuple(
-            dict.fromkeys(c for block in blocks for c in expand(block, notebook, table, profile))
-        )
+    runs = {
+        notebook: [cfg for block in blocks for cfg in _expand(block, table, profile)]
         for notebook, blocks in profile.get("notebooks", {}).items()
     }
+    _check_studies(runs)
     reports = tuple(table.get("reports", ()))
-    for notebook in (*notebooks, *reports):
+    for notebook in (*runs, *reports):
         if not (root / "notebooks" / f"{notebook}.ipynb").is_file():
-            raise UserError(
-                f"experiments.toml names the notebook {notebook!r}, but notebooks/{notebook}.ipynb is missing."
-            )
-    limit_s = 60.0 * profile.get("job_minutes", 60)
+            raise UserError(f"experiments.toml names notebooks/{notebook}.ipynb, which is missing.")
     return Profile(
-        name,
-        root,
-        root / profile.get("results", f"runs/{name}/results"),
-        limit_s,
-        notebooks,
-        reports,
+        name=name,
+        root=root,
+        results=root / profile.get("results", f"runs/{name}/results"),
+        limit_s=60.0 * profile.get("job_minutes", 60),
+        # a run that two blocks of a notebook name is made once
+        notebooks={n: tuple({cfg.run_id: cfg for cfg in c}.values()) for n, c in runs.items()},
+        reports=reports,
     )
 
 
-def expand(
-    block: dict[str, Any], notebook: str, table: dict[str, Any], profile: dict[str, Any]
-) -> list[RunConfig]:
-    """The runs of one block: the product of its lists; raises UserError for a key or setting that does not exist."""
-    if wrong := set(block) - BLOCK or {"backbones", "tasks", "methods", "seeds"} - set(block):
-        raise UserError(
-            f"a block of {notebook} in experiments.toml has an unknown or missing key {min(wrong)!r}."
-        )
-    configs = []
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"experiments.toml is not valid TOML: {error}.") from None
+
+
+def _expand(
+    block: dict[str, Any], table: dict[str, Any], profile: dict[str, Any]
+) -> Iterator[RunConfig]:
+    """Yield the runs of one block: the product of its lists; raises UserError for a wrong key."""
+    _check_block(block)
+    variants = block.get("variants", [{}])
     for backbone, task in product(block["backbones"], block["tasks"]):
-        common = table.get("settings", {}) | table.get("backbones", {}).get(backbone, {})
-        common = (
-            common
-            | profile.get("settings", {})
-            | block.get("settings", {})
-            | {"backbone": backbone, "task": task}
-        )
-        rules = [{"rule": rule} for rule in block.get("rules", ())] if task in RULED else []
-        variants = block.get("variants", [{}])
-        for rule, seed, change, method in product(
-            rules or [{}], block["seeds"], variants, block["methods"]
-        ):
-            configs.append(RunConfig.of(common | rule | change | {"seed": seed, "method": method}))
-    return configs
+        # later ones win
+        common = {
+            **table.get("settings", {}),
+            **table.get("backbones", {}).get(backbone, {}),
+            **profile.get("settings", {}),
+            **block.get("settings", {}),
+            "study": block["study"],
+            "backbone": backbone,
+            "task": task,
+        }
+        rules = [{}]
+        if task in RULED and "rules" in block:
+            rules = [{"rule": rule} for rule in block["rules"]]
+        grid = product(rules, block["seeds"], variants, block["methods"])
+        for rule, seed, variant, method in grid:
+            yield RunConfig.of({**common, **rule, **variant, "seed": seed, "method": method})
+
+
+def _check_block(block: dict[str, Any]) -> None:
+    if wrong := sorted(set(block) - REQUIRED - OPTIONAL):
+        raise UserError(f"a block of experiments.toml has the unknown key {wrong[0]!r}.")
+    if missing := sorted(REQUIRED - set(block)):
+        raise UserError(f"a block of experiments.toml lacks the key {missing[0]!r}.")
+    if block["study"] not in STUDIES:
+        raise UserError(f"unknown study {block['study']!r}; choose from {', '.join(STUDIES)}.")
+
+
+def _check_studies(runs: dict[str, list[RunConfig]]) -> None:
+    """Raise UserError where one run is given to two studies: a receipt names one."""
+    first: dict[str, tuple[str, str]] = {}
+    for notebook, configs in runs.items():
+        for cfg in configs:
+            study, where = first.setdefault(cfg.run_id, (cfg.study, notebook))
+            if study != cfg.study:
+                raise UserError(
+                    f"experiments.toml makes the run {cfg.run_id} in study {study!r} ({where}) "
+                    f"and in study {cfg.study!r} ({notebook})."
+                )
 
 
 def configs(profile: str, notebook: str, backbone: str, seed: int) -> list[RunConfig]:
-    """The runs of one notebook on one backbone at one seed; raises UserError if the profile has none."""
-    found = Job(load(profile), notebook, backbone, seed).configs
-    if not found:
+    """Return the runs of one notebook on one backbone at one seed; UserError if there are none."""
+    runs = Job(load(profile), notebook, backbone, seed).configs
+    if not runs:
         raise UserError(
-            f"profile {profile!r} has no runs of {notebook!r} on {backbone!r} at seed {seed} in experiments.toml."
+            f"profile {profile!r} has no runs of {notebook!r} on {backbone!r} at seed {seed} "
+            "in experiments.toml."
         )
-    return found
+    return runs
 
 
 def jobs(profile: Profile) -> list[Job]:
-    """All jobs of a profile in order, reports last."""
-    keys = dict.fromkeys(
-        (n, c.backbone, c.seed) for n, runs in profile.notebooks.items() for c in runs
-    )
-    return [Job(profile, *key) for key in keys] + [
-        Job(profile, notebook) for notebook in profile.reports
-    ]
+    """Return all jobs of a profile in order, reports last."""
+    keys = {
+        (notebook, cfg.backbone, cfg.seed): None
+        for notebook, runs in profile.notebooks.items()
+        for cfg in runs
+    }
+    reports = [Job(profile, notebook) for notebook in profile.reports]
+    return [Job(profile, *key) for key in keys] + reports
 
 
 def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]:
-    """What a notebook calls: make its runs that are missing, sharing one backbone and one editor; all record folders.
+    """Make the missing runs of a notebook; return the folders of all its records.
 
-    Each finished run prints one line, and appends one to `runs/<profile>/progress.jsonl` for the scheduler.
+    Runs share one backbone and one editor. Each run prints one line, and each that is made here
+    appends one to `runs/<profile>/progress.jsonl`, for the process that started the notebook's.
     """
-    runs, place = configs(profile, notebook, backbone, seed), load(profile)
-    missing = [cfg for cfg in runs if not place.store.done(cfg)]
+    job = Job(load(profile), notebook, backbone, seed)
+    store = job.profile.store
+    runs = configs(profile, notebook, backbone, seed)
+    missing = [cfg for cfg in runs if not store.done(cfg)]
     for _, group in groupby(missing, lambda cfg: (cfg.editor_model, cfg.editor_url, cfg.threads)):
-        run_group(list(group), Job(place, notebook, backbone, seed))
-    return [place.store.record(cfg) for cfg in runs]
+        _run_group(list(group), job)
+    for cfg in runs:
+        print(f"{cfg.run_id}: test success {_success(store.record(cfg)):.2f}")
+    return [store.record(cfg) for cfg in runs]
 
 
-def run_group(runs: list[RunConfig], job: Job) -> None:
-    """Make runs that share a backbone and an editor; equal editor requests are answered from the recordings."""
+def _run_group(runs: list[RunConfig], job: Job) -> None:
+    """Make runs that share a backbone and an editor."""
+    # noise in a notebook
     warnings.filterwarnings(
         "ignore", "IProgress not found|`is_gradient_checkpointing` is deprecated"
-    )  # in a notebook
+    )
     from nslora.model.backbone import load as load_backbone
     from nslora.runs.run import make_run, open_editor
 
-    place, cfg = job.profile, runs[0]
-    with open_editor(cfg, place.store) as editor:
-        backbone = load_backbone(cfg.backbone, threads=cfg.threads)
+    store = job.profile.store
+    with open_editor(runs[0], store) as editor:
+        backbone = load_backbone(runs[0].backbone, threads=runs[0].threads)
         for cfg in runs:
             start = time.monotonic()
-            record = make_run(cfg, place.store, editor, backbone, watch=lambda step: None)
-            success = json.loads((record / "run.json").read_text())["final"]["test"]["success"]
-            seconds = time.monotonic() - start
-            print(f"{cfg.run_id}: test success {success:.2f}, {seconds:.0f} s")
-            entry = {"run": cfg.run_id, "job": job.name, "seconds": seconds, "success": success}
-            append_json(place.work / "progress.jsonl", entry)
-
-
-class Cost(NamedTuple):
-    """What runs take: seconds, the editor's tokens and money, and the peak memory of their process in MB."""
-
-    seconds: float = 0.0
-    tokens: float = 0.0
-    money: float = 0.0
-    peak_mb: float = 0.0
-
-
-def total(costs: Iterable[Cost]) -> Cost:
-    """Their sum; of memory the highest."""
-    seconds, tokens, money, peaks = zip(Cost(), *costs, strict=True)
-    return Cost(sum(seconds), sum(tokens), sum(money), max(peaks))
-
-
-def plan(profile: Profile) -> list[dict[str, Any]]:
-    """One row per job: its name, whether it is done, runs and runs done, and what is left as `expected` says."""
-    past = history(profile, "results/**")
-    rows = []
-    for job in jobs(profile):
-        left, known = costs_left(job, past)
-        rows.append(
-            {
+            record = make_run(cfg, store, editor, backbone, watch=lambda step: None)
+            entry = {
+                "run": cfg.run_id,
                 "job": job.name,
-                "done": job.done(),
-                "runs": len(job.configs),
-                "left": left,
-                "seconds": total(known).seconds,
-                "tokens": total(known).tokens,
-                "unknown": left - len(known),
+                "seconds": time.monotonic() - start,
+                "success": _success(record),
             }
-        )
-    return rows
+            append_json(job.profile.work / "progress.jsonl", entry)
 
 
-def costs_left(job: Job, past: list[dict[str, Any]]) -> tuple[int, list[Cost]]:
-    """The number of a job's runs that are not done, and what those will take of which `expected` knows it."""
-    left = [expected(cfg, past) for cfg in job.configs if not job.profile.store.done(cfg)]
-    return len(left), [cost for cost in left if cost is not None]
-
-
-def history(profile: Profile, *folders: str) -> list[dict[str, Any]]:
-    """Receipts of the finished runs in `folders` of the project, each once, of any profile; no incomplete ones."""
-    found = (sorted(profile.root.glob(f"{folder}/records/*/run.json")) for folder in folders)
-    runs = [json.loads(path.read_text()) for path in dict.fromkeys(chain.from_iterable(found))]
-    return [run for run in runs if {"run_id", "config", "cost", "editor"} <= set(run)]
-
-
-def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
-    """What a run will take: as its own earlier record says, else the mean per move of like runs, else None."""
-
-    def cost(run: dict[str, Any]) -> Cost:
-        editor, share = run["editor"], cfg.moves / run["config"]["moves"]
-        tokens = editor["tokens_in"] + editor["tokens_out"]
-        return Cost(
-            share * run["cost"]["wall_s"],
-            share * tokens,
-            share * editor["money"],
-            run["cost"]["peak_mb"],
-        )
-
-    own = [run for run in past if run["run_id"] == cfg.run_id][:1]
-    same = ("task", "backbone", "method")
-    like = [
-        cost(run) for run in own or past if all(run["config"][k] == getattr(cfg, k) for k in same)
-    ]
-    if not like:
-        return None
-    seconds, tokens, money, peak_mb = total(like)
-    return Cost(seconds / len(like), tokens / len(like), money / len(like), peak_mb)
-
-
-def needed(configs: Sequence[RunConfig]) -> list[Weights]:
-    """The default weights that runs use: their backbones and, where edits can happen, the local editor."""
-    names = {cfg.backbone for cfg in configs}
-    names |= {
-        cfg.editor_model for cfg in configs if cfg.editor_url == "local" and cfg.method != "frozen"
-    }
-    return [checkpoints.BACKBONES[name] for name in sorted(names) if name in checkpoints.BACKBONES]
-
-
-def expectation(profile: Profile) -> str:
-    """Markdown table of what each notebook of a profile is expected to take, by its own receipts and those of full."""
-    past = history(profile, profile.results.relative_to(profile.root).as_posix(), "results")
-    lines = [
-        f"What `make reproduce PROFILE={profile.name}` takes per notebook, by the receipts of finished runs: hours",
-        "of one thread, every run made anew. Runs that no finished run is like are `unknown` and not counted. Memory",
-        "is the highest of a notebook's process; `make` runs two of them at a time.\n",
-        "| notebook | runs | unknown | hours | peak memory, GB | to download, GB | editor tokens | money |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
-    ]
-    for notebook, runs in profile.notebooks.items():
-        known = [cost for cost in (expected(cfg, past) for cfg in runs) if cost is not None]
-        sums = total(known)
-        spent = [
-            f"{sums.seconds / 3600:.1f}",
-            f"{sums.peak_mb / 1e3:.1f}",
-            f"{sums.tokens:,.0f}",
-            f"{sums.money:.2f}",
-        ]
-        hours, memory, tokens, money = spent if known else "----"
-        download = f"{sum(w.bytes for w in needed(runs)) / 1e9:.1f}"
-        cells = (
-            notebook,
-            len(runs),
-            len(runs) - len(known),
-            hours,
-            memory,
-            download,
-            tokens,
-            money,
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + f"\n\n{', '.join(profile.reports)}: read records only, in seconds.\n"
-
-
-def save_expectation(profile: Profile) -> Path:
-    """Write the table of `expectation` beside the profile's results."""
-    (path := profile.results / "expected.md").write_text(expectation(profile), encoding="utf-8")
-    return path
+def _success(record: Path) -> float:
+    """Return the share of test items that a finished run's candidate gets right."""
+    run = json.loads((record / "run.json").read_text(encoding="utf-8"))
+    return run["final"]["test"]["success"]

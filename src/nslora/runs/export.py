@@ -1,4 +1,4 @@
-"""What a practitioner takes away from a run: a prompt and a PEFT adapter, usable without this library."""
+"""Hand a finished run over: a prompt and a PEFT adapter, usable without this library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.runs.store import Store
+from nslora.runs.store import Store, read_jsonl, write_json, write_text
 from nslora.types import UserError
 
 USE = """# Adapted model
@@ -28,48 +28,67 @@ model = AutoModelForCausalLM.from_pretrained({base})
         "{{{{ bos_token }}}}{{% for m in messages %}}{{% if m.role == 'system' %}}{{{{ m.content }}}}\\n\\n"
         "{{% else %}}Question: {{{{ m.content }}}}\\nAnswer:{{% endif %}}{{% endfor %}}"
     )
-prompt = json.load(open("prompt.json"))
+prompt = json.load(open("prompt.json", encoding="utf-8"))
 messages = [{{"role": "system", "content": prompt["system"]}}] if prompt["system"] else []
 messages.append({{"role": "user", "content": prompt["question"].replace("{{question}}", "your question")}})
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0][inputs["input_ids"].shape[1]:]))
 ```
 """
+LOAD_ADAPTER = 'model = PeftModel.from_pretrained(model, "adapter")\n'
 
 
 def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
-    """Write a finished run's best candidate to `out`: prompt.json, the adapter, how to use them, and the run's record.
+    """Write a finished run's best candidate to `out`.
 
-    Without tuned weights there is no adapter. Raises UserError if the run's checkpoint is not in this working folder,
-    as for records that came with the repository.
+    These are prompt.json, the adapter (if weights were tuned), README.md on how to use them, and
+    the run's record. Raises UserError if the run's checkpoint is not in this working folder, as for
+    records that came with the repository.
     """
-    record = store.record(cfg)
-    best = json.loads((record / "run.json").read_text())["best"]
-    adapter = json.loads((record / "steps.jsonl").read_text().splitlines()[best["step"]])["adapter"]
+    step = best_step(store.record(cfg))
+    adapter = step["adapter"]
     if adapter and not (store.scratch(cfg) / adapter).is_dir():
         raise UserError(
-            f"the checkpoint of {cfg.run_id} is not in this working folder; make the run here to bundle it."
+            f"the checkpoint of {cfg.run_id} is not in this working folder; "
+            "make the run here to bundle it."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "prompt.json").write_text(
-        json.dumps(best["prompt"], indent=1, ensure_ascii=False) + "\n"
-    )
-    shutil.copytree(record, out / "record", dirs_exist_ok=True)
-    name, option = base_model(cfg.backbone)
+    write_json(out / "prompt.json", step["prompt"])
+    shutil.copytree(store.record(cfg), out / "record", dirs_exist_ok=True)
+    # an earlier bundle in the same folder may have had one
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    base, option = base_model(cfg.backbone)
     if adapter:
-        shutil.copytree(store.scratch(cfg) / adapter, out / "adapter", dirs_exist_ok=True)
-        path = out / "adapter" / "adapter_config.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}, indent=2)
-        )
-    put_on = 'model = PeftModel.from_pretrained(model, "adapter")\n' if adapter else ""
-    (out / "README.md").write_text(USE.format(base=json.dumps(name) + option, adapter=put_on))
+        _copy_adapter(store.scratch(cfg) / adapter, out / "adapter", base)
+    readme = USE.format(
+        base=json.dumps(base) + option,
+        adapter=LOAD_ADAPTER if adapter else "",
+    )
+    write_text(out / "README.md", readme)
+
+
+def best_step(record: Path) -> dict:
+    """Return the line of steps.jsonl that the run returned: its `prompt` and `adapter`."""
+    run = json.loads((record / "run.json").read_text(encoding="utf-8"))
+    number = run["best"]["step"]
+    # each phase of a stream counts its moves from 0, and the last phase is what is returned
+    steps = reversed(read_jsonl(record / "steps.jsonl"))
+    return next(step for step in steps if step["step"] == number)
+
+
+def _copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
+    """Copy an adapter, and name in its config the weights that it belongs to."""
+    shutil.copytree(checkpoint, folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    write_json(path, config)
 
 
 def base_model(backbone: str) -> tuple[str, str]:
-    """Where `from_pretrained` finds the weights that were adapted, and its further argument."""
+    """Return where `from_pretrained` finds the adapted weights, and its further argument."""
     if backbone in checkpoints.BACKBONES:
-        repo, _, file = checkpoints.BACKBONES[backbone].source.partition("@")[0].rpartition("/")
+        address, _, _ = checkpoints.BACKBONES[backbone].source.partition("@")
+        repo, _, file = address.rpartition("/")
         return repo, f', gguf_file="{file}"'
     if backbone.startswith("hub:"):
         name, _, revision = backbone.removeprefix("hub:").partition("@")

@@ -1,0 +1,97 @@
+"""Adapt a backbone to somebody's own data: `nslora.adapt`, and the command of the same name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nslora.config import RunConfig
+from nslora.runs import preflight
+from nslora.runs.export import best_step, bundle
+from nslora.runs.store import Store
+from nslora.types import Prompt, StepRecord, UserError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an adaptation leaves.
+
+    Attributes:
+        folder: prompt.json, adapter/ (if weights were tuned), README.md on their use, record/.
+        prompt: the adapted prompt.
+        final: scores of the run's end, as in its receipt; `final["test"]["success"]` is a share.
+    """
+
+    folder: Path
+    prompt: Prompt
+    final: dict[str, Any]
+
+
+def print_step(step: StepRecord) -> None:
+    """Print one line per move to standard error."""
+    line = f"move {step.step}: {step.move} ({step.reason}), dev {step.dev['value']:.2f}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def adapt(
+    data: str | Path,
+    *,
+    out: str | Path,
+    watch: Callable[[StepRecord], None] = print_step,
+    **settings: Any,
+) -> Result:
+    """Adapt a backbone to the questions and answers of a JSONL file; write a bundle to `out`.
+
+    Args:
+        data: JSONL of {"question", "answer", "rules"?}.
+        out: a new or empty folder.
+        watch: is called after each move.
+        settings: of `RunConfig`, such as backbone, method, seed or editor_url.
+
+    Raises UserError, before anything is downloaded or spent, for wrong input.
+    """
+    data, out = Path(data), Path(out).absolute()
+    if "task" in settings:
+        raise UserError("setting task cannot be given here: the task is your data.")
+    _check_out(out)
+    if not data.is_file():
+        raise UserError(f"there is no file {data}.")
+    cfg = RunConfig(task=f"own:{data.resolve()}", **settings)
+    preflight.check([cfg])
+    work = _make_work(out)
+
+    from nslora.runs.run import make_run
+
+    store = Store(work / "record", work / "runs")
+    record = make_run(cfg, store, watch=watch)
+    run = json.loads((record / "run.json").read_text(encoding="utf-8"))
+    result = Result(out, Prompt(**best_step(record)["prompt"]), run["final"])
+    bundle(cfg, store, out)
+    shutil.rmtree(work)
+    return result
+
+
+def _check_out(out: Path) -> None:
+    """Raise UserError unless `out` can become a folder of its own."""
+    if out.resolve() == Path.cwd():
+        raise UserError("the adapted model needs a folder of its own, not the working directory.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose a new folder.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"folder {out} is not empty; choose a new one.")
+
+
+def _make_work(out: Path) -> Path:
+    """Make the folder of the run beside `out`, empty: data may differ from an interrupted try's."""
+    work = out.with_name(f".{out.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"folder {out} cannot be written ({error.strerror}).") from None
+    return work
