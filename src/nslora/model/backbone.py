@@ -127,6 +127,7 @@ def load(
     if dtype not in DTYPES or device not in ("cpu", "cuda"):
         choices = f"{', '.join(DTYPES)}; cpu, cuda"
         raise UserError(f"unknown dtype {dtype!r} or device {device!r}; choose from {choices}.")
+    # bits depend on the number of threads, so it belongs to a run's settings
     torch.set_num_threads(threads)
     folder = checkpoints.folder(name)
     _require_memory(folder, dtype, device)
@@ -134,6 +135,7 @@ def load(
         tokenizer, model = _from_folder(folder, DTYPES[dtype])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+    # frozen: what is trained is added by `lora`
     model.to(device).eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)
@@ -161,6 +163,7 @@ def fast_bfloat16(device: str) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return False
+    # the flags that the kernel lists for each processor
     flags = cpuinfo.read_text()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -230,6 +233,7 @@ def _end_of_turn(tokenizer: Any) -> int:
         ]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         tail = text.rpartition("ANSWER")[2].strip()
+        # its first token, if the format closes a turn at all
         if ids := tokenizer(tail, add_special_tokens=False)["input_ids"]:
             return ids[0]
     return tokenizer.eos_token_id
@@ -238,6 +242,7 @@ def _end_of_turn(tokenizer: Any) -> int:
 def _stop(tokenizer: Any, model: Any) -> set[int]:
     """Return the ids that end generation; without a chat format a blank line does too."""
     ends = model.generation_config.eos_token_id
+    # one id, several, or none
     ends = ends if isinstance(ends, list) else [ends]
     stop = {tokenizer.eos_token_id, *ends} - {None}
     if not tokenizer.chat_template:

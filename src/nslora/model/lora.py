@@ -85,7 +85,8 @@ class FusedLoraLinear(LoraLinear):
         _, _, a, b = self.tensors()
         y = self.base_layer(x)
         low = F.linear(x.flatten(0, -2), a.to(x.dtype))
-        rows = y.flatten(0, -2)  # a view
+        # a view of y, to which s (x A') B' is added in place
+        rows = y.flatten(0, -2)
         rows.addmm_(low, b.to(x.dtype).t(), alpha=self.scale)
         return y
 
@@ -120,10 +121,12 @@ class Learner:
         self.backbone = backbone
         self.batch = cfg.batch
         self.lr = cfg.lr
+        # a tensor of the model, for type and device
         self.like = self.model.get_input_embeddings().weight
         parameters = dict(self.model.named_parameters())
         self.names = [name for name in parameters if parameters[name].requires_grad]
         self.weights = [parameters[name] for name in self.names]
+        # for `reset`: A as drawn, B zero
         self.initial = [weight.detach().clone() for weight in self.weights]
         self.optimizer = self._fresh_optimizer()
 
@@ -140,6 +143,7 @@ class Learner:
             own_rows = [rows[i] for i in own]
             replay_rows = [rows[i] for i in replay]
             nll, own_norm = self._step(own_rows, replay_rows)
+            # terms come in the order of the step, not of the pairs
             order += own + replay
             token_nll += nll
             if own:
@@ -162,6 +166,7 @@ class Learner:
         It is removed first and comes back last, once whole: it is only ever beside the adapter that it belongs to.
         """
         path = folder / OPTIMIZER_FILE
+        # from here until the last line `load` refuses the folder
         path.unlink(missing_ok=True)
         self.model.save_pretrained(str(folder))
         partial_file = path.with_suffix(".part")
@@ -178,6 +183,7 @@ class Learner:
         if _shapes(adapter) != _shapes(expected):
             raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
         state = self._optimizer_state(folder / OPTIMIZER_FILE)
+        # both files are whole and fit
         set_peft_model_state_dict(self.model, adapter)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer = self._fresh_optimizer()
@@ -229,6 +235,7 @@ class Learner:
             inputs = pack(part, self.like)
             logits, targets = answer_logits(self.model, **inputs)
             total, terms = kernels.summed_nll(logits, targets)
+            # dividing by the whole batch's tokens makes the parts' gradients add up to the mean's
             share = total / answer_tokens
             share.backward()
             nll.append(terms)
@@ -285,6 +292,7 @@ def _with_lora(model: Any, rank: int, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
+    # PEFT's wrapping is in training mode; a model with dropout would draw from torch's global state
     wrapped.eval()
     kernels.train_norms(wrapped)
     for family in kernels.sibling_layers(wrapped, lambda m: isinstance(m, FusedLoraLinear)):
@@ -308,6 +316,7 @@ def _per_row(
     lengths: list[int],
 ) -> tuple[float, ...]:
     """Sum the nll of tokens, whose rows come in `order`, by row; in the order of `lengths`."""
+    # (answer tokens of the epoch,); float64 sums do not depend on how rows were split
     terms = torch.cat(token_nll).double().cpu()
     rows = terms.split([lengths[i] for i in order])
     sums = [0.0] * len(lengths)

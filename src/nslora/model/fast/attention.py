@@ -47,6 +47,7 @@ class Layout:
         """Lay out `paths`, each row's tokens in order, of `tokens` in all."""
         longest = max(len(path) for path in paths)
         length = longest + -longest % EVEN
+        # slots are counted through the table: row * length + depth
         own: dict[int, int] = {}
         others = []
         for row, path in enumerate(paths):
@@ -55,6 +56,7 @@ class Layout:
                 if token in own:
                     others.append((own[token], token))
                 own[token] = slot
+        # what lies behind the end of a row is after all its tokens, so causal attention hides it
         table = [path + [0] * (length - len(path)) for path in paths]
         slots = [own.get(token, 0) for token in range(tokens)]
         self.used = len(own)
@@ -116,6 +118,7 @@ def attend(
     Returns:
         (B, T, heads, dim), and no weights.
     """
+    # a decoding step, or a model whose scores have a bias for each pair of tokens
     if rows is None or options.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
@@ -123,6 +126,7 @@ def attend(
     length = rows.table.shape[1]
     # a token sees itself and the window - 1 tokens before it
     window = options.get("sliding_window") or length
+    # our function has no dropout, and a GPU has fused kernels whose gradients are fast
     if query.device.type == "cpu" and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         mask = _causal_mask(query, length, window)
@@ -155,6 +159,7 @@ def _by_row(x: Tensor, rows: Layout) -> Tensor:
 
 def _causal_mask(like: Tensor, length: int, window: int) -> Tensor:
     """Return (length, length) to add to scores: -inf at later tokens and at those before the window, else 0."""
+    # -inf everywhere; `triu` and `tril` put 0 where a token is seen
     hidden = like.new_full((length, length), -torch.inf)
     later = hidden.triu(1)
     if window >= length:
@@ -186,12 +191,14 @@ class _RowAttention(torch.autograd.Function):
         k = _spread(key, rows, groups)  # (G, length, dim)
         v = _spread(value, rows, groups)
         scores = torch.bmm(q, k.transpose(1, 2))  # (G, L, length)
+        # one mask for each query head of a group
         scores += mask.repeat(heads // groups, 1)
         weights = scores.softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.rows = rows
         ctx.scaling = scaling
         ctx.heads = heads
+        # of shared tokens, whose query is in several rows, one answer is read: all are equal
         _, own, _ = rows.by_head(heads)
         output = torch.bmm(weights, v).view(-1, dim)
         answered = output.index_select(0, own)
@@ -200,8 +207,7 @@ class _RowAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
         q, k, v, weights = ctx.saved_tensors
-        rows: Layout = ctx.rows
-        heads: int = ctx.heads
+        rows, heads = ctx.rows, ctx.heads
         dim = q.shape[-1]
         groups = len(k) // len(rows.table)
         # queries are answered in own slots only: all others have no gradient
@@ -210,14 +216,11 @@ class _RowAttention(torch.autograd.Function):
         answered = own[: rows.used * heads]
         grad = grads[0][0, : rows.used]
         of_output.view(-1, dim)[answered] = grad.reshape(-1, dim)
+        # softmax(z) v: dv = w' do, dw = do v', dz = w (dw - sum(w dw))
         of_v = torch.bmm(weights.transpose(1, 2), of_output)
         of_weights = torch.bmm(of_output, v.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(
-            of_weights,
-            weights,
-            -1,
-            weights.dtype,
-        )
+        dtype = weights.dtype
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, dtype)
         # q is scaled already, so the gradient of k has its scale
         of_q = torch.bmm(of_scores, k).mul_(ctx.scaling)
         of_k = torch.bmm(of_scores.transpose(1, 2), q)
@@ -249,6 +252,7 @@ def _gathered(grad: Tensor, rows: Layout, heads: int) -> Tensor:
     total = vectors.index_select(0, own).view(len(rows.own), -1)
     total[rows.used :] = 0
     shared = vectors.index_select(0, others).view(-1, total.shape[1])
+    # a token in m rows has m - 1 slots more
     total.index_add_(0, rows.others[1], shared)
     by_head = total.unflatten(1, (heads, -1))
     return by_head.transpose(0, 1)[None]

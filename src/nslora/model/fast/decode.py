@@ -55,7 +55,9 @@ def decode(
     if not prompts:
         return results
     generator = torch.Generator().manual_seed(seed)
+    # drawn for all rows at once, on the CPU: the same numbers whatever the batches and the device
     uniform = torch.rand(len(prompts), max_new_tokens, generator=generator)
+    # prompts of similar length together, so that little is padding
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with evaluating(model), blocked_weights(model):
         prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
@@ -87,8 +89,10 @@ def _decode_batch(
         output = model(**inputs, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1].float()  # (B, V)
         tokens = _choose(logits, uniform[members, step], temperature)
+        # log softmax at the chosen token only
         chosen = logits.gather(1, tokens[:, None])[:, 0]
         logp = chosen - logits.logsumexp(-1)
+        # the one wait for the device in a step
         chosen_tokens = zip(members, tokens.tolist(), logp.tolist(), strict=True)
         for i, token, logprob in chosen_tokens:
             if i in unfinished:
@@ -98,6 +102,7 @@ def _decode_batch(
                     unfinished.remove(i)
         if not unfinished:
             break
+        # finished rows leave: later steps are for the others
         keep = _kept_slots([i in unfinished for i in members])
         if len(keep) < len(members):
             members = [members[slot] for slot in keep]
@@ -109,6 +114,7 @@ def _decode_batch(
 def _next_inputs(inputs: Inputs, tokens: Tensor, keep: list[int]) -> Inputs:
     """Return the inputs of the next step: the new tokens (B,) of the slots that stay, one position further."""
     mask = inputs["attention_mask"][keep]
+    # (B, seen so far) grows by the new token
     new = mask.new_ones(len(keep), 1)
     return {
         "input_ids": tokens[keep, None],
@@ -127,9 +133,11 @@ def _kept_slots(unfinished: Sequence[bool]) -> list[int]:
         x . x x . x . x x   ->   x x x x x x      slots 0 8 2 3 7 5: two late rows move into free slots
     """
     count = sum(unfinished)
+    # the next power of two, in eighths
     power = 2 ** (count - 1).bit_length()
     step = max(1, power // 8)
     size = min(count + -count % step, len(unfinished))
+    # rows behind the new end move into slots that are free
     slots = range(len(unfinished))
     keep = list(slots[:size])
     late = [slot for slot in slots[size:] if unfinished[slot]]
@@ -161,10 +169,12 @@ def _shared_prefix(
     follows would fill slots of the window that belong to tokens.
     """
     cache = DynamicCache(config=model.config)
+    # layers of a sliding window keep the last tokens only, padding among them
     longest = max(len(prompt) for prompt in prompts) + new
     sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     overflows = any(longest > layer.sliding_window for layer in sliding)
     length = 0 if overflows else common_prefix(prompts)
+    # sliding layers stay: they never hold more than their window
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[i] = PreallocatedLayer()
@@ -191,6 +201,7 @@ def _padded_left(
     # each batch gets a copy of the prefix, one row for each of its own
     expanded = copy.deepcopy(cache)
     expanded.batch_repeat_interleave(len(tails))
+    # (B, prefix + longest tail); positions count real tokens only
     of_prefix = mask.new_ones(len(tails), prefix)
     positions = prefix + mask.cumsum(1) - 1
     return {

@@ -61,6 +61,7 @@ class PreallocatedLayer(DynamicLayer):
         """Append keys and values (B, heads, new tokens, dim); return all of them so far."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
+        # (B, heads, ROOM and more, dim) each; views of another cache's buffers are never written
         if not self._in_buffers() or end > self.buffers[0].shape[-2]:
             self._grow(key_states, value_states, start, end + ROOM)
         keys, values = self.buffers
@@ -75,6 +76,7 @@ class PreallocatedLayer(DynamicLayer):
         """Keep these rows. If they are the first n, some replaced by later ones, only the replacements are copied."""
         rows: list[int] = indices.tolist()
         count = len(rows)
+        # a row below `count` that moves could be overwritten before it is read
         moved = [row for slot, row in enumerate(rows) if row != slot]
         if not self._in_buffers() or any(row < count for row in moved):
             super().batch_select_indices(indices)
@@ -133,6 +135,7 @@ def sibling_layers(model: Any, usable: Usable) -> list[list[Any]]:
             family = [_unwrapped(getattr(module, name, None), usable) for name in names]
             if all(layer is not None and usable(layer) for layer in family):
                 families.append(family)
+    # the others, each a family of its own
     members = {layer for family in families for layer in family}
     alone = [m for m in model.modules() if usable(m) and m not in members]
     return families + [[module] for module in alone]
@@ -159,6 +162,7 @@ def blocked_weights(model: Any) -> Iterator[None]:
         return is_linear and not module.weight.requires_grad
 
     families = sibling_layers(model, usable)
+    # shadows the class's forward until the context ends
     for family in families:
         blocked = _blocked_copy(family)
         bias = _joint_bias(family)
@@ -178,6 +182,7 @@ def _blocked_copy(family: Sequence[Any]) -> Tensor:
     first = family[0]
     versions = [(m.weight.data_ptr(), m.weight._version) for m in family]
     if getattr(first, "blocked_versions", None) != versions:
+        # (sum of outputs, in)
         joint = torch.cat([m.weight for m in family])
         first.blocked = torch.ops.mkldnn._reorder_linear_weight(joint, LAYOUT_ROWS)
         first.blocked_versions = versions
@@ -230,10 +235,12 @@ class _LoraProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, *tensors: Any) -> tuple[Tensor, ...]:
+        # the four tensors of each layer, one layer after another
         weights, biases = tensors[0::4], tensors[1::4]
         down, up = tensors[2::4], tensors[3::4]
         a = torch.cat(down).to(x.dtype)
         up = [b.to(x.dtype) for b in up]
+        # one thin product for all layers
         low = F.linear(x, a)
         ctx.scale = scale
         ctx.ranks = [len(matrix) for matrix in down]
@@ -242,6 +249,7 @@ class _LoraProducts(torch.autograd.Function):
         lows = low.split(ctx.ranks, 1)
         for weight, bias, b, own in zip(weights, biases, up, lows, strict=True):
             y = F.linear(x, weight, bias)
+            # y += s l B', summed within the product
             y.addmm_(own, b.t(), alpha=scale)
             outputs.append(y)
         return tuple(outputs)
@@ -266,6 +274,7 @@ class _LoraProducts(torch.autograd.Function):
         lows = low.split(ctx.ranks, 1)
         of_tensors = []
         for grad, own, da in zip(grads, lows, of_as, strict=True):
+            # the order of the arguments: W, b, A, B
             db = torch.mm(grad.t(), own).mul_(ctx.scale)
             of_tensors += [None, None, da, db.float()]
         return of_x, None, *of_tensors
@@ -287,9 +296,11 @@ class _SummedNll(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(logits)
         nll = logits.new_empty(len(logits), dtype=torch.float32)
+        # softmax - one-hot, written over the probabilities
         minus_one = nll.new_full((NLL_ROWS, 1), -1.0)
         for start in range(0, len(logits), NLL_ROWS):
             rows = slice(start, start + NLL_ROWS)
+            # (rows, 1)
             index = targets[rows, None]
             log = torch.log_softmax(logits[rows], -1, dtype=torch.float32)
             nll[rows] = -log.gather(1, index)[:, 0]
@@ -301,6 +312,7 @@ class _SummedNll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        # of the sum; the terms have no gradient
         return ctx.saved_tensors[0] * grads[0], None
 
 
@@ -318,6 +330,7 @@ class _RmsNorm(torch.autograd.Function):
         # float64 stays what it is
         dtype = torch.promote_types(x.dtype, torch.float32)
         exact = x.to(dtype, copy=True)
+        # (..., 1), in place from here on
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         mean_square = length.square_().div_(x.shape[-1])
         inverse_root = mean_square.add_(eps).rsqrt_()
@@ -345,6 +358,7 @@ def train_norms(model: Any) -> None:
 
 
 def _trained_norm(module: Any, x: Tensor) -> Tensor:
+    # without gradients transformers' own is as fast
     if not torch.is_grad_enabled() or module.weight.requires_grad:
         return type(module).forward(module, x)
     return rms_norm(x, module.weight, module.variance_epsilon)

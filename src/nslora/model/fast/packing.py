@@ -67,6 +67,7 @@ class _PrefixTree:
         depth = len(path)
         for token in [*prompt[depth:], *answer]:
             parent = path[-1] if path else ROOT
+            # a path as long as the prompt has all of it
             is_answer = len(path) >= len(prompt)
             node = self._append(token, parent, len(path), is_answer)
             path.append(node)
@@ -106,6 +107,7 @@ class _PrefixTree:
         self.positions.append(position)
         self.answers.append(int(is_answer))
         self.parents.append(parent)
+        # of equal tokens under one parent (last tokens of prompts, answers) rows share the first
         self.children.setdefault((parent, token), node)
         return node
 
@@ -141,6 +143,7 @@ def split(rows: Sequence[Row]) -> list[list[Row]]:
     parts: list[list[Row]] = []
     tokens = pairs = 0
     for prompt, answer in rows:
+        # what the row adds to the part: tokens it has for itself, and pairs in its attention
         length = len(prompt) + len(answer)
         part = parts[-1] if parts else []
         shared = [common_prefix([prompt, other]) for other, _ in part]
@@ -178,6 +181,7 @@ def answer_logits(
     Returns:
         logits (n, V) and targets (n,), n = answer_mask[:, 1:].sum(), in row-major order.
     """
+    # position t predicts token t + 1
     predicted = answer_mask[:, 1:].bool()
 
     def only_predictors(_head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -188,6 +192,7 @@ def answer_logits(
 
     # a hook keeps the model's own forward, so whatever it does after its head (soft caps, scaling) still happens
     hook = model.get_output_embeddings().register_forward_pre_hook(only_predictors)
+    # a cache would be filled for nothing
     options = {"use_cache": False, **forward}
     try:
         output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
@@ -210,6 +215,7 @@ def mean_nll(model: Any, rows: Sequence[Row]) -> list[float]:
             inputs = pack([rows[i] for i in batch], like)
             logits, targets = answer_logits(model, **inputs)
             losses = F.cross_entropy(logits.float(), targets, reduction="none")
+            # answers come in the order of the rows
             by_row = losses.split([len(rows[i][1]) for i in batch])
             for i, of_row in zip(batch, by_row, strict=True):
                 nll[i] = of_row.mean().item()
