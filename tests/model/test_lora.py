@@ -82,9 +82,9 @@ def norm(tensors: list[torch.Tensor]) -> float:
     return math.sqrt(sum(float(x.double().square().sum()) for x in tensors))
 
 
-def nll(backbone) -> float:
-    texts = [backbone.text(p.prompt, p.question) for p in PAIRS]
-    return float(np.mean(backbone.nll(texts, [p.target for p in PAIRS])))
+def nll(backbone, pairs) -> float:
+    texts = [backbone.text(p.prompt, p.question) for p in pairs]
+    return float(np.mean(backbone.nll(texts, [p.target for p in pairs])))
 
 
 @given(st.integers(1, 30), st.integers(1, 5))
@@ -95,17 +95,18 @@ def test_batches_hold_every_row_once_and_none_is_too_large(count: int, size: int
 
 
 def test_a_fresh_adapter_changes_nothing_and_epochs_learn(backbone, learner) -> None:
+    pairs = PAIRS[:3]
     with learner.model.disable_adapter():
-        frozen = nll(backbone)
-    assert nll(backbone) == frozen
-    first = learner.epoch(PAIRS, rng())
+        frozen = nll(backbone, pairs)
+    assert nll(backbone, pairs) == frozen
+    first = learner.epoch(pairs, rng())
     assert first.loss == pytest.approx(frozen, rel=0.5)
     for _ in range(2):
-        last = learner.epoch(PAIRS, rng())
+        last = learner.epoch(pairs, rng())
     assert last.loss < first.loss / 2
-    assert nll(backbone) < frozen / 2
+    assert nll(backbone, pairs) < frozen / 2
     assert first.grad_norm > 0
-    rows = [learner._row(pair) for pair in PAIRS]
+    rows = [learner._row(pair) for pair in pairs]
     assert first.answer_tokens == tuple(len(answer) for _, answer in rows)
     assert first.tokens == sum(len(prompt) + len(answer) for prompt, answer in rows)
 

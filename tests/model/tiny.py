@@ -44,7 +44,7 @@ def qwen2(vocab_size: int = 97) -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = Qwen2ForCausalLM(config)
+    model: Any = Qwen2ForCausalLM(config)
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.k_proj.bias)
     return model

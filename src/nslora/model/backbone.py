@@ -48,11 +48,12 @@ class Backbone:
         """Return the number of tokens of `text`."""
         return len(self._ids(text))
 
-    def encode(self, text: str, answer: str) -> tuple[list[int], list[int]]:
+    def encode(self, text: str, answer: str) -> packing.Row:
         """Return the token ids of the input `text`, and of `answer` with the end-of-turn token."""
         # the plain format ends in "Answer:"
         separator = "" if self.tokenizer.chat_template else " "
-        return self._ids(text), [*self._ids(separator + answer), self.end]
+        answer_ids = self._ids(separator + answer)
+        return self._ids(text), [*answer_ids, self.end]
 
     def generate(
         self,
@@ -63,14 +64,21 @@ class Backbone:
     ) -> list[Generation]:
         """Continue each of `texts` (made by `text`), in input order; greedy unless `temperature` > 0.
 
-        `seed` is one for all texts, or one for each. A `Generation` counts its end-of-turn token.
-        Raises UserError when a text does not fit the context.
+        `seed` is one for all texts, or one for each.
+        A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
         """
         prompts = [self._ids(text) for text in texts]
         longest = max((len(prompt) for prompt in prompts), default=0)
         self._require_context(longest + max_new_tokens)
-        outputs = decode.decode(self.model, prompts, self.stop, max_new_tokens, temperature, seed)
-        return [Generation(self._reply(ids), len(ids), confidence) for ids, confidence in outputs]
+        outputs = decode.decode(
+            self.model,
+            prompts,
+            self.stop,
+            max_new_tokens,
+            temperature,
+            seed,
+        )
+        return [Generation(self._reply(ids), len(ids), logprob) for ids, logprob in outputs]
 
     def nll(self, texts: list[str], answers: list[str]) -> list[float]:
         """Return the mean negative log-likelihood of each answer after its text.
@@ -102,7 +110,12 @@ class Backbone:
             )
 
 
-def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto") -> Backbone:
+def load(
+    name: str,
+    threads: int = 2,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> Backbone:
     """Load a backbone by key, `hub:<id>@<revision>` or folder, fetching it first if it is not cached.
 
     `dtype` is "auto" (bfloat16 where the hardware computes in it, else float32), "bfloat16" or "float32"; `device` is
@@ -116,6 +129,7 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     if dtype not in DTYPES or device not in ("cpu", "cuda"):
         choices = f"{', '.join(DTYPES)}; cpu, cuda"
         raise UserError(f"unknown dtype {dtype!r} or device {device!r}; choose from {choices}.")
+    # bits depend on the number of threads, so it belongs to a run's settings
     torch.set_num_threads(threads)
     folder = checkpoints.folder(name)
     _require_memory(folder, dtype, device)
@@ -123,6 +137,7 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
         tokenizer, model = _from_folder(folder, DTYPES[dtype])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+    # frozen: what is trained is added by `lora`
     model.to(device).eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)
@@ -150,6 +165,7 @@ def fast_bfloat16(device: str) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return False
+    # the flags that the kernel lists for each processor
     flags = cpuinfo.read_text()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -179,7 +195,10 @@ def _require_memory(folder: Path, dtype: str, device: str) -> None:
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     # what is stored is bfloat16
     need = stored * (2 if dtype == "float32" else 1)
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = psutil.virtual_memory().available
     if need > free:
         raise UserError(
             f"the weights need {need / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free."
@@ -210,9 +229,13 @@ def _plain_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
 def _end_of_turn(tokenizer: Any) -> int:
     """Return the token that closes an answer: what the chat template puts after one, else end-of-text."""
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
+        turns = [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": "ANSWER"},
+        ]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         tail = text.rpartition("ANSWER")[2].strip()
+        # its first token, if the format closes a turn at all
         if ids := tokenizer(tail, add_special_tokens=False)["input_ids"]:
             return ids[0]
     return tokenizer.eos_token_id
@@ -221,7 +244,9 @@ def _end_of_turn(tokenizer: Any) -> int:
 def _stop(tokenizer: Any, model: Any) -> set[int]:
     """Return the ids that end generation; without a chat format a blank line does too."""
     ends = model.generation_config.eos_token_id
-    stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    # one id, several, or none
+    ends = ends if isinstance(ends, list) else [ends]
+    stop = {tokenizer.eos_token_id, *ends} - {None}
     if not tokenizer.chat_template:
         blank_line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         stop |= set(blank_line) if len(blank_line) == 1 else set()

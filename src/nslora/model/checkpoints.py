@@ -121,6 +121,7 @@ def identity(name: str) -> str:
         return BACKBONES[name].sha256
     if match := HUB.fullmatch(name):
         return match[2]
+    # names and contents of what a folder is loaded from
     files = sorted([*Path(name).glob("*.json"), *Path(name).glob("*.safetensors")])
     digests = [f"{download.sha256(path)} {path.name}" for path in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -140,6 +141,7 @@ def gguf(key: str) -> Path:
     with _lock(key):
         # another process may have fetched it meanwhile
         if not _is_whole(path, weights):
+            # the parts, and the file that they are joined to
             _require_disk(2 * weights.bytes, weights.title)
             download.fetch(weights, path)
     return path
@@ -161,6 +163,7 @@ def folder(name: str) -> Path:
     source = gguf(name)
     path = _converted_path(name)
     with _lock(name):
+        # another process may have converted it meanwhile
         if not _is_complete(path):
             # two bytes for each parameter
             _require_disk(2 * BACKBONES[name].params, BACKBONES[name].title)
@@ -233,6 +236,7 @@ def _convert(source: Path, path: Path) -> None:
 
     print(f"converting {source.name} once", file=sys.stderr)
     new = path.with_name(f"{path.name}.new")
+    # what an interrupted conversion left
     shutil.rmtree(new, ignore_errors=True)
     model = _from_gguf(source, new)
     # save_pretrained refuses a model that came from a GGUF file, so its parts are written one by one
@@ -240,6 +244,7 @@ def _convert(source: Path, path: Path) -> None:
         del model.config.quantization_config
     model.config.save_pretrained(new)
     state = model.state_dict()
+    # a tied head is the embedding once more
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}

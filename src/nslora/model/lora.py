@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from peft import (
     LoraConfig,
     PeftModel,
@@ -83,8 +84,10 @@ class FusedLoraLinear(LoraLinear):
         # without gradients the base layer computes by itself: it may have weights in a layout of its own
         _, _, a, b = self.tensors()
         y = self.base_layer(x)
-        low = torch.nn.functional.linear(x.flatten(0, -2), a.to(x.dtype))
-        y.flatten(0, -2).addmm_(low, b.to(x.dtype).t(), alpha=self.scale)
+        low = F.linear(x.flatten(0, -2), a.to(x.dtype))
+        # a view of y, to which s (x A') B' is added in place
+        rows = y.flatten(0, -2)
+        rows.addmm_(low, b.to(x.dtype).t(), alpha=self.scale)
         return y
 
     @property
@@ -92,7 +95,7 @@ class FusedLoraLinear(LoraLinear):
         """Factor of the product of A and B: alpha / rank."""
         return self.scaling[self.active_adapters[0]]
 
-    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def tensors(self) -> kernels.LoraTensors:
         """Return W, b, A and B."""
         (name,) = self.active_adapters
         base = cast(torch.nn.Linear, self.base_layer)
@@ -118,10 +121,12 @@ class Learner:
         self.backbone = backbone
         self.batch = cfg.batch
         self.lr = cfg.lr
+        # a tensor of the model, for type and device
         self.like = self.model.get_input_embeddings().weight
-        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in trained]
-        self.weights = [weight for _, weight in trained]
+        parameters = dict(self.model.named_parameters())
+        self.names = [name for name in parameters if parameters[name].requires_grad]
+        self.weights = [parameters[name] for name in self.names]
+        # for `reset`: A as drawn, B zero
         self.initial = [weight.detach().clone() for weight in self.weights]
         self.optimizer = self._fresh_optimizer()
 
@@ -135,18 +140,22 @@ class Learner:
         for batch in batches(len(rows), self.batch, rng):
             own = [i for i in batch if pairs[i].source != "replay"]
             replay = [i for i in batch if pairs[i].source == "replay"]
-            nll, own_norm = self._step([rows[i] for i in own], [rows[i] for i in replay])
+            own_rows = [rows[i] for i in own]
+            replay_rows = [rows[i] for i in replay]
+            nll, own_norm = self._step(own_rows, replay_rows)
+            # terms come in the order of the step, not of the pairs
             order += own + replay
             token_nll += nll
             if own:
                 norms.append(own_norm)
-        lengths = [len(answer) for _, answer in rows]
         # results leave the device here, once an epoch: a step never waits for them
+        lengths = [len(answer) for _, answer in rows]
+        grad_norm = torch.stack(norms).mean().item() if norms else math.nan
         return Epoch(
             nll=_per_row(token_nll, order, lengths),
             answer_tokens=tuple(lengths),
-            grad_norm=torch.stack(norms).mean().item() if norms else math.nan,
-            tokens=sum(lengths) + sum(len(prompt) for prompt, _ in rows),
+            grad_norm=grad_norm,
+            tokens=sum(len(prompt) + len(answer) for prompt, answer in rows),
             seconds=time.perf_counter() - started,
         )
 
@@ -157,6 +166,7 @@ class Learner:
         It is removed first and comes back last, once whole: it is only ever beside the adapter that it belongs to.
         """
         path = folder / OPTIMIZER_FILE
+        # from here until the last line `load` refuses the folder
         path.unlink(missing_ok=True)
         self.model.save_pretrained(str(folder))
         partial_file = path.with_suffix(".part")
@@ -173,6 +183,7 @@ class Learner:
         if _shapes(adapter) != _shapes(expected):
             raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
         state = self._optimizer_state(folder / OPTIMIZER_FILE)
+        # both files are whole and fit
         set_peft_model_state_dict(self.model, adapter)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer = self._fresh_optimizer()
@@ -186,36 +197,47 @@ class Learner:
         self.optimizer = self._fresh_optimizer()
 
     def _fresh_optimizer(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self.weights, lr=self.lr, weight_decay=0.0, fused=True)
+        return torch.optim.AdamW(
+            self.weights,
+            lr=self.lr,
+            weight_decay=0.0,
+            fused=True,
+        )
 
     def _row(self, pair: Pair) -> Row:
         text = self.backbone.text(pair.prompt, pair.question)
         return self.backbone.encode(text, pair.target)
 
-    def _step(self, own: Sequence[Row], replay: Sequence[Row]) -> tuple[list[Tensor], Tensor]:
+    def _step(self, own: list[Row], replay: list[Row]) -> tuple[list[Tensor], Tensor]:
         """Make one optimizer step on the mean nll per answer token of a batch.
 
         Returns:
             nll of each answer token, own rows first, in parts (n,), and the norm of the gradient of the own rows alone
             (0 if there are none).
         """
-        answer_tokens = sum(len(answer) for _, answer in [*own, *replay])
+        answer_tokens = sum(len(answer) for _, answer in own + replay)
+        own_norm = None
         nll = self._backward(own, answer_tokens)
-        # gradients hold the own rows' share now; only a mixed batch pays for a second norm
-        own_norm = torch.nn.utils.get_total_norm(_gradients(self.weights)) if replay else None
-        nll += self._backward(replay, answer_tokens)
+        if replay:
+            # the gradients are those of the own rows now; only a mixed batch pays for a second norm
+            grads = [weight.grad for weight in self.weights if weight.grad is not None]
+            own_norm = torch.nn.utils.get_total_norm(grads)
+            nll += self._backward(replay, answer_tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return nll, norm if own_norm is None else own_norm
 
-    def _backward(self, rows: Sequence[Row], answer_tokens: int) -> list[Tensor]:
+    def _backward(self, rows: list[Row], answer_tokens: int) -> list[Tensor]:
         """Add the gradient of the rows' share of a batch's mean nll; return nll of each answer token, in parts (n,)."""
         nll = []
         for part in split(rows):
-            logits, targets = answer_logits(self.model, **pack(part, self.like))
+            inputs = pack(part, self.like)
+            logits, targets = answer_logits(self.model, **inputs)
             total, terms = kernels.summed_nll(logits, targets)
-            (total / answer_tokens).backward()
+            # dividing by the whole batch's tokens makes the parts' gradients add up to the mean's
+            share = total / answer_tokens
+            share.backward()
             nll.append(terms)
         return nll
 
@@ -260,13 +282,17 @@ def batches(count: int, size: int, rng: np.random.Generator) -> list[list[int]]:
 def _with_lora(model: Any, rank: int, seed: int) -> PeftModel:
     """Wrap the model with a neutral adapter (B is 0) whose A is drawn from `seed`, and fuse its layers."""
     config = LoraConfig(
-        r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=ALPHA * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
     config._register_custom_module({torch.nn.Linear: FusedLoraLinear})
     # PEFT draws A from torch's global state, which is put back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
+    # PEFT's wrapping is in training mode; a model with dropout would draw from torch's global state
     wrapped.eval()
     kernels.train_norms(wrapped)
     for family in kernels.sibling_layers(wrapped, lambda m: isinstance(m, FusedLoraLinear)):
@@ -279,20 +305,23 @@ def _with_lora(model: Any, rank: int, seed: int) -> PeftModel:
 def _outputs(family: Sequence[FusedLoraLinear], x: Tensor) -> list[Tensor]:
     """Compute the outputs (..., out) of layers from their common input (..., in)."""
     tensors = [layer.tensors() for layer in family]
-    products = kernels.lora_products(x.flatten(0, -2), tensors, family[0].scale)
+    rows = x.flatten(0, -2)
+    products = kernels.lora_products(rows, tensors, family[0].scale)
     return [y.unflatten(0, x.shape[:-1]) for y in products]
 
 
-def _gradients(weights: Sequence[torch.nn.Parameter]) -> list[Tensor]:
-    return [weight.grad for weight in weights if weight.grad is not None]
-
-
-def _per_row(token_nll: list[Tensor], order: list[int], lengths: list[int]) -> tuple[float, ...]:
+def _per_row(
+    token_nll: list[Tensor],
+    order: list[int],
+    lengths: list[int],
+) -> tuple[float, ...]:
     """Sum the nll of tokens, whose rows come in `order`, by row; in the order of `lengths`."""
-    terms = torch.cat(token_nll).double().cpu().split([lengths[i] for i in order])
+    # (answer tokens of the epoch,); float64 sums do not depend on how rows were split
+    terms = torch.cat(token_nll).double().cpu()
+    rows = terms.split([lengths[i] for i in order])
     sums = [0.0] * len(lengths)
-    for i, of_row in zip(order, terms, strict=True):
-        sums[i] = of_row.sum().item()
+    for i, row in zip(order, rows, strict=True):
+        sums[i] = row.sum().item()
     return tuple(sums)
 
 

@@ -1,6 +1,6 @@
 """Attend over packed rows, each by itself, and on a CPU as one function with a gradient of its own.
 
-Replaces transformers' `sdpa` over all pairs of T packed tokens behind a (T, T) mask: most of these pairs lie between
+Replaces transformers' `sdpa` over all pairs of the T packed tokens behind a (T, T) mask, when most pairs are of two
 rows that do not see each other. Same numbers: tests/model/fast/test_attention.py.
 
 Two packed rows `s s q a` and `s s r a` (tokens 0 to 5) in slots, as the layout has them:
@@ -29,6 +29,9 @@ ATTENTION = "sdpa_by_row"
 # lengths of rows are filled up to a multiple: torch's softmax of other lengths takes twice as long
 EVEN = 16
 
+HeadIndices = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, ...]
+
 
 class Layout:
     """Where the tokens of packed rows are: rows may share tokens, and spare tokens belong to no row.
@@ -40,27 +43,31 @@ class Layout:
         used: number of tokens that belong to a row; they come first.
     """
 
-    def __init__(self, paths: Sequence[Sequence[int]], tokens: int, device: torch.device) -> None:
+    def __init__(self, paths: Sequence[list[int]], tokens: int, device: torch.device) -> None:
         """Lay out `paths`, each row's tokens in order, of `tokens` in all."""
         longest = max(len(path) for path in paths)
-        length = -(-longest // EVEN) * EVEN
+        length = longest + -longest % EVEN
+        # slots are counted through the table: row * length + depth
         own: dict[int, int] = {}
-        others: list[tuple[int, int]] = []
+        others = []
         for row, path in enumerate(paths):
             for slot, token in enumerate(path, row * length):
                 # the last slot of a token becomes its own
                 if token in own:
                     others.append((own[token], token))
                 own[token] = slot
-        table = [[*path, *[0] * (length - len(path))] for path in paths]
+        # what lies behind the end of a row is after all its tokens, so causal attention hides it
+        table = [path + [0] * (length - len(path)) for path in paths]
         slots = [own.get(token, 0) for token in range(tokens)]
         self.used = len(own)
         self.table = torch.tensor(table, device=device)
         self.own = torch.tensor(slots, device=device)
-        self.others = torch.tensor(others, dtype=torch.long, device=device).view(-1, 2).t()
-        self._by_head: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # (0, 2) where no token is shared
+        pairs = torch.tensor(others, dtype=torch.long, device=device)
+        self.others = pairs.view(-1, 2).t()
+        self._by_head: dict[int, HeadIndices] = {}
 
-    def by_head(self, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def by_head(self, heads: int) -> HeadIndices:
         """Return indices of head vectors for a number of heads, computed once for all layers.
 
         Returns:
@@ -70,18 +77,25 @@ class Layout:
         """
         if heads not in self._by_head:
             head = torch.arange(heads, device=self.table.device)
-            spread = self.table[:, None, :] * heads + head[:, None]
-            own = self._vectors(self.own, head)
-            others = self._vectors(self.others[0], head)
-            self._by_head[heads] = (spread.flatten(), own, others)
+            # (rows, 1, length) and (heads, 1) to (rows, heads, length)
+            first = self.table[:, None, :] * heads
+            spread = first + head[:, None]
+            self._by_head[heads] = (
+                spread.flatten(),
+                self._vectors(self.own, head),
+                self._vectors(self.others[0], head),
+            )
         return self._by_head[heads]
 
     def _vectors(self, slots: Tensor, head: Tensor) -> Tensor:
         """Return indices (slots * heads,) into (rows, heads, length) of slots counted through (rows, length)."""
         length = self.table.shape[1]
-        row, depth = slots // length, slots % length
+        row = slots // length
+        depth = slots % length
+        # (slots, heads): where each head of the slot's row begins
         first = row[:, None] * len(head) + head
-        return (first * length + depth[:, None]).flatten()
+        vectors = first * length + depth[:, None]
+        return vectors.flatten()
 
 
 def attend(
@@ -104,6 +118,7 @@ def attend(
     Returns:
         (B, T, heads, dim), and no weights.
     """
+    # a decoding step, or a model whose scores have a bias for each pair of tokens
     if rows is None or options.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
@@ -111,29 +126,45 @@ def attend(
     length = rows.table.shape[1]
     # a token sees itself and the window - 1 tokens before it
     window = options.get("sliding_window") or length
+    # our function has no dropout, and a GPU has fused kernels whose gradients are fast
     if query.device.type == "cpu" and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         mask = _causal_mask(query, length, window)
-        return cast(Tensor, _RowAttention.apply(query, key, value, mask, rows, scaling)), None
-    q, k, v = (_by_row(x, rows) for x in (query, key, value))
+        output = _RowAttention.apply(query, key, value, mask, rows, scaling)
+        return cast(Tensor, output), None
+    # torch's kernels need no mask for causal attention without a window
     mask = _causal_mask(query, length, window) if window < length else None
-    options["is_causal"] = mask is None
-    output, _ = sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, **options)
+    output, _ = sdpa_attention_forward(
+        module,
+        _by_row(query, rows),
+        _by_row(key, rows),
+        _by_row(value, rows),
+        mask,
+        dropout,
+        scaling,
+        is_causal=mask is None,
+        **options,
+    )
     # (rows, length, heads, dim) to (1, T, heads, dim)
-    return output.flatten(0, 1).index_select(0, rows.own)[None], None
+    slots = output.flatten(0, 1)
+    return slots.index_select(0, rows.own)[None], None
 
 
 def _by_row(x: Tensor, rows: Layout) -> Tensor:
     """Return (1, heads, T, dim) as (rows, heads, length, dim)."""
     slots = x[0].index_select(1, rows.table.flatten())
-    return slots.unflatten(1, rows.table.shape).transpose(0, 1)
+    by_row = slots.unflatten(1, rows.table.shape)
+    return by_row.transpose(0, 1)
 
 
 def _causal_mask(like: Tensor, length: int, window: int) -> Tensor:
     """Return (length, length) to add to scores: -inf at later tokens and at those before the window, else 0."""
-    hidden = torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device)
+    # -inf everywhere; `triu` and `tril` put 0 where a token is seen
+    hidden = like.new_full((length, length), -torch.inf)
     later = hidden.triu(1)
-    return later if window >= length else later + hidden.tril(-window)
+    if window >= length:
+        return later
+    return later + hidden.tril(-window)
 
 
 class _RowAttention(torch.autograd.Function):
@@ -154,31 +185,42 @@ class _RowAttention(torch.autograd.Function):
         rows: Layout,
         scaling: float,
     ) -> Tensor:
-        (_, heads, tokens, dim), groups = query.shape, key.shape[1]
-        # q is (G, L, dim), k and v are (G, length, dim), scores (G, L, length)
-        q, k, v = (_spread(x, rows, groups) for x in (query, key, value))
-        scores = torch.bmm(q.mul_(scaling), k.transpose(1, 2))
-        weights = scores.add_(mask.repeat(heads // groups, 1)).softmax(-1)
+        _, heads, tokens, dim = query.shape
+        groups = key.shape[1]
+        q = _spread(query, rows, groups).mul_(scaling)  # (G, L, dim)
+        k = _spread(key, rows, groups)  # (G, length, dim)
+        v = _spread(value, rows, groups)
+        scores = torch.bmm(q, k.transpose(1, 2))  # (G, L, length)
+        # one mask for each query head of a group
+        scores += mask.repeat(heads // groups, 1)
+        weights = scores.softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
-        ctx.rows, ctx.scaling, ctx.heads = rows, scaling, heads
+        ctx.rows = rows
+        ctx.scaling = scaling
+        ctx.heads = heads
+        # of shared tokens, whose query is in several rows, one answer is read: all are equal
         _, own, _ = rows.by_head(heads)
         output = torch.bmm(weights, v).view(-1, dim)
-        return output.index_select(0, own).view(1, tokens, heads, dim)
+        answered = output.index_select(0, own)
+        return answered.view(1, tokens, heads, dim)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         q, k, v, weights = ctx.saved_tensors
         rows, heads = ctx.rows, ctx.heads
-        dim, groups = q.shape[-1], len(k) // len(rows.table)
+        dim = q.shape[-1]
+        groups = len(k) // len(rows.table)
         # queries are answered in own slots only: all others have no gradient
         _, own, _ = rows.by_head(heads)
         of_output = torch.zeros_like(q)
-        of_output.view(-1, dim)[own[: rows.used * heads]] = grads[0][0, : rows.used].reshape(
-            -1, dim
-        )
+        answered = own[: rows.used * heads]
+        grad = grads[0][0, : rows.used]
+        of_output.view(-1, dim)[answered] = grad.reshape(-1, dim)
+        # softmax(z) v: dv = w' do, dw = do v', dz = w (dw - sum(w dw))
         of_v = torch.bmm(weights.transpose(1, 2), of_output)
         of_weights = torch.bmm(of_output, v.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        dtype = weights.dtype
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, dtype)
         # q is scaled already, so the gradient of k has its scale
         of_q = torch.bmm(of_scores, k).mul_(ctx.scaling)
         of_k = torch.bmm(of_scores.transpose(1, 2), q)
@@ -196,18 +238,24 @@ def _spread(x: Tensor, rows: Layout, groups: int) -> Tensor:
     """Return (1, heads, T, dim) as each row has it, (rows * groups, heads / groups * length, dim)."""
     heads, dim = x.shape[1], x.shape[-1]
     spread, _, _ = rows.by_head(heads)
+    # (T * heads, dim)
     vectors = x[0].transpose(0, 1).reshape(-1, dim)
-    return vectors.index_select(0, spread).view(len(rows.table) * groups, -1, dim)
+    by_row = vectors.index_select(0, spread)
+    return by_row.view(len(rows.table) * groups, -1, dim)
 
 
 def _gathered(grad: Tensor, rows: Layout, heads: int) -> Tensor:
     """Return the gradient of `_spread`, (1, heads, T, dim): the sum over the slots of each token."""
     _, own, others = rows.by_head(heads)
     vectors = grad.view(-1, grad.shape[-1])
+    # (T, heads * dim); spare tokens were read from slots of others
     total = vectors.index_select(0, own).view(len(rows.own), -1)
     total[rows.used :] = 0
-    total.index_add_(0, rows.others[1], vectors.index_select(0, others).view(-1, total.shape[1]))
-    return total.unflatten(1, (heads, -1)).transpose(0, 1)[None]
+    shared = vectors.index_select(0, others).view(-1, total.shape[1])
+    # a token in m rows has m - 1 slots more
+    total.index_add_(0, rows.others[1], shared)
+    by_head = total.unflatten(1, (heads, -1))
+    return by_head.transpose(0, 1)[None]
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -27,7 +27,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from nslora.model.fast.kernels import PreallocatedLayer, blocked_weights
 from nslora.model.fast.packing import common_prefix, evaluating
 
+# rows decoded at once
 BATCH = 64
+
+Inputs = dict[str, Any]  # keyword arguments of the model
+Output = tuple[list[int], float]  # new tokens, and their mean log-probability in nats
 
 
 def decode(
@@ -37,7 +41,7 @@ def decode(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
-) -> list[tuple[list[int], float]]:
+) -> list[Output]:
     """Continue each prompt until a stop token or `max_new_tokens`, in input order.
 
     Greedy at temperature 0. Otherwise a row draws its t-th token by inverse CDF from its own uniform
@@ -48,17 +52,19 @@ def decode(
         For each prompt the new tokens (a stop token included) and their mean log-probability in nats under the model
         at temperature 1.
     """
-    results: list[tuple[list[int], float]] = [([], 0.0)] * len(prompts)
+    results: list[Output] = [([], 0.0)] * len(prompts)
     if not prompts:
         return results
     uniform = _uniform(seed, len(prompts), max_new_tokens)
+    # prompts of similar length together, so that little is padding
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with evaluating(model), blocked_weights(model):
         prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
         for start in range(0, len(prompts), BATCH):
             batch = by_length[start : start + BATCH]
             tails = [tuple(prompts[i][prefix:]) for i in batch]
-            different = list(dict.fromkeys(tails))  # equal prompts are prefilled once
+            # equal prompts are prefilled once
+            different = list(dict.fromkeys(tails))
             inputs = _padded_left(model, different, prefix, cache)
             rows = [different.index(tail) for tail in tails]
             outputs = _decode_batch(model, inputs, rows, stop, uniform[batch], temperature)
@@ -68,7 +74,10 @@ def decode(
 
 
 def _uniform(seed: int | Sequence[int], rows: int, draws: int) -> Tensor:
-    """Return uniform numbers (rows, draws) of one seed for all rows, or of one seed for each."""
+    """Return uniform numbers (rows, draws), of one seed for all rows or of one seed for each.
+
+    Drawn for all rows at once, on the CPU: the same numbers whatever the batches and the device.
+    """
     if isinstance(seed, int):
         return torch.rand(rows, draws, generator=torch.Generator().manual_seed(seed))
     generators = [torch.Generator().manual_seed(own) for own in seed]
@@ -77,12 +86,12 @@ def _uniform(seed: int | Sequence[int], rows: int, draws: int) -> Tensor:
 
 def _decode_batch(
     model: Any,
-    inputs: dict[str, Any],
+    inputs: Inputs,
     prefilled: list[int],
     stop: set[int],
     uniform: Tensor,
     temperature: float,
-) -> list[tuple[list[int], float]]:
+) -> list[Output]:
     """Decode one left-padded batch; `uniform` is (B, max_new_tokens).
 
     Row i of the batch goes on from row `prefilled[i]` of the inputs: several may share one.
@@ -94,19 +103,25 @@ def _decode_batch(
     unfinished = set(members)
     cache = inputs["past_key_values"]
     for step in range(uniform.shape[1]):
-        logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        output = model(**inputs, use_cache=True, logits_to_keep=1)
+        logits = output.logits[:, -1].float()  # (B, V)
         if step == 0 and prefilled != members:
             logits, inputs = logits[prefilled], _one_row_each(inputs, prefilled)
         tokens = _choose(logits, uniform[members, step], temperature)
-        logp = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        for i, token, gain in zip(members, tokens.tolist(), logp.tolist(), strict=True):
+        # log softmax at the chosen token only
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
+        logp = chosen - logits.logsumexp(-1)
+        # the one wait for the device in a step
+        chosen_tokens = zip(members, tokens.tolist(), logp.tolist(), strict=True)
+        for i, token, logprob in chosen_tokens:
             if i in unfinished:
                 rows[i].append(token)
-                logprobs[i] += gain
+                logprobs[i] += logprob
                 if token in stop:
                     unfinished.remove(i)
         if not unfinished:
             break
+        # finished rows leave: later steps are for the others
         keep = _kept_slots([i in unfinished for i in members])
         if len(keep) < len(members):
             members = [members[slot] for slot in keep]
@@ -115,20 +130,21 @@ def _decode_batch(
     return [(row, total / len(row)) for row, total in zip(rows, logprobs, strict=True)]
 
 
-def _one_row_each(inputs: dict[str, Any], prefilled: list[int]) -> dict[str, Any]:
+def _one_row_each(inputs: Inputs, prefilled: list[int]) -> Inputs:
     """Return prefilled inputs with a row, and a cache, for each member of the batch."""
-    cache = inputs["past_key_values"]
-    cache.batch_select_indices(torch.tensor(prefilled, device=inputs["attention_mask"].device))
-    copied = {name: inputs[name][prefilled] for name in ("attention_mask", "position_ids")}
-    return inputs | copied
+    mask, positions = inputs["attention_mask"], inputs["position_ids"]
+    inputs["past_key_values"].batch_select_indices(torch.tensor(prefilled, device=mask.device))
+    return inputs | {"attention_mask": mask[prefilled], "position_ids": positions[prefilled]}
 
 
-def _next_inputs(inputs: dict[str, Any], tokens: Tensor, keep: list[int]) -> dict[str, Any]:
+def _next_inputs(inputs: Inputs, tokens: Tensor, keep: list[int]) -> Inputs:
     """Return the inputs of the next step: the new tokens (B,) of the slots that stay, one position further."""
     mask = inputs["attention_mask"][keep]
+    # (B, seen so far) grows by the new token
+    new = mask.new_ones(len(keep), 1)
     return {
         "input_ids": tokens[keep, None],
-        "attention_mask": torch.cat([mask, mask.new_ones(len(keep), 1)], 1),
+        "attention_mask": torch.cat([mask, new], 1),
         "position_ids": inputs["position_ids"][keep, -1:] + 1,
         "past_key_values": inputs["past_key_values"],
     }
@@ -143,10 +159,14 @@ def _kept_slots(unfinished: Sequence[bool]) -> list[int]:
         x . x x . x . x x   ->   x x x x x x      slots 0 8 2 3 7 5: two late rows move into free slots
     """
     count = sum(unfinished)
-    step = max(1, 2 ** (count - 1).bit_length() // 8)
-    size = min(-(-count // step) * step, len(unfinished))
-    late = [slot for slot in range(size, len(unfinished)) if unfinished[slot]]
-    keep = list(range(size))
+    # the next power of two, in eighths
+    power = 2 ** (count - 1).bit_length()
+    step = max(1, power // 8)
+    size = min(count + -count % step, len(unfinished))
+    # rows behind the new end move into slots that are free
+    slots = range(len(unfinished))
+    keep = list(slots[:size])
+    late = [slot for slot in slots[size:] if unfinished[slot]]
     for slot in keep:
         if late and not unfinished[slot]:
             keep[slot] = late.pop()
@@ -160,20 +180,27 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     cdf = (logits / temperature).softmax(-1).cumsum(-1)
     # rounding leaves the total a little off 1, so the point is scaled to it
     point = uniform.to(logits.device)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    tokens = torch.searchsorted(cdf, point, right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[1] - 1)
 
 
-def _shared_prefix(model: Any, prompts: list[list[int]], new: int) -> tuple[int, DynamicCache]:
+def _shared_prefix(
+    model: Any,
+    prompts: list[list[int]],
+    new: int,
+) -> tuple[int, DynamicCache]:
     """Prefill the prefix that the prompts share; return its length and its KV cache.
 
     Rows that outgrow a layer's sliding window, `new` tokens included, share none: padding between a prefix and what
     follows would fill slots of the window that belong to tokens.
     """
     cache = DynamicCache(config=model.config)
+    # layers of a sliding window keep the last tokens only, padding among them
     longest = max(len(prompt) for prompt in prompts) + new
     sliding = [layer for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     overflows = any(longest > layer.sliding_window for layer in sliding)
     length = 0 if overflows else common_prefix(prompts)
+    # sliding layers stay: they never hold more than their window
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[i] = PreallocatedLayer()
@@ -184,20 +211,28 @@ def _shared_prefix(model: Any, prompts: list[list[int]], new: int) -> tuple[int,
 
 
 def _padded_left(
-    model: Any, tails: Sequence[Sequence[int]], prefix: int, cache: DynamicCache
-) -> dict[str, Any]:
+    model: Any,
+    tails: Sequence[Sequence[int]],
+    prefix: int,
+    cache: DynamicCache,
+) -> Inputs:
     """Return model inputs (B, longest tail) of rows that go on from a cached prefix, their last tokens aligned."""
     width = max(len(tail) for tail in tails)
-    padding = [width - len(tail) for tail in tails]
-    ids = [[0] * pad + list(tail) for pad, tail in zip(padding, tails, strict=True)]
-    real = [[0] * pad + [1] * (width - pad) for pad in padding]
-    mask = torch.tensor(real, device=model.device)
+    ids = torch.zeros(len(tails), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, tail in enumerate(tails):
+        ids[row, width - len(tail) :] = torch.tensor(tail)
+        mask[row, width - len(tail) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
     # each batch gets a copy of the prefix, one row for each of its own
     expanded = copy.deepcopy(cache)
     expanded.batch_repeat_interleave(len(tails))
+    # (B, prefix + longest tail); positions count real tokens only
+    of_prefix = mask.new_ones(len(tails), prefix)
+    positions = prefix + mask.cumsum(1) - 1
     return {
-        "input_ids": torch.tensor(ids, device=model.device),
-        "attention_mask": torch.cat([mask.new_ones(len(tails), prefix), mask], 1),
-        "position_ids": (prefix + mask.cumsum(1) - 1).clamp(min=0),
+        "input_ids": ids,
+        "attention_mask": torch.cat([of_prefix, mask], 1),
+        "position_ids": positions.clamp(min=0),
         "past_key_values": expanded,
     }

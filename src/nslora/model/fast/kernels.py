@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -36,6 +37,11 @@ NLL_ROWS = 8
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
+LoraTensors = tuple[Tensor, Tensor | None, Tensor, Tensor]  # W, b, A, B
+Gradients = tuple[Tensor | None, ...]
+Usable = Callable[[Any], bool]  # of a module
+Outputs = Callable[[Tensor], Sequence[Tensor]]  # of several layers, of their common input
+
 
 class PreallocatedLayer(DynamicLayer):
     """A layer of a KV cache with room at its end: a new token is written there, and nothing before it is copied.
@@ -45,59 +51,66 @@ class PreallocatedLayer(DynamicLayer):
     `keys` and `values` that are no such view (rows were repeated, say) are copied into new room by the next token.
     """
 
-    buffers: tuple[Tensor, ...] = ()
+    keys: Tensor
+    values: Tensor
+    buffers: Sequence[Tensor] = ()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, heads, new tokens, dim); return all of them so far."""
-        new = (key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
+        # (B, heads, ROOM and more, dim) each; views of another cache's buffers are never written
         if not self._in_buffers() or end > self.buffers[0].shape[-2]:
-            self._grow(new, start, end + ROOM)
-        for buffer, states in zip(self.buffers, new, strict=True):
-            buffer[..., start:end, :] = states
+            self._grow(key_states, value_states, start, end + ROOM)
+        keys, values = self.buffers
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys = keys[..., :end, :]
+        self.values = values[..., :end, :]
         self.is_initialized = True
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows. If they are the first n, some replaced by later ones, only the replacements are copied."""
-        rows = indices.tolist()
-        moves = [(slot, row) for slot, row in enumerate(rows) if slot != row]
-        if not self._in_buffers() or any(row < len(rows) for _, row in moves):
+        rows: list[int] = indices.tolist()
+        count = len(rows)
+        # a row below `count` that moves could be overwritten before it is read
+        moved = [row for slot, row in enumerate(rows) if row != slot]
+        if not self._in_buffers() or any(row < count for row in moved):
             super().batch_select_indices(indices)
             return
-        keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
-        for slot, row in moves:
-            keys[slot] = keys[row]
-            values[slot] = values[row]
-        self.buffers = tuple(buffer[: len(rows)] for buffer in self.buffers)
-        self.keys, self.values = keys[: len(rows)], values[: len(rows)]
+        for slot, row in enumerate(rows):
+            if row != slot:
+                self.keys[slot] = self.keys[row]
+                self.values[slot] = self.values[row]
+        self.buffers = [buffer[:count] for buffer in self.buffers]
+        self.keys = self.keys[:count]
+        self.values = self.values[:count]
 
-    def _grow(self, new: tuple[Tensor, Tensor], start: int, size: int) -> None:
-        """Make buffers for `size` tokens, of the kind of `new`, with the first `start` tokens as they are."""
-        self.buffers = tuple(x.new_empty(*x.shape[:2], size, x.shape[-1]) for x in new)
+    def _grow(self, key: Tensor, value: Tensor, start: int, size: int) -> None:
+        """Make buffers for `size` tokens, else shaped like key and value, and copy the first `start` tokens."""
+        self.buffers = [x.new_empty(*x.shape[:2], size, x.shape[3]) for x in (key, value)]
         if start:
-            for buffer, old in zip(self.buffers, (self.keys, self.values), strict=True):
-                buffer[..., :start, :] = cast(Tensor, old)
+            keys, values = self.buffers
+            keys[..., :start, :] = self.keys
+            values[..., :start, :] = self.values
 
     def _in_buffers(self) -> bool:
         """Whether keys (and so values) are a view of the buffers."""
         if not self.buffers:
             return False
-        return cast(Tensor, self.keys).data_ptr() == self.buffers[0].data_ptr()
+        return self.keys.data_ptr() == self.buffers[0].data_ptr()
 
 
 class SharedInput:
     """Sibling layers, called one after another with the same input: the first call computes the outputs of all."""
 
-    def __init__(
-        self, layers: Sequence[Any], outputs: Callable[[Tensor], Sequence[Tensor]]
-    ) -> None:
+    def __init__(self, layers: Sequence[Any], outputs: Outputs) -> None:
         """Wrap `outputs`, which computes the outputs of `layers` in their order."""
-        self.layers, self.outputs = layers, outputs
+        self.layers = layers
+        self.outputs = outputs
         self.input: Tensor | None = None
         self.pending: dict[Any, Tensor] = {}
 
@@ -105,7 +118,8 @@ class SharedInput:
         """Return the output of one of the layers."""
         if input is not self.input or layer not in self.pending:
             outputs = self.outputs(input)
-            self.input, self.pending = input, dict(zip(self.layers, outputs, strict=True))
+            self.pending = dict(zip(self.layers, outputs, strict=True))
+            self.input = input
         output = self.pending.pop(layer)
         if not self.pending:
             # nothing is kept alive between forward passes
@@ -113,7 +127,7 @@ class SharedInput:
         return output
 
 
-def sibling_layers(model: Any, usable: Callable[[Any], bool]) -> list[list[Any]]:
+def sibling_layers(model: Any, usable: Usable) -> list[list[Any]]:
     """Return the usable modules of `model` in lists: those with the same input together, others alone."""
     families: list[list[Any]] = []
     for module in model.modules():
@@ -121,14 +135,17 @@ def sibling_layers(model: Any, usable: Callable[[Any], bool]) -> list[list[Any]]
             family = [_unwrapped(getattr(module, name, None), usable) for name in names]
             if all(layer is not None and usable(layer) for layer in family):
                 families.append(family)
+    # the others, each a family of its own
     members = {layer for family in families for layer in family}
     alone = [m for m in model.modules() if usable(m) and m not in members]
     return families + [[module] for module in alone]
 
 
-def _unwrapped(layer: Any, usable: Callable[[Any], bool]) -> Any:
+def _unwrapped(layer: Any, usable: Usable) -> Any:
     """Return the layer, or what an adapter wraps in it if only that is usable."""
-    return layer if layer is None or usable(layer) else getattr(layer, "base_layer", None)
+    if layer is None or usable(layer):
+        return layer
+    return getattr(layer, "base_layer", None)
 
 
 @contextmanager
@@ -141,12 +158,15 @@ def blocked_weights(model: Any) -> Iterator[None]:
     on_cpu = torch.backends.mkldnn.is_available() and model.device.type == "cpu"
 
     def usable(module: Any) -> bool:
-        return on_cpu and type(module) is torch.nn.Linear and not module.weight.requires_grad
+        is_linear = on_cpu and type(module) is torch.nn.Linear
+        return is_linear and not module.weight.requires_grad
 
     families = sibling_layers(model, usable)
+    # shadows the class's forward until the context ends
     for family in families:
-        outputs = partial(_blocked_products, family, _blocked_copy(family), _joint_bias(family))
-        shared = SharedInput(family, outputs)
+        blocked = _blocked_copy(family)
+        bias = _joint_bias(family)
+        shared = SharedInput(family, partial(_blocked_products, family, blocked, bias))
         for module in family:
             module.forward = partial(shared, module)
     try:
@@ -162,6 +182,7 @@ def _blocked_copy(family: Sequence[Any]) -> Tensor:
     first = family[0]
     versions = [(m.weight.data_ptr(), m.weight._version) for m in family]
     if getattr(first, "blocked_versions", None) != versions:
+        # (sum of outputs, in)
         joint = torch.cat([m.weight for m in family])
         first.blocked = torch.ops.mkldnn._reorder_linear_weight(joint, LAYOUT_ROWS)
         first.blocked_versions = versions
@@ -172,19 +193,27 @@ def _joint_bias(family: Sequence[Any]) -> Tensor | None:
     """Return the biases of all layers in one, zeros where a layer has none; None if no layer has one."""
     if all(m.bias is None for m in family):
         return None
-    zeros = [m.weight.new_zeros(m.out_features) for m in family]
-    return torch.cat([z if m.bias is None else m.bias for m, z in zip(family, zeros, strict=True)])
+    biases = []
+    for module in family:
+        zeros = module.weight.new_zeros(module.out_features)
+        biases.append(zeros if module.bias is None else module.bias)
+    return torch.cat(biases)
 
 
 def _blocked_products(
-    family: Sequence[Any], blocked: Tensor, bias: Tensor | None, input: Tensor
+    family: Sequence[Any],
+    blocked: Tensor,
+    bias: Tensor | None,
+    input: Tensor,
 ) -> Sequence[Tensor]:
     output = torch.ops.mkldnn._linear_pointwise(input, blocked, bias, "none", [], "")
     return output.split([m.out_features for m in family], -1)
 
 
 def lora_products(
-    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None, Tensor, Tensor]], scale: float
+    x: Tensor,
+    layers: Sequence[LoraTensors],
+    scale: float,
 ) -> tuple[Tensor, ...]:
     """Compute LoRA (Hu et al., 2021) of layers with the same input: y = x W' + b + s (x A') B'.
 
@@ -197,7 +226,8 @@ def lora_products(
         y (n, out) of each layer. Sums are made within products, in y as in the gradient of x.
     """
     tensors = [tensor for layer in layers for tensor in layer]
-    return cast(tuple[Tensor, ...], _LoraProducts.apply(x, scale, *tensors))
+    products = _LoraProducts.apply(x, scale, *tensors)
+    return cast(tuple[Tensor, ...], products)
 
 
 class _LoraProducts(torch.autograd.Function):
@@ -205,26 +235,33 @@ class _LoraProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, *tensors: Any) -> tuple[Tensor, ...]:
-        weights, biases, down, up = (tensors[i::4] for i in range(4))
+        # the four tensors of each layer, one layer after another
+        weights, biases = tensors[0::4], tensors[1::4]
+        down, up = tensors[2::4], tensors[3::4]
         a = torch.cat(down).to(x.dtype)
         up = [b.to(x.dtype) for b in up]
-        low = torch.nn.functional.linear(x, a)
-        ctx.scale, ctx.ranks = scale, [len(matrix) for matrix in down]
+        # one thin product for all layers
+        low = F.linear(x, a)
+        ctx.scale = scale
+        ctx.ranks = [len(matrix) for matrix in down]
         ctx.save_for_backward(x, low, a, *weights, *up)
         outputs = []
         lows = low.split(ctx.ranks, 1)
-        for weight, bias, b, low_own in zip(weights, biases, up, lows, strict=True):
-            y = torch.nn.functional.linear(x, weight, bias)
-            outputs.append(y.addmm_(low_own, b.t(), alpha=scale))
+        for weight, bias, b, own in zip(weights, biases, up, lows, strict=True):
+            y = F.linear(x, weight, bias)
+            # y += s l B', summed within the product
+            y.addmm_(own, b.t(), alpha=scale)
+            outputs.append(y)
         return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         x, low, a, *rest = ctx.saved_tensors
-        weights, up = rest[: len(grads)], rest[len(grads) :]
+        weights = rest[: len(grads)]
+        up = rest[len(grads) :]
         # dl = s dy B of each layer, side by side: (n, sum of ranks)
-        of_low = torch.cat([torch.mm(grad, b) for grad, b in zip(grads, up, strict=True)], 1)
-        of_low.mul_(ctx.scale)
+        of_lows = [torch.mm(grad, b) for grad, b in zip(grads, up, strict=True)]
+        of_low = torch.cat(of_lows, 1).mul_(ctx.scale)
         # dx = dl A + sum of dy W
         of_x = None
         if ctx.needs_input_grad[0]:
@@ -232,11 +269,14 @@ class _LoraProducts(torch.autograd.Function):
             for grad, weight in zip(grads, weights, strict=True):
                 of_x.addmm_(grad, weight)
         # dA = dl' x, and dB = s dy' l
-        of_a = torch.mm(of_low.t(), x).float().split(ctx.ranks)
-        of_tensors: list[Tensor | None] = []
-        for grad, low_own, da in zip(grads, low.split(ctx.ranks, 1), of_a, strict=True):
-            db = torch.mm(grad.t(), low_own).mul_(ctx.scale).float()
-            of_tensors += [None, None, da, db]
+        of_a = torch.mm(of_low.t(), x).float()
+        of_as = of_a.split(ctx.ranks)
+        lows = low.split(ctx.ranks, 1)
+        of_tensors = []
+        for grad, own, da in zip(grads, lows, of_as, strict=True):
+            # the order of the arguments: W, b, A, B
+            db = torch.mm(grad.t(), own).mul_(ctx.scale)
+            of_tensors += [None, None, da, db.float()]
         return of_x, None, *of_tensors
 
 
@@ -256,19 +296,23 @@ class _SummedNll(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(logits)
         nll = logits.new_empty(len(logits), dtype=torch.float32)
+        # softmax - one-hot, written over the probabilities
+        minus_one = nll.new_full((NLL_ROWS, 1), -1.0)
         for start in range(0, len(logits), NLL_ROWS):
             rows = slice(start, start + NLL_ROWS)
+            # (rows, 1)
             index = targets[rows, None]
             log = torch.log_softmax(logits[rows], -1, dtype=torch.float32)
             nll[rows] = -log.gather(1, index)[:, 0]
-            minus_one = -torch.ones_like(index, dtype=log.dtype)
-            grad[rows] = log.exp_().scatter_add_(1, index, minus_one)
+            probability = log.exp_()
+            grad[rows] = probability.scatter_add_(1, index, minus_one)
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        # of the sum; the terms have no gradient
         return ctx.saved_tensors[0] * grads[0], None
 
 
@@ -283,19 +327,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        # float64 stays what it is
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        exact = x.to(dtype, copy=True)
+        # (..., 1), in place from here on
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        inverse_root = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        mean_square = length.square_().div_(x.shape[-1])
+        inverse_root = mean_square.add_(eps).rsqrt_()
         normed = exact.mul_(inverse_root).to(x.dtype)
         ctx.save_for_backward(normed, inverse_root, weight)
         return weight * normed
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         normed, inverse_root, weight = ctx.saved_tensors
         grad = grads[0] * weight
         # minus mean(g n), (..., 1)
-        along = (grad * normed).sum(-1, keepdim=True, dtype=torch.float32).div_(-normed.shape[-1])
+        dot = (grad * normed).sum(-1, keepdim=True, dtype=torch.float32)
+        along = dot.div_(-normed.shape[-1])
         of_x = torch.addcmul(grad, normed, along.to(grad.dtype))
         return of_x.mul_(inverse_root.to(grad.dtype)), None, None
 
@@ -303,11 +352,13 @@ class _RmsNorm(torch.autograd.Function):
 def train_norms(model: Any) -> None:
     """Let norms of Llama's kind in `model` (frozen weight times normed input) be `rms_norm` where gradients flow."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        is_norm = type(module).__name__.endswith("RMSNorm")
+        if is_norm and hasattr(module, "variance_epsilon"):
             module.forward = partial(_trained_norm, module)
 
 
 def _trained_norm(module: Any, x: Tensor) -> Tensor:
+    # without gradients transformers' own is as fast
     if not torch.is_grad_enabled() or module.weight.requires_grad:
         return type(module).forward(module, x)
     return rms_norm(x, module.weight, module.variance_epsilon)

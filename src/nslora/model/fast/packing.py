@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nslora.model.fast.attention import Layout
@@ -60,13 +61,16 @@ class _PrefixTree:
     parents: list[int] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def insert(self, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
+    def insert(self, prompt: list[int], answer: list[int]) -> list[int]:
         """Add a row; return its nodes, in order."""
         path = self._shared(prompt)
         depth = len(path)
         for token in [*prompt[depth:], *answer]:
             parent = path[-1] if path else ROOT
-            path.append(self._append(token, parent, len(path), len(path) >= len(prompt)))
+            # a path as long as the prompt has all of it
+            is_answer = len(path) >= len(prompt)
+            node = self._append(token, parent, len(path), is_answer)
+            path.append(node)
         return path
 
     def fill(self, multiple: int) -> None:
@@ -83,17 +87,18 @@ class _PrefixTree:
                 seen[node] |= seen[parent]
         return seen
 
-    def _shared(self, prompt: Sequence[int]) -> list[int]:
+    def _shared(self, prompt: list[int]) -> list[int]:
         """Return the nodes of the longest start of the prompt that is in the tree.
 
         The last token of a prompt is never shared: an answer has to follow the token that predicts it.
         """
         path: list[int] = []
+        node = ROOT
         for token in prompt[:-1]:
-            child = self.children.get((path[-1] if path else ROOT, token))
-            if child is None:
+            if (node, token) not in self.children:
                 break
-            path.append(child)
+            node = self.children[node, token]
+            path.append(node)
         return path
 
     def _append(self, token: int, parent: int, position: int, is_answer: bool) -> int:
@@ -102,6 +107,7 @@ class _PrefixTree:
         self.positions.append(position)
         self.answers.append(int(is_answer))
         self.parents.append(parent)
+        # of equal tokens under one parent (last tokens of prompts, answers) rows share the first
         self.children.setdefault((parent, token), node)
         return node
 
@@ -114,15 +120,17 @@ def pack(rows: Sequence[Row], like: Tensor) -> dict[str, Any]:
     tree = _PrefixTree()
     paths = [tree.insert(prompt, answer) for prompt, answer in rows]
     tree.fill(EVEN)
-    hidden = torch.finfo(like.dtype).min
-    mask = torch.zeros(len(tree.ids), len(tree.ids), dtype=like.dtype)
-    mask = mask.masked_fill(~tree.seen(), hidden).to(like.device)
+    device = like.device
+    seen = tree.seen().to(device)
+    # (T, T) to add to the scores
+    mask = torch.zeros_like(seen, dtype=like.dtype)
+    mask.masked_fill_(~seen, torch.finfo(like.dtype).min)
     return {
-        "input_ids": torch.tensor([tree.ids], device=like.device),  # (1, T)
-        "attention_mask": mask[None, None],  # (1, 1, T, T), added to scores
-        "rows": Layout(paths, len(tree.ids), like.device),
-        "answer_mask": torch.tensor([tree.answers], device=like.device),  # (1, T)
-        "position_ids": torch.tensor([tree.positions], device=like.device),  # (1, T)
+        "input_ids": torch.tensor([tree.ids], device=device),  # (1, T)
+        "attention_mask": mask[None, None],  # (1, 1, T, T)
+        "answer_mask": torch.tensor([tree.answers], device=device),  # (1, T)
+        "position_ids": torch.tensor([tree.positions], device=device),  # (1, T)
+        "rows": Layout(paths, len(tree.ids), device),
     }
 
 
@@ -135,6 +143,7 @@ def split(rows: Sequence[Row]) -> list[list[Row]]:
     parts: list[list[Row]] = []
     tokens = pairs = 0
     for prompt, answer in rows:
+        # what the row adds to the part: tokens it has for itself, and pairs in its attention
         length = len(prompt) + len(answer)
         part = parts[-1] if parts else []
         shared = [common_prefix([prompt, other]) for other, _ in part]
@@ -155,7 +164,11 @@ def common_prefix(prompts: Sequence[list[int]]) -> int:
 
 
 def answer_logits(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, answer_mask: Tensor, **forward: Any
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    answer_mask: Tensor,
+    **forward: Any,
 ) -> tuple[Tensor, Tensor]:
     """Compute the logits that predict the answer tokens, and those tokens; gradients flow.
 
@@ -168,15 +181,18 @@ def answer_logits(
     Returns:
         logits (n, V) and targets (n,), n = answer_mask[:, 1:].sum(), in row-major order.
     """
+    # position t predicts token t + 1
     predicted = answer_mask[:, 1:].bool()
 
     def only_predictors(_head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # (B, T, hidden) to (n, hidden), and up to EVEN_ANSWERS - 1 rows of zeros
         states = args[0][:, :-1][predicted]
-        return (torch.nn.functional.pad(states, (0, 0, 0, -len(states) % EVEN_ANSWERS)),)
+        spare = -len(states) % EVEN_ANSWERS
+        return (F.pad(states, (0, 0, 0, spare)),)
 
     # a hook keeps the model's own forward, so whatever it does after its head (soft caps, scaling) still happens
     hook = model.get_output_embeddings().register_forward_pre_hook(only_predictors)
+    # a cache would be filled for nothing
     options = {"use_cache": False, **forward}
     try:
         output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
@@ -190,14 +206,18 @@ def mean_nll(model: Any, rows: Sequence[Row]) -> list[float]:
     """Compute each row's mean negative log-likelihood in nats per answer token, in input order."""
     nll = [0.0] * len(rows)
     like = model.get_input_embeddings().weight
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
+    # rows of similar length together
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     with evaluating(model):
         for start in range(0, len(rows), SCORE_BATCH):
-            batch = by_length[start : start + SCORE_BATCH]
-            logits, targets = answer_logits(model, **pack([rows[i] for i in batch], like))
-            losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-            lengths = [len(rows[i][1]) for i in batch]
-            for i, of_row in zip(batch, losses.split(lengths), strict=True):
+            batch = order[start : start + SCORE_BATCH]
+            inputs = pack([rows[i] for i in batch], like)
+            logits, targets = answer_logits(model, **inputs)
+            losses = F.cross_entropy(logits.float(), targets, reduction="none")
+            # answers come in the order of the rows
+            by_row = losses.split([len(rows[i][1]) for i in batch])
+            for i, of_row in zip(batch, by_row, strict=True):
                 nll[i] = of_row.mean().item()
     return nll
 
