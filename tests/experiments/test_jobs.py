@@ -143,7 +143,9 @@ def check_published(path: Path, root: Path) -> None:
 
 
 def test_cleaning_keeps_what_means_something(tmp_path):
-    cell = nbformat.v4.new_code_cell("x", metadata={"tags": ["a"], "execution": {"iopub.execute_input": "2026"}})
+    cell = nbformat.v4.new_code_cell(
+        "x", metadata={"tags": ["a"], "execution": {"iopub.execute_input": "2026"}}
+    )
     widget = "application/vnd.jupyter.widget-view+json"
     data = {"image/svg+xml": "<svg>", widget: {"model_id": "1"}, "text/plain": f"{tmp_path}/b"}
     warning = "/tmp/ipykernel_12/34.py:1: UserWarning"

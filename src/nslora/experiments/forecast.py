@@ -57,10 +57,11 @@ def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
 
     A like run counts per move. None where no run is like it.
     """
-    own = [run for run in past if run["run_id"] == cfg.run_id][:1]
-    like = own or [
-        run for run in past if all(run["config"][key] == getattr(cfg, key) for key in LIKE)
-    ]
+    run_id = cfg.run_id
+    like = [run for run in past if run["run_id"] == run_id][:1]
+    if not like:
+        alike = [getattr(cfg, key) for key in LIKE]
+        like = [run for run in past if [run["config"][key] for key in LIKE] == alike]
     if not like:
         return None
     costs = [_scaled(run, cfg.moves / run["config"]["moves"]) for run in like]

@@ -25,8 +25,12 @@ DROPPED_TYPES = (
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font-family: sans-serif; line-height: 1.5; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ overflow-x: auto; }} .input pre {{ background: #f6f6f6; padding: .6rem; }}
-.prompt, .anchor-link {{ display: none; }} img {{ max-width: 100%; }} table {{ border-collapse: collapse; }} th, td {{ padding: .2rem .6rem; text-align: right; }}
+pre {{ overflow-x: auto; }}
+.input pre {{ background: #f6f6f6; padding: .6rem; }}
+.prompt, .anchor-link {{ display: none; }}
+img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .2rem .6rem; text-align: right; }}
 tr:nth-child(even) {{ background: #f6f6f6; }}
 </style></head><body>
 {body}
