@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from toy import finish
 
 import nslora
 from nslora import cli
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.runs import preflight
+from nslora.runs.store import append_json
 from nslora.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -87,10 +90,40 @@ def test_a_malformed_row_is_named_by_its_line(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(capsys, tmp_path):
+def own_data(folder: Path) -> Path:
     rows = [json.dumps({"question": f"q{i}?", "answer": f"a{i}"}) for i in range(12)]
-    data = tmp_path / "data.jsonl"
+    data = folder / "data.jsonl"
     data.write_text("\n".join(rows))
+    return data
+
+
+def test_adapt_leaves_a_whole_bundle_and_nothing_else(capsys, monkeypatch, tmp_path):
+    def stand_in(cfg, store, watch):
+        record = finish(store, cfg, best={"step": 0}, final={"test": {"success": 0.75}})
+        prompt = {"system": f"By {cfg.method}, rank {cfg.rank}.", "question": "{question}"}
+        append_json(record / "steps.jsonl", {"step": 0, "adapter": None, "prompt": prompt})
+        return record
+
+    monkeypatch.setitem(sys.modules, "nslora.runs.run", SimpleNamespace(make_run=stand_in))
+    data, out = own_data(tmp_path), tmp_path / "new" / "out"
+    arguments = ["adapt", str(data), "--out", str(out), "--method", "fixed:SN", "--set", "rank=4"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"test success 0.75; see {out / 'README.md'}\n"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    prompt = json.loads((out / "prompt.json").read_text())["system"]
+    assert prompt == "By fixed:SN, rank 4."
+    assert (out / "record" / "run.json").exists()
+
+    result = nslora.adapt(data, out=tmp_path / "again", method="lora")
+    assert result == nslora.Result(
+        tmp_path / "again",
+        nslora.Prompt("By lora, rank 16."),
+        {"test": {"success": 0.75}},
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(capsys, tmp_path):
+    data = own_data(tmp_path)
     out = data / "out"  # below a file
     assert f"folder {out} cannot be written" in refused(
         capsys, "adapt", str(data), "--out", str(out)

@@ -189,9 +189,7 @@ def test_help_is_the_default_goal_and_lists_every_target() -> None:
 
 
 def test_targets_pass_their_settings_on() -> None:
-    command = make(
-        "--dry-run", "reproduce", "PROFILE=smoke", "JOBS=2", "REUSE=1"
-    ).stdout
+    command = make("--dry-run", "reproduce", "PROFILE=smoke", "JOBS=2", "REUSE=1").stdout
     assert "reproduce --profile smoke --jobs 2 --reuse" in command
     assert "--reuse" not in make("--dry-run", "reproduce").stdout
 

@@ -279,6 +279,7 @@ class Editor:
 
     def _send(self, url: str, body: dict[str, Any]) -> bytes:
         """Return the raw answer, bounded in size and in total time; errors are the client's own."""
+        # the client's own limit is per chunk: an endpoint that drips would never meet it
         deadline = time.monotonic() + self.budget.attempt_s
         client = self._client.with_options(base_url=url, timeout=self.budget.attempt_s)
         with client.chat.completions.with_streaming_response.create(**body) as response:
@@ -319,6 +320,7 @@ def _parse(data: bytes, request: Request) -> tuple[str, int, int]:
         raise EditorError("the editor's reply is not a chat completion") from error
     if not isinstance(text, str) or not text.strip():
         raise EditorError("the editor's reply is empty")
+    # max_tokens was ignored
     if len(text) > CHARS_PER_TOKEN * request.max_tokens:
         raise EditorError("the editor's reply is longer than asked")
     # a lone surrogate could not be written to any record
@@ -369,6 +371,7 @@ def _key(url: str, needed: bool) -> str:
         raise UserError(
             f"the editor url must be 'local' or start with http:// or https://, not {url!r}."
         )
+    # ours before the owner's
     key = os.environ.get("NSLORA_EDITOR_KEY")
     if not key and parts.hostname == "api.openai.com":
         key = os.environ.get("OPENAI_API_KEY")

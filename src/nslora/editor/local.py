@@ -88,7 +88,8 @@ class LocalServer:
             self._end()
 
     def _stop_if_idle(self) -> None:
-        if self._turn.acquire(blocking=False):  # else a session has just begun
+        # else a session has just begun
+        if self._turn.acquire(blocking=False):
             with self._lock:
                 self._end()
             self._turn.release()
@@ -98,6 +99,7 @@ class LocalServer:
         self.cached = None
         command = [sys.executable, "-m", "nslora.editor.local"]
         command += ["--gguf", str(self.gguf()), "--threads", str(self.threads)]
+        # a pipe that nobody reads would stop a talkative server
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 command,
@@ -131,7 +133,8 @@ class LocalServer:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()  # it keeps no state, so it needs no time to say goodbye
+        # it keeps no state, so it needs no time to say goodbye
+        process.kill()
         process.wait()
         assert process.stdin
         assert process.stdout
