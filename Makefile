@@ -73,7 +73,7 @@ lock: ## write requirements.lock anew from pyproject.toml; keeps its pins where 
 	"$(PYTHON)" -m venv runs/uv
 	runs/uv/bin/python -m pip install --quiet $(UV)
 	printf '%s\n' $(UNLOCKED) > runs/uv/excludes.txt
-	runs/uv/bin/uv pip compile pyproject.toml --extra dev --extra bench --extra cluster --excludes runs/uv/excludes.txt --universal \
+	runs/uv/bin/uv pip compile pyproject.toml --extra dev --extra bench --extra peers --extra cluster --excludes runs/uv/excludes.txt --universal \
 	  --python-version 3.11 --fork-strategy fewest --generate-hashes --custom-compile-command "make lock" --quiet \
 	  --output-file requirements.lock
 

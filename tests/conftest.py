@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -53,23 +53,58 @@ def store(tmp_path: Path):
     return Store(tmp_path / "results", tmp_path / "runs")
 
 
-@pytest.fixture
-def opened(backbone, store):
-    """A function that opens a Session of a small style run over the same store; the backbone is given back bare."""
-    from nslora.algorithm.session import Session
-    from nslora.config import RunConfig
-    from nslora.tasks import build
+@pytest.fixture(scope="session")
+def tiny_loaded(tmp_path_factory: pytest.TempPathFactory):
+    """A random model of two layers in float32, loaded once: whole runs take about a second."""
+    from tinymodel import save_tiny_model
 
-    cfg = RunConfig(
-        task="style",
-        rule="end_phrase",
-        items=4,
-        test_items=4,
-        max_new_tokens=6,
-        threads=1,
-        lr=3e-3,
-        replay=0.0,
-    )
-    task = build.build(cfg)
-    yield lambda: Session(cfg, task, backbone, cast(Any, None), store.begin(cfg), store.memo)
-    backbone.model = backbone.model.unload()
+    from nslora.model.backbone import load
+
+    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return load(str(folder), threads=1, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def tiny(tiny_loaded):
+    """The random model, given back without an adapter."""
+    yield tiny_loaded
+    bare(tiny_loaded)
+
+
+@pytest.fixture(scope="session")
+def memo():
+    """What the frozen random model replied: kept for the session, as a folder keeps it for its runs."""
+    kept: dict[str, str] = {}
+
+    def remember(key: str, compute):
+        if key not in kept:
+            kept[key] = json.dumps(compute())
+        return json.loads(kept[key])
+
+    return remember
+
+
+@pytest.fixture
+def opened(tiny, memo, tmp_path: Path):
+    """A function that opens a Session on the random model, with settings of a short run but for those given."""
+    from scripted import Scripted, lowercase
+    from tinymodel import config
+
+    from nslora.algorithm.session import Session
+    from nslora.tasks.build import build
+
+    def open_session(reply=lowercase, memo=memo, **settings):
+        cfg = config(**{"rule": "lower_case", "backbone": tiny.name, **settings})
+        scratch = tmp_path / cfg.run_id
+        scratch.mkdir(exist_ok=True)
+        return Session(cfg, build(cfg), tiny, Scripted(reply), scratch, memo)
+
+    return open_session
+
+
+def bare(backbone) -> None:
+    """Take an adapter off a backbone."""
+    from peft import PeftModel
+
+    if isinstance(backbone.model, PeftModel):
+        backbone.model = backbone.model.unload()

@@ -1,32 +1,57 @@
-"""Hand-made run histories for the pure parts' tests."""
+"""Hand-made run histories and needs, for the tests of the pure parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from nslora.algorithm import monitor
+from nslora.algorithm.needs import Needs
 from nslora.types import Move, Prompt, Signal, StepRecord
 
 
 def step(
-    number: int, move: Move, signal: Signal, demand: dict[str, float] | None = None, **cost: float
+    number: int,
+    move: str,
+    signal: Signal = Signal(),
+    demand: dict[str, float] | None = None,
+    success: float = 0.0,
+    adapter: str | None = None,
 ) -> StepRecord:
-    """A move with nothing but what routers look at."""
-    defaults = {"tokens": 1.0, "dev_change": 0.0}
+    """Return a move with what decisions look at."""
+    dev = {"success": success, "value": success}
     return StepRecord(
-        number, move, Prompt(), None, {}, {}, signal, demand or {}, {}, {**defaults, **cost}
+        step=number,
+        move=str(move),
+        reason="",
+        prompt=Prompt(),
+        adapter=adapter,
+        dev=dev,
+        train={},
+        signal=signal,
+        demand=demand or {},
+        evidence={},
+        bill={},
     )
 
 
 def numerical(losses: Sequence[float], grad_norm: float = 9.0) -> list[StepRecord]:
-    """A numerical phase with these losses."""
+    """Return a numerical phase with these losses."""
     history: list[StepRecord] = []
-    for loss in losses:
-        signal = monitor.after_numerical(history, loss, grad_norm)
-        history.append(step(len(history) + 1, Move.NUMERICAL, signal, loss=loss))
+    for i, loss in enumerate(losses):
+        c1 = monitor.relative_change(loss, losses[i - 1]) if i else None
+        history.append(step(i + 1, Move.NUMERICAL, Signal(c1=c1, c2=grad_norm)))
     return history
 
 
 def symbolic(gains: Sequence[float]) -> list[StepRecord]:
-    """A symbolic phase with these relative gains."""
-    return [step(i + 1, Move.SYMBOLIC, Signal(gain=g)) for i, g in enumerate(gains)]
+    """Return a symbolic phase with these relative gains."""
+    return [step(i + 1, Move.SYMBOLIC, Signal(gain=gain)) for i, gain in enumerate(gains)]
+
+
+def needs(content: float, style: float, examples: int = 100) -> Needs:
+    """Return needs whose demand is these shares of the examples; the others do not fail."""
+    n_content, n_style = round(content * examples), round(style * examples)
+    number = np.arange(examples)
+    return Needs(number < n_content + n_style, (number < n_content).astype(float))

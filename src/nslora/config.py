@@ -137,6 +137,7 @@ class RunConfig(BaseModel):
     # the editor and the machine
     editor_url: str = "local"  # our server on loopback, or an OpenAI-compatible base URL
     editor_model: str = "qwen2.5-coder-1.5b"
+    editor_engine: Literal["auto", "own", "llama.cpp"] = "auto"  # of the local one; auto: what fits
     threads: PositiveInt = 2  # other counts give other bits, so they belong to a run's identity
 
     def __init__(self, **settings: Any) -> None:
@@ -163,6 +164,8 @@ class RunConfig(BaseModel):
             )
         if len(schedule) > self.moves:
             raise ValueError(f"method {self.method!r} has more moves than moves = {self.moves}")
+        if self.row.needs == "parts" and self.reward != "parts":
+            raise ValueError('needs = "parts" takes a reward in parts: set reward = "parts"')
         return self
 
     @classmethod

@@ -7,34 +7,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nslora.algorithm import controls
-from nslora.algorithm.textgrad_compat import diff
 from nslora.tasks import rules
 from nslora.tasks.grading import grade
-from nslora.types import Edit, Example, Need, Prompt, Scored
+from nslora.types import Edit, Example, Hidden, Item, Need, Prompt, Reward, Scored, diff
 
 OLD = Prompt("You are a helpful assistant.", "{question}")
 VOCABULARY = ("river", "of", "Who")
 
 
 def failing(output: str) -> Scored:
-    asked = (rules.make("json"),)
-    example = Example(
-        "style:Peru", "The capital of Peru?", "Lima", asked, Need.STYLE, "Peru", "Peru"
-    )
-    return Scored(example, output, grade(example, output), -0.1, 3)
+    """A reply to a question that asks for JSON, with the critique only: a method sees no rules."""
+    example = Example("style:Peru", "The capital of Peru?", "Lima", "Peru")
+    reward = grade(Item(example, Hidden((rules.make("json"),), Need.STYLE)), output)
+    return Scored(example, output, Reward(reward.value, reward.critique), -0.1, 3)
 
 
-def test_shuffled_words_are_of_a_rule_that_the_reply_breaks_and_nobody_asked_for() -> None:
+def test_shuffled_critiques_are_of_a_rule_that_the_reply_breaks_and_nobody_asked_for() -> None:
     rows = [failing("Lima, of course.")] * 40
-    told = controls.shuffled(rows, np.random.default_rng(0))
-    said = {s.reward.words for s in told}
+    shuffled = controls.shuffled(rows, np.random.default_rng(0))
+    critiques = {s.reward.critique for s in shuffled}
     own = rules.words(rules.make("json"))
-    possible = {rules.words(rules.make(name)): name for name in rules.RULES}
-    assert len(said) > 3 and said <= set(possible) and own not in said
-    assert not any(rules.keep(rules.make(possible[words]), "Lima, of course.") for words in said)
-    kept = rows[0]
-    assert all(s.example is kept.example and s.reward.value == kept.reward.value for s in told)
-    assert told == controls.shuffled(rows, np.random.default_rng(0))
+    possible = {rules.words(rules.make(name)): rules.make(name) for name in rules.RULES}
+    assert len(critiques) > 3 and critiques <= set(possible) and own not in critiques
+    assert not any(rules.keep(possible[words], "Lima, of course.") for words in critiques)
+    assert {id(s.example) for s in shuffled} == {id(rows[0].example)}
+    assert {s.reward.value for s in shuffled} == {rows[0].reward.value}
+    assert shuffled == controls.shuffled(rows, np.random.default_rng(0))
 
 
 @given(
@@ -45,10 +43,11 @@ def test_shuffled_words_are_of_a_rule_that_the_reply_breaks_and_nobody_asked_for
 )
 def test_scrambled_edits_are_as_long_and_hold_no_added_word(system: str, question: str) -> None:
     new = Prompt(system, question)
-    made = controls.scrambled(Edit(new), OLD, VOCABULARY, np.random.default_rng(0)).prompt
+    edit = controls.scrambled(Edit(new), OLD, VOCABULARY, np.random.default_rng(0))
+    assert edit.diff == diff(OLD.both, edit.prompt.both)
     for before, edited, after in (
-        (OLD.system, system, made.system),
-        (OLD.question, question, made.question),
+        (OLD.system, system, edit.prompt.system),
+        (OLD.question, question, edit.prompt.question),
     ):
         assert len(after.split()) == len(edited.split())
         assert after.count("{question}") == edited.count("{question}")

@@ -1,222 +1,458 @@
-"""Remade data: only what the reward verifies, with its source; forms are lent, answers rewritten, gold is the rest."""
+"""Targets: only what the reward verifies, with its source; forms are lent, answers rewritten, gold is the rest."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 
 import pytest
-from scripted import Scripted, down
+from histories import step
+from scripted import Scripted, bare_answer, down
 
 from nslora.algorithm import remake
-from nslora.config import RunConfig
+from nslora.algorithm.session import Memory, Session, State, Targets
+from nslora.config import METHODS, RunConfig
+from nslora.editor.client import Request
 from nslora.tasks import rules
 from nslora.tasks.grading import grade
-from nslora.types import Example, Generation, Pair, Prompt, Scored
+from nslora.types import (
+    Candidate,
+    Example,
+    Generation,
+    Hidden,
+    Item,
+    Need,
+    Pair,
+    Prompt,
+    Reward,
+    Rule,
+    Scored,
+)
 
-CFG = RunConfig(rule="end_phrase")
 RULE = rules.make("end_phrase")
 PHRASE = str(RULE.kwargs["phrase"])
-PROMPT = Prompt(f"Answer in one word. End every reply with: {PHRASE}")
+INITIAL = Prompt()
+REFINED = Prompt(f"Answer in one word. End every reply with: {PHRASE}")
 
 
-def asked(fact: str, answer: str, wording: int = 0, ruled: bool = True) -> Example:
-    kept = (RULE,) if ruled else ()
-    return Example(
-        f"{fact}:{wording}",
-        f"Where was {fact} born ({wording})?",
-        answer,
-        kept,
-        fact=fact,
-        group=str(wording),
-    )
+def fact(name: str, answer: str, wording: int = 0) -> Example:
+    return Example(f"{name}:{wording}", f"Where was {name} born ({wording})?", answer, name)
 
 
-ANA, BO = asked("Ana Orr", "Lima"), asked("Bo Tarn", "Oslo")
+def problem(n: int, solution: str = "") -> Example:
+    """A problem that is worked out: 10 + n."""
+    return Example(f"sum {n}", f"What is 10 + {n}?", str(10 + n), f"sum {n}", solution)
 
 
-def test_a_target_serves_every_wording_of_its_fact_and_gold_the_rest() -> None:
-    wordings = [asked("Ana Orr", "Lima", w) for w in range(3)] + [BO]
-    pairs = remake.spread(wordings, PROMPT, {"Ana Orr": (f"Lima. {PHRASE}", "remade")})
-    assert [p.source for p in pairs] == ["remade"] * 3 + ["gold"]
-    assert [p.target for p in pairs] == [f"Lima. {PHRASE}"] * 3 + ["Oslo"]
-    assert [p.parent for p in pairs] == [e.id for e in wordings]
+ANA, BO = fact("Ana Orr", "Lima"), fact("Bo Tarn", "Oslo")
+SUMS = [problem(n) for n in range(3)]
 
 
-def test_problems_without_a_solution_are_left_out_where_others_have_one() -> None:
-    """Bare results among solutions teach to guess."""
-    sums = [
-        Example(str(i), f"What is 10 + {i}?", str(10 + i), fact=str(i), grader="number")
-        for i in range(3)
-    ]
-    solved = remake.spread([*sums, BO], PROMPT, {"1": ("10 + 1 is 11.", "remade")})
-    assert [(p.target, p.source) for p in solved] == [("10 + 1 is 11.", "remade"), ("Oslo", "gold")]
-    assert [p.target for p in remake.spread(sums, PROMPT, {})] == ["10", "11", "12"]
-    shown = replace(sums[0], solution="10 + 0 is 10.")
-    found = remake.spread([shown, *sums[1:]], PROMPT, {"1": ("10 + 1 is 11.", "remade")})
-    assert [p.target for p in found] == ["10 + 0 is 10.", "10 + 1 is 11."]
+class World:
+    """Stands for a session: a reward over some examples, scripted replies and a scripted editor.
+
+    Args:
+        asked: examples whose replies must end with the phrase; problems are graded by their number.
+        frozen, sampled: reply to an input, of the frozen model and of the one in place.
+    """
+
+    def __init__(
+        self,
+        examples: list[Example],
+        asked: tuple[Example, ...] = (ANA, BO),
+        policy: str = "remade",
+        frozen=lambda text: "",
+        sampled=lambda text: "",
+        editor=down,
+    ) -> None:
+        self.asked_facts = {e.fact for e in asked}
+        self.cfg = RunConfig(method="alternate", targets=cast(Any, policy))
+        self.editor = Scripted(editor)
+        self.backbone = SimpleNamespace(text=lambda p, q: f"{p.system}|{q}")
+        self.task = SimpleNamespace(
+            train=tuple(examples), initial_prompt=INITIAL, obeys=lambda e, text: True
+        )
+        self.frozen_replies, self.sampled_replies = frozen, sampled
+        self.sampled_texts: list[str] = []
+        self.purposes: list[str] = []
+
+    def rules_of(self, example: Example) -> tuple[Rule, ...]:
+        return (RULE,) if example.fact in self.asked_facts else ()
+
+    def reward(self, example: Example, text: str) -> Reward:
+        grader = "number" if example.fact.startswith("sum") else "contains"
+        return grade(Item(example, Hidden(self.rules_of(example), grader=grader)), text)
+
+    def gold_reward(self, example: Example) -> Reward:
+        return self.reward(example, example.answer)
+
+    def asks_form(self, example: Example) -> bool:
+        return self.gold_reward(example).success < 1
+
+    def frozen(self, texts: list[str]) -> list[Generation]:
+        return [Generation(self.frozen_replies(text), 3, -0.1) for text in texts]
+
+    def sample(self, texts: list[str], purpose: str, temperature: float) -> list[Generation]:
+        self.sampled_texts += texts
+        self.purposes.append(purpose)
+        return [Generation(self.sampled_replies(text), 3, -0.1) for text in texts]
+
+    def timed(self, compute):
+        return compute()
+
+    def score(self, *replies: tuple[Example, str]) -> list[Scored]:
+        return [Scored(e, text, self.reward(e, text)) for e, text in replies]
 
 
-def test_a_verified_reply_lends_its_form() -> None:
-    found = remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, [ANA, BO], grade)
-    assert found["Bo Tarn"] == (f"Oslo. {PHRASE}", "rewritten")
-    assert grade(BO, found["Bo Tarn"][0]).success == 1
+def targets(
+    world: World,
+    *replies: tuple[Example, str],
+    prompt: Prompt = INITIAL,
+    remembered: Targets | None = None,
+) -> Targets:
+    """Return a policy's targets after these replies of the candidate, all facts being chosen."""
+    train = world.score(*replies)
+    memory = Memory(targets=remembered or {})
+    state = State(Candidate(prompt), train=train, history=(step(4, "symbolic"),), memory=memory)
+    chosen = frozenset(e.fact for e, _ in replies)
+    return remake.POLICIES[world.cfg.row.targets](cast(Session, world), state, chosen)
 
 
-def test_a_reply_that_says_more_than_its_answer_lends_nothing() -> None:
-    """ "Ana Orr was born in Lima" with the city exchanged would teach a falsehood about Ana."""
-    found = remake.lend(
-        {"Ana Orr": (f"Ana Orr was born in Lima. {PHRASE}", "remade")}, [ANA, BO], grade
-    )
-    assert set(found) == {"Ana Orr"}
+def in_form(request: Request) -> str:
+    """An editor that writes the answer and the phrase."""
+    return f"{bare_answer(request)}. {PHRASE}"
 
 
-def test_examples_without_rules_are_lent_only_the_form_that_the_prompt_asks_for() -> None:
-    plain = asked("Bo Tarn", "Oslo", ruled=False)
-    styled = remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "remade")}, [ANA, plain], grade)
-    assert styled["Bo Tarn"] == (f"Oslo. {PHRASE}", "remade")
-    assert set(remake.lend({"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, [ANA, plain], grade)) == {
-        "Ana Orr"
+def names(text: str) -> str:
+    """A frozen model that knows where both were born, and obeys a prompt that tells the phrase."""
+    city = "Lima" if "Ana" in text else "Oslo"
+    return f"{city}. {PHRASE}" if PHRASE in text else city
+
+
+# ---- policies
+
+
+def test_the_settings_name_every_policy() -> None:
+    names = get_args(RunConfig.model_fields["targets"].annotation)
+    assert set(names) == {"method", *remake.POLICIES}
+    assert {method.targets for method in METHODS.values()} <= set(remake.POLICIES)
+    assert set(remake.ARMS) < set(remake.POLICIES)
+
+
+def test_gold_asks_nobody() -> None:
+    for policy in ("gold", "duplicated"):
+        world = World([ANA, BO], policy=policy, editor=in_form, frozen=names, sampled=names)
+        assert targets(world, (ANA, "?"), (BO, "?"), prompt=REFINED) == {}
+        assert world.editor.ledger.calls == 0 and world.sampled_texts == []
+
+
+def test_own_verified_replies_come_first() -> None:
+    world = World([ANA, BO], editor=in_form)
+    made = targets(world, (ANA, f"It is Lima. {PHRASE}"), (BO, "?"))
+    assert made["Ana Orr"] == (f"It is Lima. {PHRASE}", "remade")
+    # the form that it brought is lent before the editor is asked
+    assert world.editor.ledger.calls == 1 or made["Bo Tarn"][1] == "remade"
+    assert world.reward(BO, made["Bo Tarn"][0]).success
+
+
+def test_replies_to_hinted_questions_are_targets_under_a_refined_prompt_only() -> None:
+    world = World([ANA, BO], frozen=names)
+    assert targets(world, (ANA, "?"), (BO, "?"), prompt=REFINED) == {
+        "Ana Orr": (f"Lima. {PHRASE}", "remade"),
+        "Bo Tarn": (f"Oslo. {PHRASE}", "remade"),
     }
+    told = World([ANA, BO], frozen=lambda text: f"Lima. {PHRASE}")
+    assert targets(told, (ANA, "?"), (BO, "?")) == {}
 
 
-def test_the_editors_rewrites_are_verified_and_bounded() -> None:
-    facts = [asked(f"Person {i}", "Lima") for i in range(9)]
-    whole = Scripted(lambda request: f"The city is Lima. {PHRASE}")
-    found = remake.rewritten(facts, grade, whole, CFG)
-    assert len(found) == whole.ledger.calls == remake.REWRITES
-    assert {source for _, source in found.values()} == {"rewritten"}
-    assert remake.rewritten(facts, grade, Scripted(lambda request: "Lima, as you know."), CFG) == {}
-    assert remake.rewritten(facts, grade, Scripted(down), CFG) == {}
+@pytest.mark.parametrize("policy", ["verified", "both"])
+def test_arms_of_the_study_ask_under_the_initial_prompt_too(policy: str) -> None:
+    world = World([ANA], policy=policy, frozen=lambda text: f"Lima. {PHRASE}")
+    assert targets(world, (ANA, "?")) == {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
 
 
-def test_the_editor_is_asked_no_more_once_a_form_can_be_lent() -> None:
-    facts = [asked(f"Person {i}", "Lima") for i in range(9)]
-    replies = iter(["Lima", f"Lima. {PHRASE}"])
-    editor = Scripted(lambda request: next(replies))
-    assert remake.rewritten(facts, grade, editor, CFG) == {
-        "Person 1": (f"Lima. {PHRASE}", "rewritten")
+def test_the_editor_rewrites_from_the_first_move_on_where_the_bare_answer_fails() -> None:
+    plain = fact("Cy Vell", "Cairo")
+    world = World([ANA, BO, plain], editor=in_form)
+    made = targets(world, (ANA, "?"), (BO, "?"), (plain, "?"))
+    assert made == {
+        "Ana Orr": (f"Lima. {PHRASE}", "rewritten"),
+        "Bo Tarn": (f"Oslo. {PHRASE}", "rewritten"),
     }
-    assert editor.ledger.calls == 2
+    # one answer, whose form the other one borrows; where the bare answer is enough, none
+    assert world.editor.ledger.calls == 1
 
 
-def test_passing_replies_are_kept_only_where_a_rule_was_obeyed() -> None:
-    plain = asked("Cy Vell", "Cairo", ruled=False)
-    rows = [(ANA, f"Lima. {PHRASE}"), (BO, "Oslo"), (plain, "Cairo")]
-    scored = [Scored(e, text, grade(e, text)) for e, text in rows]
-    assert remake.passing(scored) == {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
+def test_what_the_reward_has_verified_stays_a_target() -> None:
+    """Else the form is unlearned as soon as no example fails any more."""
+    remembered = {"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}
+    world = World([ANA], editor=in_form)
+    assert targets(world, (ANA, f"So, Lima. {PHRASE}"), remembered=remembered) == remembered
+    assert world.editor.ledger.calls == 0
+    for policy in ("sampled", "remade"):
+        again = World([ANA], policy=policy)
+        assert targets(again, (ANA, "?"), remembered=remembered) == remembered
 
 
-def test_a_problem_is_asked_without_its_result_and_its_right_solutions_are_kept() -> None:
-    """Told the result, a model writes it down: the working out, which training is to teach, would be lost."""
-    sums = [
-        Example(str(i), f"What is 10 + {i}?", str(10 + i), fact=str(i), grader="number")
-        for i in (2, 3)
-    ]
-    assert [remake.hint(e) for e in sums] == [e.question for e in sums]
-    scored = [
-        Scored(e, text, grade(e, text))
-        for e, text in zip(sums, ("10 + 2 is 12.", "It is 14."), strict=True)
-    ]
-    assert remake.passing(scored) == {"2": ("10 + 2 is 12.", "remade")}
-    known = Example("a", "In what year did the war end?", "1945", grader="number")
-    assert "(The answer is 1945.)" in remake.hint(known)
-    assert remake.passing([Scored(known, "In 1945.", grade(known, "In 1945."))]) == {}
+def test_remembered_targets_that_a_new_phase_refuses_or_does_not_ask_about_are_dropped() -> None:
+    remembered = {"Ana Orr": ("lima", "rewritten"), "Gone": (f"Rome. {PHRASE}", "remade")}
+    assert targets(World([ANA]), (ANA, "?"), remembered=remembered) == {}
 
 
-def generation(text: str, tokens: int = 3) -> Generation:
-    return Generation(text, tokens, -0.1)
+def test_only_problems_that_no_greedy_reply_solves_are_attempted_anew() -> None:
+    world = World(SUMS, asked=(), sampled=lambda text: "11 is it." if "+ 1" in text else "?")
+    made = targets(world, (SUMS[0], "10"), (SUMS[1], "It is 1."), (SUMS[2], "It is 2."))
+    assert made == {"sum 0": ("10", "remade"), "sum 1": ("11 is it.", "remade")}
+    wrong = [f"|{e.question}" for e in SUMS[1:] for _ in range(remake.ATTEMPTS)]
+    assert world.sampled_texts == wrong
 
 
-def test_replay_keeps_whole_replies_that_obey_the_rule_they_were_told() -> None:
-    loud = Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))
-    plain = Example("a", "What is the capital of Peru?", "Lima")
-    told = Prompt("Write in CAPITAL LETTERS.")
-    asked = [(Prompt(), plain), (told, loud), (told, loud), (Prompt(), plain), (Prompt(), plain)]
-    replies = ["Lima is its capital.", "N'DJAMENA", "N'Djamena", "", "Lima, which is a"]
-    kept = remake.replay(
-        asked,
-        [generation(text, CFG.max_new_tokens if text.endswith(" a") else 5) for text in replies],
-        grade,
-        CFG,
-    )
-    assert [(p.question, p.target, p.source, p.parent) for p in kept] == [
-        (plain.question, "Lima is its capital.", "replay", ""),
-        (loud.question, "N'DJAMENA", "replay", ""),
-    ]
+def test_rejection_sampling_asks_where_a_reply_would_say_more_than_gold() -> None:
+    plain = fact("Cy Vell", "Cairo")
+    world = World([ANA, plain], policy="sampled", sampled=lambda text: f"Lima. {PHRASE}")
+    made = targets(world, (ANA, "?"), (plain, "?"))
+    assert made == {"Ana Orr": (f"Lima. {PHRASE}", "sampled")}
+    assert len(world.sampled_texts) == remake.SAMPLES
+    # a reply that passes needs no sample
+    world = World([ANA], policy="sampled")
+    assert targets(world, (ANA, f"Lima! {PHRASE}")) == {"Ana Orr": (f"Lima! {PHRASE}", "remade")}
+    assert world.sampled_texts == []
 
 
-@pytest.mark.parametrize(
-    ("replayed", "kept"),
-    [("all", ["Peru.", "Lima.", "ABECHE", "N'DJAMENA"]), ("right", ["Lima.", "N'DJAMENA"])],
-)
-def test_wrong_replies_are_replayed_only_if_all_are(replayed: str, kept: list[str]) -> None:
-    plain = Example("a", "What is the capital of Peru?", "Lima")
-    loud = Example("b", "What is the capital of Chad?", "N'Djamena", (rules.make("upper_case"),))
-    asked = [(Prompt(), plain)] * 2 + [(Prompt("Write in CAPITAL LETTERS."), loud)] * 2
-    replies = [generation(text) for text in ("Peru.", "Lima.", "ABECHE", "N'DJAMENA")]
-    pairs = remake.replay(asked, replies, grade, replace(CFG, replayed=replayed))
-    assert [pair.target for pair in pairs] == kept
+def test_sampling_has_a_purpose_of_its_own_at_every_move() -> None:
+    world = World([ANA], policy="sampled")
+    targets(world, (ANA, "?"))
+    assert world.purposes == ["targets 5"]
 
 
-def test_verified_and_sampled_targets_all_pass_the_reward(backbone) -> None:
-    brief = RunConfig(rule="max_words", max_new_tokens=16)
-    word = rules.make("max_words")
-    cities = [("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Italy", "Rome")]
-    examples = [
-        Example(f"{i}", f"What is the capital of {c}?", a, (word,) * (i % 2), fact=c)
-        for i, (c, a) in enumerate(cities)
-    ]
-    assert remake.hint(examples[0]) == "What is the capital of France?\n(The answer is Paris.)"
-    replies = [generation(text) for text in ("Paris", "Lima it is, my friend", "Kyoto", "Rome")]
-    verified = remake.verified(examples, replies, grade)
-    assert verified == {"France": ("Paris", "remade"), "Italy": ("Rome", "remade")}
-    sampled = remake.sampled(backbone, Prompt("Reply with one word."), examples, grade, brief)
-    answers = {e.fact: e for e in examples}
-    assert all(
-        grade(answers[fact], text).success and kind == "sampled"
-        for fact, (text, kind) in sampled.items()
-    )
-
-
-def test_the_export_is_a_dataset_and_a_jsonl(tmp_path) -> None:
-    rows: list[dict[str, object]] = [
-        {"question": "Wo?", "answer": "Köln", "parent": "a", "reward": 1.0}
-    ]
-    data = remake.export(rows, tmp_path)
-    assert data[0]["answer"] == "Köln"
-    assert [
-        json.loads(line) for line in (tmp_path / "remade.jsonl").read_text().splitlines()
-    ] == rows
+def test_demonstrations_are_of_the_chosen_facts() -> None:
+    world = World([ANA, BO], policy="demonstrated")
+    world.task.demonstrate = lambda e: f"{e.answer}. {PHRASE}"
+    assert targets(world, (ANA, "?")) == {"Ana Orr": (f"Lima. {PHRASE}", "demonstrated")}
 
 
 @pytest.mark.parametrize("rule", sorted(rules.RULES))
 def test_demonstrations_keep_their_rule_and_content(rule: str) -> None:
-    example = Example("x", "Where was Ana Orr born?", "Lima", (rules.make(rule),), fact="x")
-    assert grade(example, rules.demonstrate(example.rules, example.answer)).success == 1
-
-
-def test_arms_of_the_study_train_on_what_they_say() -> None:
-    raw = [Pair(PROMPT, f"{n} + 1?", str(n + 1), "gold", str(n)) for n in range(3)]
-    pairs = [Pair(PROMPT, "0 + 1?", "0 and 1 make 1", "remade", "0"), *raw[1:]]
-    assert remake.arranged(pairs, raw, "remade") == pairs
-    assert remake.arranged(raw, raw, "gold") == raw
-    assert remake.arranged(raw, raw, "duplicated") == [*raw, *raw]
-    assert remake.arranged(pairs, raw, "verified") == pairs[:1]
-    assert remake.arranged(pairs, raw, "both") == [*raw, pairs[0]]
-    assert remake.arranged(raw, raw, "verified") == raw, (
-        "nothing verified: raw answers rather than no epoch"
-    )
+    asked = (rules.make(rule),)
+    item = Item(ANA, Hidden(asked, Need.BOTH))
+    assert grade(item, rules.demonstrate(asked, ANA.answer)).success == 1
 
 
 def test_unverified_replies_are_kept_right_or_wrong() -> None:
-    examples = [
-        Example(f"math:{n}", f"{n} + 1?", str(n + 1), fact=f"math:{n}", grader="number")
-        for n in range(3)
-    ]
-    replies = [Generation(text, 3, -0.1) for text in ("It is 1.", "It is 7.", "")]
-    assert remake.unverified(examples, replies) == {
-        "math:0": ("It is 1.", "unverified"),
-        "math:1": ("It is 7.", "unverified"),
+    replies = {"+ 0": "It is 10.", "+ 1": "It is 7."}
+    world = World(
+        SUMS,
+        asked=(),
+        policy="unverified",
+        frozen=lambda text: next((said for n, said in replies.items() if n in text), ""),
+    )
+    assert targets(world, *[(e, "?") for e in SUMS]) == {
+        "sum 0": ("It is 10.", "unverified"),
+        "sum 1": ("It is 7.", "unverified"),
     }
-    assert remake.verified(examples, replies, grade) == {"math:0": ("It is 1.", "remade")}
+
+
+@pytest.mark.parametrize("policy", ["sampled", "remade", "verified", "both"])
+def test_every_target_of_a_verified_policy_passes_the_reward(policy: str) -> None:
+    """Whatever model and editor say."""
+    examples = [ANA, BO, fact("Cy Vell", "Cairo"), *SUMS]
+    said = iter(range(10_000))
+
+    def mumble(_: object) -> str:
+        n = next(said)
+        return ["Lima", f"Lima. {PHRASE}", "12", f"Oslo? {PHRASE}", "", "Cairo it is"][n % 6]
+
+    world = World(examples, policy=policy, frozen=mumble, sampled=mumble, editor=mumble)
+    made = targets(world, *[(e, mumble(e)) for e in examples], prompt=REFINED)
+    assert made
+    by_fact = {e.fact: e for e in examples}
+    assert all(world.reward(by_fact[name], text).success for name, (text, _) in made.items())
+
+
+# ---- where targets come from
+
+
+def lent(world: World, made: Targets, *examples: Example) -> Targets:
+    return remake.lend(cast(Session, world), made, examples)
+
+
+def test_a_verified_reply_lends_its_form() -> None:
+    made = lent(World([ANA, BO]), {"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, ANA, BO)
+    assert made["Bo Tarn"] == (f"Oslo. {PHRASE}", "rewritten")
+
+
+def test_a_reply_that_says_more_than_its_answer_lends_nothing() -> None:
+    """ "Ana Orr was born in Lima" with the city exchanged would teach a falsehood about Ana."""
+    whole = {"Ana Orr": (f"Ana Orr was born in Lima. {PHRASE}", "remade")}
+    assert lent(World([ANA, BO]), whole, ANA, BO) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "lends"),
+    [
+        ("Lima. Bye.", True),
+        ("Lima, Lima.", False),
+        ("lima. bye.", False),
+        ("Ana comes from Lima.", True),
+        ("She was born in Lima.", False),
+        ("Lima " + "word " * 13, False),
+    ],
+)
+def test_a_form_names_its_answer_once_and_nothing_of_its_question(text: str, lends: bool) -> None:
+    assert remake.lends_form(ANA, text) is lends
+
+
+def test_where_no_form_is_asked_for_only_that_of_the_prompt_is_lent() -> None:
+    plain = fact("Cy Vell", "Cairo")
+    world = World([ANA, plain], asked=(ANA,))
+    by_prompt = lent(world, {"Ana Orr": (f"Lima. {PHRASE}", "remade")}, ANA, plain)
+    assert by_prompt["Cy Vell"] == (f"Cairo. {PHRASE}", "remade")
+    by_editor = lent(world, {"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}, ANA, plain)
+    assert set(by_editor) == {"Ana Orr"}
+
+
+def rewritten(world: World, examples: list[Example]) -> Targets:
+    state = State(Candidate(), history=(step(0, "start"),))
+    return remake.rewritten(cast(Session, world), state, examples)
+
+
+def test_the_editors_rewrites_are_verified_and_bounded() -> None:
+    facts = [fact(f"Person {i}", "Lima") for i in range(9)]
+
+    def world(editor) -> World:
+        return World(facts, asked=tuple(facts), editor=editor)
+
+    # "city" is no word of the question, but the text is too long to be lent
+    long = world(lambda request: f"The city is Lima{' indeed' * 13}. {PHRASE}")
+    made = rewritten(long, facts)
+    assert len(made) == long.editor.ledger.calls == remake.REWRITES
+    assert {source for _, source in made.values()} == {"rewritten"}
+    assert rewritten(world(lambda request: "Lima, as you know."), facts) == {}
+    assert rewritten(world(down), facts) == {}
+
+
+def test_the_editor_is_asked_no_more_once_a_form_can_be_lent() -> None:
+    facts = [fact(f"Person {i}", "Lima") for i in range(9)]
+    replies = iter(["Lima", f"Lima. {PHRASE}"])
+    world = World(facts, asked=tuple(facts), editor=lambda request: next(replies))
+    assert rewritten(world, facts) == {"Person 1": (f"Lima. {PHRASE}", "rewritten")}
+    assert world.editor.ledger.calls == 2
+
+
+def test_the_editor_is_shown_answer_and_critique_but_no_question() -> None:
+    """With the question, the editor writes whole sentences, whose form fits no other answer."""
+    seen: list[Request] = []
+
+    def reply(request: Request) -> str:
+        seen.append(request)
+        return ' {"city": "‹Lima›"} \n'
+
+    world = cast(Session, World([ANA], editor=reply))
+    assert remake.rewrite_answer(world, ANA, seed=1) == '{"city": "<Lima>"}'
+    assert ANA.answer in seen[0].user and PHRASE in seen[0].user
+    assert ANA.question not in seen[0].user
+    assert remake.rewrite_answer(cast(Session, World([ANA])), ANA, seed=1) is None
+    silent = cast(Session, World([ANA], editor=lambda request: "  \n"))
+    assert remake.rewrite_answer(silent, ANA, seed=1) is None
+
+
+def test_passing_replies_are_kept_only_where_they_say_more_than_gold() -> None:
+    plain, known = fact("Cy Vell", "Cairo"), Example("w", "When did the war end?", "1945", "w")
+    world = World([ANA, BO, plain, known, *SUMS])
+    rows = [(ANA, f"Lima. {PHRASE}"), (BO, "Oslo"), (plain, "Cairo"), (known, "In 1945.")]
+    state = State(Candidate(), train=world.score(*rows, (SUMS[2], "10 + 2 is 12.")))
+    assert remake.passing(cast(Session, world), state) == {
+        "Ana Orr": (f"Lima. {PHRASE}", "remade"),
+        "sum 2": ("10 + 2 is 12.", "remade"),
+    }
+
+
+def test_a_problem_is_asked_without_its_result() -> None:
+    """Told the result, a model writes it down: the working out, which training is to teach, would be lost."""
+    assert remake.hint(SUMS[2]) == SUMS[2].question
+    assert remake.hint(ANA) == f"{ANA.question}\n(The answer is Lima.)"
+    known = Example("w", "When did the war end?", "1945", "w")
+    assert "(The answer is 1945.)" in remake.hint(known)
+
+
+# ---- pairs
+
+
+def test_a_target_serves_every_wording_of_its_fact_and_gold_the_rest() -> None:
+    wordings = [fact("Ana Orr", "Lima", w) for w in range(3)] + [BO]
+    pairs = remake.spread(wordings, REFINED, {"Ana Orr": (f"Lima. {PHRASE}", "remade")})
+    assert [p.source for p in pairs] == ["remade"] * 3 + ["gold"]
+    assert [p.target for p in pairs] == [f"Lima. {PHRASE}"] * 3 + ["Oslo"]
+    assert [p.parent for p in pairs] == [e.id for e in wordings]
+    assert {p.prompt for p in pairs} == {REFINED}
+
+
+def test_problems_without_a_solution_are_left_out_where_others_have_one() -> None:
+    """Bare results among solutions teach to guess."""
+    solved = remake.spread([*SUMS, BO], REFINED, {"sum 1": ("10 + 1 is 11.", "remade")})
+    assert [(p.target, p.source) for p in solved] == [("10 + 1 is 11.", "remade"), ("Oslo", "gold")]
+    assert [p.target for p in remake.spread(SUMS, REFINED, {})] == ["10", "11", "12"]
+    worked = problem(0, "10 + 0 is 10.")
+    pairs = remake.spread([worked, *SUMS[1:]], REFINED, {"sum 1": ("10 + 1 is 11.", "remade")})
+    assert [p.target for p in pairs] == ["10 + 0 is 10.", "10 + 1 is 11."]
+
+
+def test_gold_is_the_worked_solution_where_there_is_one() -> None:
+    pairs = remake.gold_pairs([problem(0, "10 + 0 is 10."), ANA], REFINED)
+    assert [p.target for p in pairs] == ["10 + 0 is 10.", "Lima"]
+
+
+def test_arms_of_the_study_train_on_what_they_say() -> None:
+    raw = [Pair(REFINED, f"{n} + 1?", str(n + 1), "gold", str(n)) for n in range(3)]
+    pairs = [Pair(REFINED, "0 + 1?", "0 and 1 make 1", "remade", "0"), *raw[1:]]
+    assert remake.ARMS["duplicated"](pairs, raw) == [*raw, *raw]
+    assert remake.ARMS["both"](pairs, raw) == [*raw, pairs[0]]
+    for arm in ("verified", "unverified"):
+        assert remake.ARMS[arm](pairs, raw) == pairs[:1]
+        # nothing remade: raw answers rather than no epoch
+        assert remake.ARMS[arm](raw, raw) == raw
+
+
+def test_replay_keeps_whole_replies_that_obey_their_prompt_right_or_wrong() -> None:
+    plain = Example("a", "What is the capital of Peru?", "Lima", "a")
+    loud = Example("b", "What is the capital of Chad?", "N'Djamena", "b")
+    prompt = Prompt("Write in CAPITAL LETTERS.")
+    replies = {"Peru": "Quito.", "Chad": "N'DJAMENA"}
+    world = World([], frozen=lambda text: next(r for name, r in replies.items() if name in text))
+    world.task.obeys = lambda e, text: e is plain or text.isupper()
+    asked = [(INITIAL, plain), (prompt, loud)]
+
+    def kept() -> list[tuple[Prompt, str, str]]:
+        pairs = remake.replay(cast(Session, world), asked)
+        assert {(p.source, p.parent) for p in pairs} <= {("replay", "")}
+        return [(p.prompt, p.question, p.target) for p in pairs]
+
+    assert kept() == [
+        (INITIAL, plain.question, "Quito."),
+        (prompt, loud.question, "N'DJAMENA"),
+    ]
+    replies["Chad"] = "N'Djamena"
+    assert kept() == [(INITIAL, plain.question, "Quito.")]
+    replies["Peru"] = ""
+    assert kept() == []
+    # a reply of the greatest length was cut short
+    replies["Peru"] = "Lima, which is"
+    world.cfg = world.cfg.but(max_new_tokens=3)
+    assert kept() == []
+
+
+def test_the_real_policies_run_on_a_real_session(opened) -> None:
+    for policy in remake.POLICIES:
+        run = opened(targets=policy, method="alternate")
+        train = run.score(run.task.initial_prompt, run.task.feedback)
+        state = State(
+            Candidate(replace(run.task.initial_prompt, system="Lower case.")),
+            train=train,
+            history=(step(0, "start"),),
+        )
+        made = remake.POLICIES[policy](run, state, frozenset(s.example.fact for s in train))
+        by_fact = {e.fact: e for e in run.task.train}
+        assert set(made) <= set(by_fact)
+        passed = [run.reward(by_fact[f], text).success for f, (text, _) in made.items()]
+        assert policy == "unverified" or all(passed)

@@ -4,79 +4,122 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from histories import numerical, step, symbolic
+from histories import needs, numerical, step, symbolic
 
 from nslora.algorithm import router
 from nslora.config import METHODS, RunConfig
 from nslora.types import Move, Signal, StepRecord
 
 CFG = RunConfig(moves=6)
-BOTH = {"content": 0.5, "style": 0.5}
+N, S, STOP = Move.NUMERICAL, Move.SYMBOLIC, Move.STOP
+# methods whose decision is by signal and demand
+ROUTED = ("neurosymbolic", "oracle")
+
+
+def choose(
+    method: str,
+    history: list[StepRecord],
+    content: float = 0.5,
+    style: float = 0.5,
+    cfg: RunConfig = CFG,
+) -> router.Choice:
+    cfg = cfg.but(method=method)
+    return router.DECISIONS[cfg.row.decision](history, needs(content, style), cfg)
 
 
 def decide(
-    method: str, history: list[StepRecord], demand: dict[str, float] = BOTH, cfg: RunConfig = CFG
+    method: str,
+    history: list[StepRecord],
+    content: float = 0.5,
+    style: float = 0.5,
+    cfg: RunConfig = CFG,
 ) -> Move:
-    return router.DECISIONS[method](history, demand, cfg, np.random.default_rng(0))
+    return choose(method, history, content, style, cfg).move
 
 
-def test_every_method_has_a_decision() -> None:
-    assert set(router.DECISIONS) == set(METHODS)
+def made(method: str, moves: int, cfg: RunConfig = CFG) -> list[Move]:
+    """Return the moves of a method whose decision does not look at signals."""
+    history: list[StepRecord] = []
+    for number in range(moves):
+        history.append(step(number + 1, decide(method, history, cfg=cfg)))
+    return [Move(one.move) for one in history]
+
+
+def test_every_decision_is_some_methods_and_every_method_has_one() -> None:
+    assert {method.decision for method in METHODS.values()} == set(router.DECISIONS)
 
 
 def test_pure_methods_never_change_their_mind() -> None:
     for history in ([], numerical([1.0, 1.0]), symbolic([0.0])):
-        assert decide("lora", history) is decide("lora-demonstrated", history) is Move.NUMERICAL
-        assert decide("textgrad", history) is Move.SYMBOLIC
-        assert decide("frozen", history) is Move.STOP
+        for method in ("lora", "lora-rft", "lora-remade", "lora-demonstrated"):
+            assert decide(method, history) is N
+        assert decide("textgrad", history) is S
+        assert decide("frozen", history) is STOP
 
 
-def test_alternate_goes_prompt_weights_prompt_in_thirds() -> None:
-    history: list[StepRecord] = []
-    for number in range(6):
-        history.append(step(number, decide("alternate", history), Signal()))
-    s, n = Move.SYMBOLIC, Move.NUMERICAL
-    assert [one.move for one in history] == [s, s, n, n, s, s]
+def test_gepa_has_the_whole_budget_in_one_move() -> None:
+    assert decide("gepa", []) is S
+    assert decide("gepa", symbolic([0.5])) is STOP
 
 
-def test_random_is_seeded_and_uses_both_moves() -> None:
-    rng = np.random.default_rng(0)
-    moves = [router.coin([], BOTH, CFG, rng) for _ in range(30)]
-    again = np.random.default_rng(0)
-    assert moves == [router.coin([], BOTH, CFG, again) for _ in range(30)]
-    assert set(moves) == {Move.NUMERICAL, Move.SYMBOLIC}
+def test_a_schedule_is_followed_to_its_end() -> None:
+    assert made("fixed:SNNS", 5) == [S, N, N, S, STOP]
+    assert choose("fixed:S", symbolic([0.1])).reason == "the schedule is at its end"
 
 
-@pytest.mark.parametrize("method", ["monitor", "neurosymbolic", "oracle"])
+@pytest.mark.parametrize(
+    ("moves", "schedule"),
+    [(6, [S, S, N, N, S, S]), (3, [S, N, S]), (2, [S, N]), (4, [S, N, S, N])],
+)
+def test_alternate_goes_prompt_weights_prompt_in_thirds(moves: int, schedule: list[Move]) -> None:
+    assert made("alternate", moves, CFG.but(moves=moves)) == schedule
+
+
+def test_random_has_a_coin_of_its_own_in_every_run() -> None:
+    coin = made("random", 16)
+    assert coin == made("random", 16)
+    assert set(coin) == {N, S}
+    others = [CFG.but(**change) for change in ({"rule": "json"}, {"backbone": "gemma3-270m"})]
+    for other in (*others, CFG.but(seed=1)):
+        assert made("random", 16, other) != coin
+    # the study that a run belongs to is no part of what it is
+    assert made("random", 16, CFG.but(study="other")) == coin
+
+
+@pytest.mark.parametrize("method", ["monitor", *ROUTED])
 def test_the_papers_rule_numerical_until_saturated_symbolic_until_exhausted(method: str) -> None:
-    assert decide(method, []) is Move.NUMERICAL
-    assert decide(method, numerical([1.0, 0.5])) is Move.NUMERICAL
-    assert decide(method, numerical([1.0, 0.99])) is Move.SYMBOLIC
-    assert decide(method, [*numerical([1.0, 0.99]), *symbolic([0.4])]) is Move.SYMBOLIC
-    assert decide(method, [*numerical([1.0, 0.99]), *symbolic([0.0])]) is Move.NUMERICAL
+    assert decide(method, []) is N
+    assert decide(method, numerical([1.0, 0.5])) is N
+    assert decide(method, numerical([1.0, 0.99])) is S
+    assert decide(method, [*numerical([1.0, 0.99]), *symbolic([0.4])]) is S
+    assert decide(method, [*numerical([1.0, 0.99]), *symbolic([0.0])]) is N
+
+
+def test_reasons_are_told() -> None:
+    assert choose("monitor", numerical([1.0, 0.99])).reason == "LoRA is saturated"
+    assert choose("monitor", numerical([1.0, 0.5])).reason == "LoRA still learns"
+    assert choose("monitor", symbolic([0.4])).reason == "edits still gain"
+    assert choose("monitor", symbolic([0.0])).reason == "edits gain little"
+    assert choose("oracle", [], style=0).reason == "only content is needed"
 
 
 def test_a_phase_without_demand_is_skipped_by_the_router_but_not_by_the_bare_signal() -> None:
-    only_style, only_content = {"content": 0.0, "style": 0.6}, {"content": 0.6, "style": 0.0}
-    assert decide("neurosymbolic", [], only_style) is Move.SYMBOLIC
-    assert decide("monitor", [], only_style) is Move.NUMERICAL
-    assert decide("neurosymbolic", numerical([1.0, 0.99]), only_content) is Move.NUMERICAL
-    assert decide("neurosymbolic", [], {"content": 0.01, "style": 0.01}) is Move.STOP
+    assert decide("neurosymbolic", [], content=0) is S
+    assert decide("monitor", [], content=0) is N
+    assert decide("neurosymbolic", numerical([1.0, 0.99]), style=0) is N
+    assert decide("neurosymbolic", [], content=0.01, style=0.01) is STOP
 
 
-@pytest.mark.parametrize("chooses", ["rule", "utility"])
-def test_trained_weights_that_fail_on_dev_are_trained_on_though_no_training_example_needs_it(
-    chooses: str,
-) -> None:
-    """Runs on facts stopped after two of four moves, at 75% on dev: one of 24 training examples is below the floor."""
-    cfg, nothing = RunConfig(moves=6, router=chooses), {"content": 0.04, "style": 0.0}
+def test_trained_weights_that_fail_on_dev_are_trained_on_though_no_training_example_needs_it() -> (
+    None
+):
+    """Runs on facts stopped after two of four moves, at 75% on dev: one of 24 examples is below the floor."""
     trained, edited = numerical([1.0, 0.5]), symbolic([0.5])
-    for success, then in ((0.75, Move.NUMERICAL), (0.95, Move.STOP), (1.0, Move.STOP)):
-        assert decide("neurosymbolic", scored(trained, success), nothing, cfg) is then
-        assert decide("neurosymbolic", scored([*trained, *edited], success), nothing, cfg) is then
-        assert decide("neurosymbolic", scored(edited, success), nothing, cfg) is Move.STOP
+    for success, then in ((0.75, N), (0.95, STOP), (1.0, STOP)):
+        for history in (trained, [*trained, *edited]):
+            assert decide("neurosymbolic", scored(history, success), 0.04, 0) is then
+        assert decide("neurosymbolic", scored(edited, success), 0.04, 0) is STOP
 
 
 def scored(history: list[StepRecord], success: float) -> list[StepRecord]:
@@ -85,57 +128,47 @@ def scored(history: list[StepRecord], success: float) -> list[StepRecord]:
 
 
 def test_style_that_prompts_failed_to_bring_becomes_a_demand_on_the_weights() -> None:
-    only_style = {"content": 0.0, "style": 0.6}
-    assert decide("neurosymbolic", symbolic([0.5]), only_style) is Move.SYMBOLIC
-    assert decide("neurosymbolic", symbolic([0.0]), only_style) is Move.NUMERICAL
+    assert decide("neurosymbolic", symbolic([0.5]), content=0) is S
+    assert decide("neurosymbolic", symbolic([0.0]), content=0) is N
 
 
-@pytest.mark.parametrize("method", ["neurosymbolic", "oracle"])
+@pytest.mark.parametrize("method", ROUTED)
 def test_a_needed_kind_of_move_is_not_left_untried_until_the_last_one(method: str) -> None:
     learning = [1.0, 0.5, 0.25, 0.12, 0.06, 0.03]  # never saturated
-    made = [decide(method, numerical(learning[:n])) for n in range(6)]
-    assert made == [Move.NUMERICAL] * 4 + [Move.SYMBOLIC, Move.NUMERICAL]
-    assert decide(method, symbolic([0.4] * 4)) is Move.NUMERICAL
-    never = RunConfig(moves=6, reserve=0)
-    assert decide(method, numerical(learning[:4]), BOTH, never) is Move.NUMERICAL
-    assert decide(method, symbolic([0.4] * 4), BOTH, never) is Move.SYMBOLIC
+    assert [decide(method, numerical(learning[:n])) for n in range(6)] == [N, N, N, N, S, N]
+    assert decide(method, symbolic([0.4] * 4)) is N
+    assert choose(method, symbolic([0.4] * 4)).reason == "needed and never tried"
+    never = CFG.but(reserve=0)
+    assert decide(method, numerical(learning[:4]), cfg=never) is N
+    assert decide(method, symbolic([0.4] * 4), cfg=never) is S
 
 
 def test_the_last_move_is_not_another_prompt_where_prompts_left_the_style_missing() -> None:
-    tried = step(
-        5, Move.SYMBOLIC, Signal(gain=0.4), demand={"style": 0.6}
-    )  # a gain, but one of content
+    # a gain, but one of content
+    tried = step(5, S, Signal(gain=0.4), demand={"style": 0.6})
     history = [*numerical([1.0, 0.5, 0.25, 0.12]), tried]
-    assert decide("neurosymbolic", history, {"content": 0.2, "style": 0.5}) is Move.NUMERICAL
-    assert decide("neurosymbolic", history, {"content": 0.2, "style": 0.3}) is Move.SYMBOLIC
-    more = RunConfig(moves=7)
-    assert decide("neurosymbolic", history, {"content": 0.2, "style": 0.5}, more) is Move.SYMBOLIC
+    assert decide("neurosymbolic", history, 0.2, 0.5) is N
+    assert decide("neurosymbolic", history, 0.2, 0.3) is S
+    assert decide("neurosymbolic", history, 0.2, 0.5, CFG.but(moves=7)) is S
+    assert decide("neurosymbolic", history, 0.2, 0.5, CFG.but(reserve=0)) is S
 
 
 def test_nothing_is_tried_only_because_it_was_not_yet() -> None:
-    weights_only, prompts_only = {"content": 0.6, "style": 0.05}, {"content": 0.05, "style": 0.6}
-    assert (
-        decide("neurosymbolic", numerical([1.0, 0.5, 0.25, 0.12]), weights_only) is Move.NUMERICAL
-    )
-    assert decide("neurosymbolic", symbolic([0.4] * 4), prompts_only) is Move.SYMBOLIC
-    assert decide("monitor", numerical([1.0, 0.5, 0.25, 0.12])) is Move.NUMERICAL
-    tried = [*symbolic([0.0]), *numerical([1.0, 0.5, 0.25])]
-    assert decide("neurosymbolic", tried, {"content": 0.5, "style": 0.5}) is Move.NUMERICAL
+    four = numerical([1.0, 0.5, 0.25, 0.12])
+    assert decide("neurosymbolic", four, 0.6, 0.05) is N
+    assert decide("neurosymbolic", symbolic([0.4] * 4), 0.05, 0.6) is S
+    assert decide("monitor", four) is N
+    assert decide("neurosymbolic", [*symbolic([0.0]), *numerical([1.0, 0.5, 0.25])]) is N
 
 
-def test_the_classifier_alone_follows_the_larger_demand() -> None:
-    assert decide("classifier", symbolic([0.5]), {"content": 0.3, "style": 0.2}) is Move.NUMERICAL
-    assert decide("classifier", numerical([1.0]), {"content": 0.1, "style": 0.2}) is Move.SYMBOLIC
+def test_needs_alone_follow_the_larger_demand() -> None:
+    assert decide("needs-only", symbolic([0.5]), 0.3, 0.2) is N
+    assert decide("needs-only", numerical([1.0]), 0.1, 0.2) is S
 
 
-def test_utility_weighs_demand_progress_and_cost() -> None:
-    cfg = RunConfig(router="utility")
-    cheap = step(1, Move.NUMERICAL, Signal(), dev_change=0.2, tokens=1.0)
-    dear = step(2, Move.SYMBOLIC, Signal(), dev_change=0.2, tokens=9.0)
-    useless = step(2, Move.NUMERICAL, Signal(), dev_change=-0.1, tokens=1.0)
-    assert decide("neurosymbolic", [cheap, dear], BOTH, cfg) is Move.NUMERICAL
-    assert (
-        decide("neurosymbolic", [cheap, dear], {"content": 0.05, "style": 0.9}, cfg)
-        is Move.SYMBOLIC
-    )
-    assert decide("neurosymbolic", [useless, useless, dear], BOTH, cfg) is Move.SYMBOLIC
+def test_a_decision_leaves_its_arguments_alone_and_repeats_itself() -> None:
+    history = numerical([1.0, 0.99])
+    before = list(history)
+    for method in ("monitor", *ROUTED, "random", "needs-only"):
+        assert choose(method, history) == choose(method, history)
+    assert history == before

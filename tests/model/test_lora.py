@@ -1,20 +1,28 @@
-"""The numerical move on a real model: it learns, only answers count, it repeats bit for bit, it can be put back."""
+"""The numerical move: it learns, repeats bit for bit, can be put back whole, and reports the task's own signal."""
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from nslora.config import RunConfig
-from nslora.model.fast import kernels
-from nslora.model.fast.decode import packed
-from nslora.model.lora import PACK, Lean, Learner, batches, parts
-from nslora.types import Pair, Prompt
+from nslora.model import lora
+from nslora.model.backbone import Backbone
+from nslora.model.fast.attention import ATTENTION
+from nslora.model.fast.packing import pack, split
+from nslora.model.lora import ADAPTER_FILE, OPTIMIZER_FILE, FusedLoraLinear, Learner, batches
+from nslora.types import Pair, Prompt, UserError
 
-CFG = RunConfig(lr=1e-3, batch=4, rank=8)
+CFG = RunConfig(lr=3e-3, batch=4, rank=8)
 PAIRS = [
     Pair(Prompt("Be brief."), f"Where was {name} born?", city, "gold", name)
     for name, city in [
@@ -25,43 +33,53 @@ PAIRS = [
         ("Ed Hult", "Bergen"),
     ]
 ]
-rows = st.lists(
-    st.tuples(st.lists(st.integers(1, 9), min_size=1), st.lists(st.integers(1, 9), min_size=1)),
-    min_size=1,
-)
-
-
-@given(rows, st.integers(1, 5))
-def test_batches_hold_every_row_once_and_none_is_too_large(rows: list, size: int) -> None:
-    cut = batches(rows, size, np.random.default_rng(0))
-    assert sorted(row for batch in cut for row in batch) == sorted(rows)
-    assert max(map(len, cut)) <= size
-
-
-@given(rows, st.integers(0, 500))
-def test_parts_hold_a_batch_in_order_and_few_tokens_at_a_time(rows: list, shared: int) -> None:
-    long = [([0] * shared + prompt * 60, answer * 20) for prompt, answer in rows]
-    cut = parts(long)
-    assert [row for part in cut for row in part] == long
-    for part in cut:
-        computed = packed(part, torch.zeros(1))["input_ids"].numel()
-        pairs = sum((len(p) + len(a)) ** 2 for p, a in part)
-        assert len(part) == 1 or (computed <= PACK and pairs <= PACK**2)
-
-
-def test_rows_under_a_shared_prompt_are_computed_in_one_part() -> None:
-    long = [
-        ([0] * 150 + [1, i], [2] * 10) for i in range(8)
-    ]  # more than 1200 tokens, 246 of them different
-    assert len(parts(long)) == 1
-    assert len(parts([([i] * 150, [2] * 10) for i in range(8)])) == 3
+REPLAY = [
+    Pair(Prompt("Always answer in one word."), "What is the opposite of hot?", "cold", "replay"),
+    Pair(Prompt("Be brief."), "Name a colour.", "A colour is blue.", "replay"),
+]
+TINY = {"llama": tiny.llama, "qwen2": tiny.qwen2, "gemma3": tiny.narrow}
 
 
 @pytest.fixture
 def learner(backbone):
-    """A fresh learner; the shared backbone is given back bare."""
+    """A fresh learner on the real model; the shared backbone is given back bare."""
     yield Learner(backbone, CFG)
     backbone.model = backbone.model.unload()
+
+
+def small(backbone, model) -> Backbone:
+    """The real tokenizer and chat format around a random model, with attention as `load` sets it."""
+    model.set_attn_implementation(ATTENTION)
+    return replace(backbone, model=model.eval().requires_grad_(False))
+
+
+@pytest.fixture
+def toy(backbone) -> Backbone:
+    """A backbone of a random Llama model."""
+    return small(backbone, tiny.llama(len(backbone.tokenizer)))
+
+
+def rng(epoch: int = 0) -> np.random.Generator:
+    return np.random.default_rng([7, epoch])
+
+
+def adapter(learner: Learner) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in learner.weights]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def gradients(model) -> list[torch.Tensor]:
+    """The adapter's gradients, taken away from it."""
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return grads
+
+
+def norm(tensors: list[torch.Tensor]) -> float:
+    return math.sqrt(sum(float(x.double().square().sum()) for x in tensors))
 
 
 def nll(backbone) -> float:
@@ -69,26 +87,176 @@ def nll(backbone) -> float:
     return float(np.mean(backbone.nll(texts, [p.target for p in PAIRS])))
 
 
+@given(st.integers(1, 30), st.integers(1, 5))
+def test_batches_hold_every_row_once_and_none_is_too_large(count: int, size: int) -> None:
+    drawn = batches(count, size, np.random.default_rng(0))
+    assert sorted(i for batch in drawn for i in batch) == list(range(count))
+    assert max(map(len, drawn)) <= size
+
+
 def test_a_fresh_adapter_changes_nothing_and_epochs_learn(backbone, learner) -> None:
     with learner.model.disable_adapter():
         frozen = nll(backbone)
     assert nll(backbone) == frozen
-    first = learner.epoch(PAIRS, np.random.default_rng(0))
+    first = learner.epoch(PAIRS, rng())
     assert first.loss == pytest.approx(frozen, rel=0.5)
-    for _ in range(5):
-        last = learner.epoch(PAIRS, np.random.default_rng(0))
+    for _ in range(2):
+        last = learner.epoch(PAIRS, rng())
     assert last.loss < first.loss / 2
     assert nll(backbone) < frozen / 2
     assert first.grad_norm > 0
-    assert first.tokens == sum(
-        len(a) + len(b)
-        for a, b in (backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in PAIRS)
-    )
+    rows = [learner._row(pair) for pair in PAIRS]
+    assert first.answer_tokens == tuple(len(answer) for _, answer in rows)
+    assert first.tokens == sum(len(prompt) + len(answer) for prompt, answer in rows)
 
 
-def test_only_the_adapter_is_trained(backbone, learner) -> None:
+def test_training_goes_on_from_a_saved_folder_as_if_it_had_never_stopped(
+    backbone, learner, tmp_path
+) -> None:
+    """On the real model: two epochs, and the second one again in a learner of its own."""
+    pairs = [*PAIRS[:2], REPLAY[0]]
+    learner.epoch(pairs, rng(0))
+    learner.save(tmp_path / "step")
+    straight = learner.epoch(pairs, rng(1)), adapter(learner)
+    torch.manual_seed(12345)
+    other = Learner(backbone, CFG)
+    other.load(tmp_path / "step")
+    resumed = other.epoch(pairs, rng(1)), adapter(other)
+    assert straight[0].nll == resumed[0].nll
+    assert straight[0].grad_norm == resumed[0].grad_norm
+    assert equal(straight[1], resumed[1])
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_k_epochs_and_the_rest_after_a_load_are_all_of_them_to_the_bit(toy, tmp_path, k) -> None:
+    pairs, epochs = [*PAIRS, *REPLAY], 4
+    straight = Learner(toy, CFG)
+    losses = [straight.epoch(pairs, rng(i)).nll for i in range(epochs)]
+    expected = adapter(straight)
+    first = Learner(toy, CFG)
+    again = [first.epoch(pairs, rng(i)).nll for i in range(k)]
+    first.save(tmp_path / "step")
+    second = Learner(toy, CFG)
+    second.epoch(pairs, rng(99))
+    second.load(tmp_path / "step")
+    again += [second.epoch(pairs, rng(i)).nll for i in range(k, epochs)]
+    assert again == losses
+    assert equal(adapter(second), expected)
+
+
+def test_without_the_optimizer_the_same_training_goes_elsewhere(toy, tmp_path) -> None:
+    """What the file beside the adapter is for."""
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng(0))
+    learner.save(tmp_path / "step")
+    learner.epoch(PAIRS, rng(1))
+    expected = adapter(learner)
+    learner.load(tmp_path / "step")
+    learner.optimizer = learner._fresh_optimizer()
+    learner.epoch(PAIRS, rng(1))
+    assert not equal(adapter(learner), expected)
+
+
+def test_torchs_global_random_state_is_neither_read_nor_changed(backbone) -> None:
+    """Even where the model has dropout."""
+    results = []
+    for seed in (1, 2):
+        model = tiny.llama(len(backbone.tokenizer), attention_dropout=0.5)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        learner = Learner(small(backbone, model), CFG)
+        learner.epoch(PAIRS, rng())
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(adapter(learner))
+    assert equal(*results)
+    assert not learner.model.training
+
+
+def test_seeds_give_adapters_and_orders_of_their_own(toy) -> None:
+    base = adapter(Learner(toy, CFG))
+    other = adapter(Learner(toy, replace(CFG, seed=5)))
+    assert not equal(base, other)
+    assert equal(base, adapter(Learner(toy, CFG)))
+
+
+def test_reset_puts_back_a_new_learner(toy) -> None:
+    learner = Learner(toy, CFG)
+    fresh, wrapped = adapter(learner), learner.model
+    first = learner.epoch(PAIRS, rng())
+    trained = adapter(learner)
+    learner.reset()
+    assert learner.model is wrapped
+    assert equal(adapter(learner), fresh)
+    assert learner.epoch(PAIRS, rng()).nll == first.nll
+    assert equal(adapter(learner), trained)
+
+
+def test_a_checkpoint_is_two_float32_files_that_peft_reads(toy, tmp_path) -> None:
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng())
+    learner.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"adapter_config.json", ADAPTER_FILE}
+    assert not [*tmp_path.glob("*.bin"), *tmp_path.glob("*.part"), *tmp_path.glob("*.pt")]
+    tensors = load_file(tmp_path / OPTIMIZER_FILE)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    size = sum(weight.numel() for weight in learner.weights)
+    assert sum(t.numel() for t in tensors.values()) == 2 * size + len(learner.weights)
+
+
+def cut_short(path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("name", [ADAPTER_FILE, OPTIMIZER_FILE])
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), cut_short], ids=["missing", "short"])
+def test_a_folder_without_a_whole_file_is_refused_and_changes_nothing(
+    toy, tmp_path, name, harm
+) -> None:
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng(0))
+    learner.save(tmp_path)
+    learner.epoch(PAIRS, rng(1))
+    before, state = adapter(learner), learner._optimizer_tensors()
+    harm(tmp_path / name)
+    with pytest.raises(UserError, match=name):
+        learner.load(tmp_path)
+    assert equal(adapter(learner), before)
+    assert equal([*learner._optimizer_tensors().values()], [*state.values()])
+
+
+def test_a_save_that_breaks_off_leaves_no_optimizer_of_another_adapter(
+    toy, tmp_path, monkeypatch
+) -> None:
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng(0))
+    learner.save(tmp_path)
+
+    def breaks_off(_tensors, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lora, "save_file", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        learner.save(tmp_path)
+    with pytest.raises(UserError, match=OPTIMIZER_FILE):
+        learner.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", [ADAPTER_FILE, OPTIMIZER_FILE])
+def test_the_files_of_another_rank_are_refused(toy, tmp_path, file) -> None:
+    for rank in (4, 8):
+        learner = Learner(toy, replace(CFG, rank=rank))
+        learner.epoch(PAIRS, rng())
+        learner.save(tmp_path / str(rank))
+    (tmp_path / "4" / file).replace(tmp_path / "8" / file)
+    with pytest.raises(UserError, match="another backbone or rank"):
+        learner.load(tmp_path / "8")
+
+
+def test_only_the_adapter_is_trained(toy) -> None:
+    learner = Learner(toy, CFG)
     base = {n: p.clone() for n, p in learner.model.named_parameters() if "lora_" not in n}
-    learner.epoch(PAIRS, np.random.default_rng(0))
+    learner.epoch(PAIRS, rng())
     assert all(torch.equal(p, base[n]) for n, p in learner.model.named_parameters() if n in base)
     trained = {n for n, p in learner.model.named_parameters() if p.requires_grad}
     assert all("lora_" in n for n in trained)
@@ -96,132 +264,123 @@ def test_only_the_adapter_is_trained(backbone, learner) -> None:
         assert any(f".{layer}.lora_A" in n for n in trained)
 
 
-def test_the_same_seed_gives_the_same_bits_and_a_checkpoint_restores_them(
-    backbone, learner, tmp_path
-) -> None:
-    learner.epoch(PAIRS, np.random.default_rng(0))
-    learner.save(tmp_path / "adapter")
-    after = nll(backbone)
-    again = Learner(backbone, CFG)
-    again.epoch(PAIRS, np.random.default_rng(0))
-    assert nll(backbone) == after
-    other = Learner(backbone, RunConfig(lr=1e-3, batch=4, rank=8, seed=5))
-    other.epoch(PAIRS, np.random.default_rng(0))
-    assert nll(backbone) != after
-    other.load(tmp_path / "adapter")
-    assert nll(backbone) == after
-    assert not list((tmp_path / "adapter").glob("*.bin"))
+def unfuse(monkeypatch, model) -> int:
+    """Put back PEFT's own LoRA layers and transformers' own norms; the number of norms."""
+    monkeypatch.setattr(FusedLoraLinear, "forward", FusedLoraLinear.__mro__[1].forward)
+    return sum(module.__dict__.pop("forward", None) is not None for module in model.modules())
 
 
-def gradients(model) -> list[torch.Tensor]:
-    """The adapter's gradients, taken away from it."""
-    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def plain_product(x, weight, bias, a, b, scale):
-    return x @ weight.t() + bias + scale * (x @ a.t()) @ b.t()
-
-
-def products_of_two(x, weight, bias, other, a, b, a2, b2, scale):
-    return torch.cat(
-        kernels.lora_products(x, [(weight, bias, a, b), (other, None, a2, b2)], scale), 1
-    )
-
-
-def plain_products_of_two(x, weight, bias, other, a, b, a2, b2, scale):
-    return torch.cat(
-        [plain_product(x, weight, bias, a, b, scale), plain_product(x, other, 0, a2, b2, scale)], 1
-    )
-
-
-def plain_norm(x, weight, eps):
-    return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-
-
-def plain_nll(logits, targets):
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("ours", "plain", "shapes", "trained", "rest"),
-    [
-        (
-            products_of_two,
-            plain_products_of_two,
-            [(30, 48), (30,), (12, 48)],
-            [(4, 48), (30, 4), (3, 48), (12, 3)],
-            [0.5],
-        ),
-        (kernels.rms_norm, plain_norm, [(48,)], [], [1e-5]),
-        (kernels.summed_nll, plain_nll, [], [], [torch.arange(20)]),
-    ],
-)
-def test_fused_functions_have_the_values_and_gradients_of_plain_ones(
-    ours, plain, shapes, trained, rest, dtype
-) -> None:
-    """Against the plain formula in float64, of the same numbers."""
-    torch.manual_seed(0)
-    x, fixed = torch.randn(20, 48).to(dtype), [torch.randn(shape).to(dtype) for shape in shapes]
-    adapter = [torch.randn(shape) for shape in trained]
-
-    def results(function, as_given):
-        leaves = [as_given(t).requires_grad_() for t in (x.clone(), *adapter)]
-        out = function(leaves[0], *map(as_given, fixed), *leaves[1:], *rest)
-        weights = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
-        return [out, *torch.autograd.grad((out * weights.to(out.dtype)).sum(), leaves)]
-
-    allowed = 1e-5 if dtype == torch.float32 else 0.03
-    for a, b in zip(results(ours, torch.clone), results(plain, torch.Tensor.double), strict=True):
-        assert (a - b).abs().max() <= allowed * b.abs().max()
-
-
-@pytest.mark.parametrize("pack", [PACK, 40])
-def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(
-    backbone, monkeypatch, pack
-) -> None:
-    """In float32, against transformers' own loss and norms and PEFT's own LoRA layers, on rows of mixed lengths."""
-    monkeypatch.setattr("nslora.model.lora.PACK", pack)
-    learner = Learner(backbone, CFG)
-    learner.epoch(PAIRS, np.random.default_rng(0))  # B is 0 at first, and A then has no gradient
-    one_word = Prompt("Always answer in one word.")
-    pairs = [*PAIRS, Pair(one_word, "What is the opposite of hot?", "cold", "replay"), PAIRS[0]]
-    pairs.append(
-        Pair(PAIRS[0].prompt, PAIRS[0].question, "Lisbon", "gold")
-    )  # the same prompt, another answer
-    rows = [backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in pairs]
-    rows.append(
-        (rows[0][0] + rows[0][1] + rows[1][0], rows[1][1])
-    )  # its prompt goes on after another row's answer
-    assert packed(rows, learner.like)["input_ids"].numel() < 0.8 * sum(
-        len(prompt) + len(answer) for prompt, answer in rows
-    )
-    total = sum(len(answer) for _, answer in rows)
-    loss = sum(learner._backward(part, total) for part in parts(rows))
-    ours = gradients(learner.model)
-
-    monkeypatch.setattr(Lean, "forward", Lean.__mro__[1].forward)
-    assert (
-        sum(module.__dict__.pop("forward", None) is not None for module in learner.model.modules())
-        > 60
-    )  # norms
-    plain = 0.0
+def plain_gradients(model, rows, total: int) -> tuple[list[float], list[torch.Tensor]]:
+    """Summed nll of each row, and gradients, by transformers' own loss on rows one by one, over `total` tokens."""
+    losses = []
     for prompt, answer in rows:
         labels = torch.tensor([[-100] * len(prompt) + answer])
-        row = (
-            learner.model(input_ids=torch.tensor([prompt + answer]), labels=labels).loss
-            * len(answer)
-            / total
-        )
-        row.backward()
-        plain += float(row.detach())
-    theirs = gradients(learner.model)
-    backbone.model = backbone.model.unload()
-    assert loss == pytest.approx(plain, rel=1e-5)
-    assert len(ours) == len(theirs) > 100
-    worst = max(
-        float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
-    )
-    assert worst < 2e-3, worst  # contradicting rows cancel in places, which leaves more rounding
+        ids = torch.tensor([prompt + answer])
+        summed = model(input_ids=ids, labels=labels).loss * len(answer)
+        (summed / total).backward()
+        losses.append(summed.item())
+    return losses, gradients(model)
+
+
+def check_packed_rows(learner, pairs, monkeypatch) -> int:
+    """Compare `_backward` with rows one by one, in loss and gradients; the number of fused norms."""
+    learner.epoch(pairs, rng())  # B is 0 at first, and A then has no gradient
+    rows = [learner._row(pair) for pair in pairs]
+    # its prompt goes on after another row's answer
+    rows.append((rows[0][0] + rows[0][1] + rows[1][0], rows[1][1]))
+    packed = sum(pack(part, learner.like)["input_ids"].numel() for part in split(rows))
+    assert packed < 0.9 * sum(len(prompt) + len(answer) for prompt, answer in rows)
+    total = sum(len(answer) for _, answer in rows)
+    loss = torch.cat(learner._backward(rows, total)).sum().item()
+    ours = gradients(learner.model)
+    norms = unfuse(monkeypatch, learner.model)
+    plain, theirs = plain_gradients(learner.model, rows, total)
+    assert loss == pytest.approx(sum(plain), rel=1e-5)
+    assert len(ours) == len(theirs) == len(learner.weights)
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    assert max(errors) < 2e-3  # contradicting rows cancel in places, which leaves more rounding
+    return norms
+
+
+OTHER_ANSWER = replace(PAIRS[0], target="Lisbon")  # under the same prompt
+
+
+@pytest.mark.parametrize("pack", [512, 120])
+@pytest.mark.parametrize("kind", TINY)
+def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(
+    backbone, kind, pack, monkeypatch
+) -> None:
+    """In float32, against transformers' own loss and norms and PEFT's own LoRA layers, on rows of mixed lengths."""
+    monkeypatch.setattr("nslora.model.fast.packing.PACK", pack)
+    learner = Learner(small(backbone, TINY[kind](vocab_size=len(backbone.tokenizer))), CFG)
+    check_packed_rows(learner, [*PAIRS, REPLAY[0], PAIRS[0], OTHER_ANSWER], monkeypatch)
+
+
+def test_packed_rows_of_the_real_model_do_too(learner, monkeypatch) -> None:
+    assert check_packed_rows(learner, [PAIRS[0], REPLAY[0], OTHER_ANSWER], monkeypatch) > 60
+
+
+def test_the_signal_is_of_own_pairs_and_training_of_all(toy, monkeypatch) -> None:
+    """One batch of own and replay pairs, against a plain step on the gradient of all."""
+    pairs = [PAIRS[0], REPLAY[0], PAIRS[1], REPLAY[1]]
+    learner = Learner(toy, CFG)
+    learner.epoch(pairs, rng(0))
+    before, state = adapter(learner), copy.deepcopy(learner.optimizer.state_dict())
+    rows = [learner._row(pair) for pair in pairs]
+    epoch = learner.epoch(pairs, rng(1))
+    trained = adapter(learner)
+
+    with torch.no_grad():
+        for weight, old in zip(learner.weights, before, strict=True):
+            weight.copy_(old)
+    unfuse(monkeypatch, learner.model)
+    total = sum(len(answer) for _, answer in rows)
+    nll, _ = plain_gradients(learner.model, rows, total)
+    _, own = plain_gradients(learner.model, [rows[0], rows[2]], total)
+    assert epoch.nll == pytest.approx(nll, rel=1e-5)
+    assert epoch.answer_tokens == tuple(len(answer) for _, answer in rows)
+    assert epoch.loss == pytest.approx(sum(nll) / total, rel=1e-5)
+    assert epoch.grad_norm == pytest.approx(norm(own), rel=1e-4)
+
+    _, everything = plain_gradients(learner.model, rows, total)
+    assert epoch.grad_norm < 0.9 * norm(everything)
+    for weight, grad in zip(learner.weights, everything, strict=True):
+        weight.grad = grad
+    torch.nn.utils.clip_grad_norm_(learner.weights, lora.CLIP)
+    plain = torch.optim.AdamW(learner.weights, lr=CFG.lr, weight_decay=0.0)
+    plain.load_state_dict(state)
+    plain.step()
+    for ours, theirs in zip(trained, learner.weights, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_without_replay_a_step_is_one_pass_over_the_batch_to_the_bit(toy) -> None:
+    ours = Learner(toy, CFG)
+    epoch = ours.epoch(PAIRS, rng())
+    trained = adapter(ours)
+    plain, norms = Learner(toy, CFG), []
+    rows = [plain._row(pair) for pair in PAIRS]
+    for batch in batches(len(rows), CFG.batch, rng()):
+        of_batch = [rows[i] for i in batch]
+        plain._backward(of_batch, sum(len(answer) for _, answer in of_batch))
+        norms.append(torch.nn.utils.clip_grad_norm_(plain.weights, lora.CLIP))
+        plain.optimizer.step()
+        plain.optimizer.zero_grad()
+    assert epoch.grad_norm == torch.stack(norms).mean().item()
+    assert equal(trained, adapter(plain))
+
+
+def test_batches_of_replay_alone_train_and_leave_the_signal_out(toy) -> None:
+    learner = Learner(toy, CFG)
+    before = adapter(learner)
+    assert math.isnan(learner.epoch(REPLAY, rng()).grad_norm)
+    assert not equal(adapter(learner), before)
+
+    # batches of one: the mean is over the two steps on own pairs
+    pairs = [PAIRS[0], REPLAY[0], PAIRS[1]]
+    norms = {}
+    learner = Learner(toy, replace(CFG, batch=1))
+    for (i,) in batches(3, 1, rng()):
+        norms[i] = learner.epoch([pairs[i]], rng()).grad_norm
+    again = Learner(toy, replace(CFG, batch=1))
+    assert again.epoch(pairs, rng()).grad_norm == pytest.approx((norms[0] + norms[2]) / 2)

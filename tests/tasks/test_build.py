@@ -1,24 +1,23 @@
-"""Tasks: sizes as asked, splits that share nothing, questions that never tell a rule, data files checked by line."""
+"""Tasks: sizes as set, splits that share nothing, questions that state no rule, data files checked by line."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nslora.config import RunConfig
 from nslora.tasks import rules, world
-from nslora.tasks.build import START, Task, build, grade, phases
-from nslora.tasks.grading import normalise
-from nslora.types import Example, Need, UserError
+from nslora.tasks.build import INITIAL, Task, build, phases
+from nslora.tasks.grading import grade, normalise
+from nslora.types import Example, Hidden, Item, Need, UserError
 
 SPLITS = ("train", "dev", "test")
 MADE = ("facts", "style", "math", "mixed")
-TELLING = r"\b(json|bullet|letters|uppercase|lowercase|quot\w*|comma|phrase|words?|highlight|title|postscript|only)\b"
+STATING = r"\b(json|bullet|letters|uppercase|lowercase|quot\w*|comma|phrase|words?|highlight|title|postscript|only)\b"
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +25,19 @@ def tasks() -> dict:
     return {name: build(RunConfig(task=name, items=12, test_items=20)) for name in MADE}
 
 
-def everything(task) -> list[Example]:
-    held = [*task.examples("locality"), *(example for _, example in task.promptability)]
-    return [example for split in SPLITS for example in task.examples(split)] + held
+def everything(task: Task) -> list[Example]:
+    """All examples but those of replay, which repeat each other."""
+    promptability = [example for _, example in task.promptability]
+    return [*task.train, *task.dev, *task.test, *task.locality, *promptability]
+
+
+def groups(task: Task, split: str) -> set[str]:
+    return {task.hidden[example.id].group for example in getattr(task, split)}
+
+
+def rule_names(task: Task, *splits: str) -> set[str]:
+    examples = [example for split in splits or SPLITS for example in getattr(task, split)]
+    return {rule.name for example in examples for rule in task.hidden[example.id].rules}
 
 
 @pytest.mark.parametrize(
@@ -42,50 +51,65 @@ def everything(task) -> list[Example]:
 )
 def test_sizes(tasks: dict, name: str, sizes: tuple) -> None:
     task = tasks[name]
-    assert tuple(len(task.examples(split)) for split in (*SPLITS, "feedback")) == sizes
-    assert len(task.locality) == len(task.promptability) == 24
-    assert task.start == START
-    assert len(task.replay) >= 150
+    assert tuple(len(getattr(task, split)) for split in (*SPLITS, "feedback")) == sizes
+    assert len(task.locality) >= 100
+    assert len(task.promptability) >= 100
+    assert task.initial_prompt == INITIAL
+    assert len(task.replay) == 2 * 128
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_splits_share_no_id_question_or_group(tasks: dict, name: str) -> None:
     task = tasks[name]
     examples = everything(task)
-    assert len({e.id for e in examples}) == len(examples)
     assert len({normalise(e.question) for e in examples}) == len(examples)
-    parts = [{e.group for e in task.examples(split)} for split in (*SPLITS, "locality")]
-    parts.append({e.group for _, e in task.promptability})
+    parts = [groups(task, split) for split in SPLITS]
+    parts.append(groups(task, "locality"))
     assert sum(map(len, parts)) == len(set().union(*parts))
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_replay_shares_no_question_and_tells_no_rule_that_is_measured(
-    tasks: dict, name: str
-) -> None:
+def test_every_example_has_an_id_of_its_own_and_something_hidden(tasks: dict, name: str) -> None:
     task = tasks[name]
-    assert not {e.question for _, e in task.replay} & {e.question for e in everything(task)}
-    measured = {prompt.system for prompt, _ in task.promptability}
-    measured |= {rules.told(rule) for e in task.examples("train") for rule in e.rules}
-    systems = {prompt.system for prompt, _ in task.replay}
-    assert len(systems) >= 8
-    assert not systems & measured
+    examples = everything(task) + [example for _, example in task.replay]
+    ids = [example.id for example in examples]
+    assert len(set(ids)) == len(ids)
+    assert set(ids) == set(task.hidden)
 
 
-@pytest.mark.parametrize("most", [1, 8, 50])
-def test_a_small_replay_pool_is_spread_over_the_large_one(tasks: dict, most: int) -> None:
-    small = build(RunConfig(task="facts", items=3, test_items=3, replay_pool=most)).replay
-    asked, every = (
-        [e.question for p, e in pool if p == START] for pool in (small, tasks["facts"].replay)
-    )
-    assert len(small) == 2 * len(asked) == 2 * most
-    assert set(asked) <= set(every)
-    assert every.index(asked[-1]) >= (most - 1) * (len(every) // most)
+@pytest.mark.parametrize("name", MADE)
+def test_replay_shares_no_question_and_no_template(tasks: dict, name: str) -> None:
+    task = tasks[name]
+    replay = [example for _, example in task.replay]
+    asked = {normalise(e.question) for e in everything(task)}
+    assert not asked & {normalise(e.question) for e in replay}
+    templates = {task.hidden[e.id].group for e in replay}
+    retained = [*task.locality, *(example for _, example in task.promptability)]
+    assert not templates & {task.hidden[e.id].group for e in retained}
+
+
+@pytest.mark.parametrize("name", ["style", "mixed"])
+def test_ids_and_facts_say_nothing_about_rules_or_needs(name: str) -> None:
+    cfg = RunConfig(task=name, items=6, test_items=6)
+    one, other = build(cfg.but(rule="json")), build(cfg.but(rule="upper_case"))
+    for split in SPLITS:
+        assert getattr(one, split) == getattr(other, split)
+    said = [f"{e.id} {e.fact}".lower() for e in (*one.train, *one.dev, *one.test)]
+    words = [*Need, *rules.RULES, "rule", "need"]
+    assert [text for text in said if any(re.search(rf"\b{word}\b", text) for word in words)] == []
+
+
+def test_facts_with_and_without_a_rule_look_alike() -> None:
+    task = build(RunConfig(task="mixed", items=6, test_items=6))
+    shape = r"\w+ \w+:(birthplace|occupation|instrument):\d+"
+    for example in task.train:
+        facts = task.hidden[example.id].need is not Need.STYLE
+        assert bool(re.fullmatch(shape, example.id)) == facts
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_feedback_is_one_training_row_per_fact(tasks: dict, name: str) -> None:
-    train, feedback = (tasks[name].examples(split) for split in ("train", "feedback"))
+    train, feedback = tasks[name].train, tasks[name].feedback
     assert {e.id for e in feedback} <= {e.id for e in train}
     assert sorted(e.fact for e in feedback) == sorted({e.fact for e in train})
 
@@ -94,99 +118,129 @@ def test_feedback_is_one_training_row_per_fact(tasks: dict, name: str) -> None:
 def test_one_fact_has_one_answer_and_no_question_gives_it_or_a_rule_away(
     tasks: dict, name: str
 ) -> None:
-    examples = everything(tasks[name])
-    assert all(
-        len({e.answer for e in examples if e.fact == fact}) == 1
-        for fact in {e.fact for e in examples}
-    )
-    told = [e.question for e in examples if re.search(TELLING, e.question, re.IGNORECASE)]
-    assert told == []
-    echoed = [
-        e
-        for e in examples
-        if e.grader == "contains" and grade(replace(e, rules=()), e.question).content
-    ]
+    task = tasks[name]
+    examples = everything(task)
+    answers: dict[str, set[str]] = {}
+    for example in examples:
+        answers.setdefault(example.fact, set()).add(example.answer)
+    assert {len(gold) for gold in answers.values()} == {1}
+    stated = [e.question for e in examples if re.search(STATING, e.question, re.IGNORECASE)]
+    assert stated == []
+    by_name = [e for e in examples if task.hidden[e.id].grader == "contains"]
+    echoed = [e for e in by_name if grade(Item(e), e.question).parts["content"]]
     assert echoed == []
+
+
+@pytest.mark.parametrize("name", ["facts", "style", "mixed"])
+def test_retention_asks_for_its_facts_by_their_question(tasks: dict, name: str) -> None:
+    task = tasks[name]
+    for example in (*task.locality, *(example for _, example in task.promptability + task.replay)):
+        assert example.fact == example.question
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_gold_answers_in_the_wanted_style_are_graded_right_and_others_wrong(
     tasks: dict, name: str
 ) -> None:
-    for example in everything(tasks[name]):
-        reward = grade(example, rules.demonstrate(example.rules, example.answer))
-        assert (reward.success, reward.content_strict, reward.words) == (1, 1, ""), example
-        assert grade(example, "I do not know").content == 0
+    task = tasks[name]
+    for example in everything(task):
+        reward = task.reward(example, task.demonstrate(example))
+        assert (reward.value, reward.parts["content_strict"]) == (1, 1), example
+        assert task.obeys(example, task.demonstrate(example))
+        assert task.reward(example, "I do not know").parts["content"] == 0
+
+
+def test_obeying_is_about_style_alone(tasks: dict) -> None:
+    task = tasks["facts"]
+    prompt, example = task.promptability[0]
+    (rule,) = task.hidden[example.id].rules
+    assert rules.instruction(rule) in prompt.question
+    assert task.obeys(example, rules.demonstrate((rule,), "nonsense"))
+    assert not task.obeys(example, f"It is, as everybody knows, {example.answer}, of course")
+
+
+@pytest.mark.parametrize("split", [*SPLITS, "feedback", "locality"])
+def test_a_split_as_a_table_shows_what_is_hidden(tasks: dict, split: str) -> None:
+    task = tasks["mixed"]
+    table = task.dataset(split)
+    examples = getattr(task, split)
+    assert table["id"] == [e.id for e in examples]
+    assert set(table.column_names) == {*Example.__annotations__, *Hidden.__annotations__}
+    for row, example in zip(table, examples, strict=True):
+        hidden = task.hidden[example.id]
+        assert (row["need"], row["group"]) == (hidden.need, hidden.group)
+        assert [rule["name"] for rule in json.loads(row["rules"])] == [r.name for r in hidden.rules]
 
 
 def test_facts_are_tested_evenly_in_wordings_never_trained(tasks: dict) -> None:
     task = tasks["facts"]
-    assert {e.fact for e in task.examples("dev")} == {e.fact for e in task.examples("train")}
-    times = Counter(e.fact for e in task.examples("test"))
+    assert {e.fact for e in task.dev} == {e.fact for e in task.train}
+    times = Counter(e.fact for e in task.test)
     assert set(times.values()) == {1, 2}
     assert len(times) == 12
-    assert (
-        len({e.group for e in task.examples("test")}) == 12
-    )  # four wordings of each of three relations
-    assert all(e.need is Need.CONTENT and not e.rules for e in task.examples("train"))
+    # four wordings of each of three relations
+    assert len(groups(task, "test")) == 12
+    assert rule_names(task) == set()
+    assert {task.hidden[e.id].need for e in task.train} == {Need.CONTENT}
 
 
 def test_mixed_holds_three_kinds_of_need_and_two_sets_of_people(tasks: dict) -> None:
-    rows = tasks["mixed"].examples("test")
-    assert Counter(e.need for e in rows) == dict.fromkeys(Need, 20)
-    assert all(bool(e.rules) == (e.need is not Need.CONTENT) for e in rows)
-    people = {
-        need: {e.fact.split(":")[1] for e in rows if e.need is need}
-        for need in (Need.CONTENT, Need.BOTH)
-    }
+    task = tasks["mixed"]
+    needs = [task.hidden[e.id].need for e in task.test]
+    assert Counter(needs) == dict.fromkeys(Need, 20)
+    assert needs != sorted(needs)
+    people = {need: set() for need in Need}
+    for example, need in zip(task.test, needs, strict=True):
+        assert bool(task.hidden[example.id].rules) == (need is not Need.CONTENT)
+        people[need].add(example.fact.split(":")[0])
     assert not people[Need.CONTENT] & people[Need.BOTH]
-    assert [e.need for e in rows] != sorted(e.need for e in rows)
 
 
 @pytest.mark.parametrize("rule", rules.RULES)
-def test_every_rule_is_a_style_task_and_is_not_told_elsewhere(rule: str) -> None:
+def test_every_rule_is_a_style_task_and_is_stated_nowhere(rule: str) -> None:
     task = build(RunConfig(task="style", rule=rule, items=6, test_items=6))
-    assert {r.name for e in task.examples("test") for r in e.rules} == {rule}
-    told = rules.told(rules.make(rule))
-    assert told not in {p.system for p, _ in task.promptability} | {
-        p.system for p, _ in task.replay
-    }
-    assert len({p.system for p, _ in task.promptability}) >= 2
-    for prompt, example in task.promptability:
-        assert prompt.system == rules.told(example.rules[0])
-        assert example.rules[0].name != rule
+    assert rule_names(task, "test") == {rule}
+    instruction = rules.instruction(rules.make(rule))
+    prompts = [prompt for prompt, _ in task.promptability + task.replay]
+    assert not any(instruction in prompt.both for prompt in prompts)
+
+
+def test_style_can_have_all_countries() -> None:
+    most = sum(map(len, world.countries())) - 6
+    cfg = RunConfig(task="style", items=50, test_items=most - 100)
+    assert len(build(cfg).test) == most - 100 >= 150
+    with pytest.raises(UserError, match=f"must be at most {most} "):
+        build(cfg.but(test_items=most - 99))
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_seed_decides_and_method_does_not(name: str) -> None:
     cfg = RunConfig(task=name, items=6, test_items=6)
-    same = build(replace(cfg, method="lora", backbone="gemma3-270m"))
-    other = build(replace(cfg, seed=1))
-    task = build(cfg)
-    assert [task.examples(s) for s in SPLITS] == [same.examples(s) for s in SPLITS]
-    assert task.replay == same.replay
-    assert task.examples("test") != other.examples("test")
-    assert task.examples("locality") == other.examples("locality")
+    task, other = build(cfg), build(cfg.but(seed=1))
+    assert task == build(cfg.but(method="lora", backbone="gemma3-270m"))
+    assert task.test != other.test
+    assert (task.locality, task.replay) == (other.locality, other.replay)
 
 
 def test_math_seeds_share_no_problem_index() -> None:
     a, b = (build(RunConfig(task="math", seed=seed, items=16, test_items=16)) for seed in (1, 2))
-    shared = {e.question for e in everything(a)[:48]} & {e.question for e in everything(b)[:48]}
-    assert len(shared) < 6  # one-digit products may recur
+    asked = [{e.question for e in (*task.train, *task.dev, *task.test)} for task in (a, b)]
+    # one-digit products may recur
+    assert len(asked[0] & asked[1]) < 6
 
 
 def test_math_answers_are_right() -> None:
-    for e in build(RunConfig(task="math", items=20, test_items=20)).examples("test"):
+    for e in build(RunConfig(task="math", items=20, test_items=20)).test:
         if "sequence" not in e.question:
             sum_ = e.question.removeprefix("What is ").removesuffix("?")
             assert re.fullmatch(r"[-+*/()\d\s]+", sum_)
             assert eval(sum_) == int(e.answer)
 
 
-def test_known_questions_are_about_well_known_countries() -> None:
-    first = {group for known in world.countries()[:60] for group in (known[0].group,)}
+def test_style_questions_are_about_well_known_countries() -> None:
+    first = {country[0].group for country in world.countries()[:60]}
     task = build(RunConfig(task="style"))
-    assert {e.group for split in SPLITS for e in task.examples(split)} <= first
+    assert set().union(*(groups(task, split) for split in SPLITS)) <= first
 
 
 def test_values_of_a_relation_are_never_ambiguous() -> None:
@@ -239,16 +293,17 @@ def test_own_data_is_split_by_the_seed(tmp_path: Path) -> None:
         "rules": [{"name": "max_words", "kwargs": {"n": 2}}, {"name": "json"}],
     }
     task = build(own(tmp_path / "mine.jsonl", [*ROWS[:-1], "", ruled]))
-    assert [len(task.examples(s)) for s in SPLITS] == [12, 4, 4]
-    examples = {e.id: e for s in SPLITS for e in task.examples(s)}
+    assert [len(getattr(task, split)) for split in SPLITS] == [12, 4, 4]
+    examples = {e.id: e for split in SPLITS for e in getattr(task, split)}
     assert len(examples) == 20
     assert examples["own:3"].answer == "Person 3"
-    last = examples["own:21"]
-    assert (last.answer, last.grader, last.need) == ("4", "number", Need.BOTH)
+    assert examples["own:21"].answer == "4"
+    last = task.hidden["own:21"]
+    assert (last.grader, last.need) == ("number", Need.BOTH)
     assert last.rules == (rules.make("max_words", {"n": 2}), rules.make("json"))
-    told = {example.rules[0].name for _, example in task.promptability}
-    assert told
-    assert not told & {"max_words", "json"}
+    measured = [task.hidden[example.id].rules[0].name for _, example in task.promptability]
+    assert measured
+    assert not {"max_words", "json"} & set(measured)
 
 
 @pytest.mark.parametrize(
@@ -293,33 +348,22 @@ def test_own_data_that_is_not_text(tmp_path: Path) -> None:
 
 def test_a_stream_brings_more_facts_then_another_rule() -> None:
     cfg = RunConfig(task="stream", rule="json", items=3, test_items=6)
-    assert phases(cfg) == 3 and phases(replace(cfg, task="mixed")) == 1
-    first, more, turned = (build(cfg, phase) for phase in range(3))
+    assert phases(cfg) == 3 and phases(cfg.but(task="mixed")) == 1
+    first, more, last = (build(cfg, phase) for phase in range(3))
 
     def facts(task: Task) -> set[str]:
-        return {e.fact for e in task.examples("train") if e.fact.startswith("both:")}
+        return {e.fact for e in task.train if task.hidden[e.id].need is Need.BOTH}
 
-    def asked(task: Task) -> set[str]:
-        return {
-            rule.name
-            for split in ("train", "dev", "test")
-            for e in task.examples(split)
-            for rule in e.rules
-        }
-
-    assert facts(first) < facts(more) == facts(turned) and len(facts(more)) == 6
-    assert (asked(first), asked(more), asked(turned)) == ({"json"}, {"json"}, {"bullet"})
-    assert (
-        first.promptability == turned.promptability
-    )  # neither rule is among those told there, in any phase
-    assert first.examples("locality") == turned.examples("locality")
-    for task in (first, more, turned):
-        questions = [
-            {e.question for e in task.examples(split)} for split in ("train", "dev", "test")
-        ]
-        assert not questions[0] & questions[1] and not questions[2] & (questions[0] | questions[1])
+    assert facts(first) < facts(more) == facts(last) and len(facts(more)) == 6
+    assert [rule_names(task) for task in (first, more, last)] == [{"json"}, {"json"}, {"bullet"}]
+    # neither rule is among the measured ones, in any phase
+    assert first.promptability == last.promptability
+    assert first.locality == last.locality
+    for task in (first, more, last):
+        train, dev, test = ({e.question for e in getattr(task, split)} for split in SPLITS)
+        assert not train & dev and not test & (train | dev)
 
 
 def test_a_stream_that_starts_with_the_second_rule_changes_to_another() -> None:
     cfg = RunConfig(task="stream", rule="bullet", items=3, test_items=6)
-    assert {rule.name for e in build(cfg, 2).examples("test") for rule in e.rules} == {"end_phrase"}
+    assert rule_names(build(cfg, 2)) == {"end_phrase"}

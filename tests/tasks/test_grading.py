@@ -8,19 +8,30 @@ from hypothesis import strategies as st
 
 from nslora.tasks import rules, world
 from nslora.tasks.grading import grade, lists_answers, normalise, number
-from nslora.types import Example, Rule
+from nslora.types import Example, Hidden, Item, Rule
 
-CAPITAL = Example("q", "What is the capital of France?", "Paris")
-SUM = Example("n", "What is 3 - 8?", "-5", grader="number")
+QUESTION = "What is the capital of France?"
 END = rules.make("end_phrase")
 
 
-def ask(*asked: Rule, answer: str = "Paris", question: str = CAPITAL.question) -> Example:
-    return Example("q", question, answer, asked)
+def ask(
+    *asked: Rule, answer: str = "Paris", question: str = QUESTION, grader: str = "contains"
+) -> Item:
+    return Item(Example("q", question, answer), Hidden(asked, grader=grader))
+
+
+CAPITAL = ask()
+SUM = ask(question="What is 3 - 8?", answer="-5", grader="number")
+
+
+def content(item: Item, reply: str) -> tuple[float, float]:
+    """The lenient and the strict grade."""
+    parts = grade(item, reply).parts
+    return parts["content"], parts["content_strict"]
 
 
 @pytest.mark.parametrize(
-    ("example", "reply", "lenient", "strict"),
+    ("item", "reply", "lenient", "strict"),
     [
         (CAPITAL, "Paris", 1, 1),
         (CAPITAL, " **paris**.\n", 1, 1),
@@ -44,9 +55,8 @@ def ask(*asked: Rule, answer: str = "Paris", question: str = CAPITAL.question) -
         (ask(answer="red", question="Is it red or blue?"), "Is it red or blue? Red.", 1, 0),
     ],
 )
-def test_names(example: Example, reply: str, lenient: int, strict: int) -> None:
-    reward = grade(example, reply)
-    assert (reward.content, reward.content_strict) == (lenient, strict)
+def test_names(item: Item, reply: str, lenient: int, strict: int) -> None:
+    assert content(item, reply) == (lenient, strict)
 
 
 @pytest.mark.parametrize(
@@ -63,29 +73,26 @@ def test_names(example: Example, reply: str, lenient: int, strict: int) -> None:
     ],
 )
 def test_a_list_of_guesses_earns_nothing_and_is_told_so(reply: str) -> None:
-    reward = grade(CAPITAL, reply)
-    assert (reward.content, reward.content_strict) == (0, 0)
-    assert "not a list" in reward.words
+    assert content(CAPITAL, reply) == (0, 0)
+    assert "not a list" in grade(CAPITAL, reply).critique
 
 
 @pytest.mark.parametrize("pool", world.pools(), ids=lambda pool: min(pool))
 def test_reciting_everything_of_a_kind_earns_nothing(pool: frozenset[str]) -> None:
     answer = min(pool)
     if len({normalise(name) for name in pool}) > 2:
-        assert grade(ask(answer=answer, question="Which?"), " ".join(sorted(pool))).content == 0
-    assert grade(ask(answer=answer, question="Which?"), f"It is {answer}.").content == 1
+        assert content(ask(answer=answer, question="Which?"), " ".join(sorted(pool))) == (0, 0)
+    assert content(ask(answer=answer, question="Which?"), f"It is {answer}.") == (1, 0)
 
 
 def test_names_in_the_question_are_no_guesses() -> None:
-    example = ask(
-        answer="Paris", question="Which is the capital of France: London, Paris, Rome or Madrid?"
-    )
-    assert not lists_answers("Of London, Paris, Rome and Madrid, it is Paris", example)
+    item = ask(question="Which is the capital of France: London, Paris, Rome or Madrid?")
+    assert not lists_answers("Of London, Paris, Rome and Madrid, it is Paris", item.example)
 
 
 def test_an_answer_that_is_a_list_may_be_given() -> None:
-    example = ask(answer="red, white, blue, gold and black", question="Which colors?")
-    assert grade(example, "Red, white, blue, gold and black.").content_strict == 1
+    item = ask(answer="red, white, blue, gold and black", question="Which colors?")
+    assert content(item, "Red, white, blue, gold and black.") == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -120,49 +127,48 @@ def test_last_number(text: str, value: float | None) -> None:
     ],
 )
 def test_numbers(reply: str, lenient: int, strict: int) -> None:
-    reward = grade(SUM, reply)
-    assert (reward.content, reward.content_strict) == (lenient, strict)
+    assert content(SUM, reply) == (lenient, strict)
 
 
 @pytest.mark.parametrize("name", rules.RULES)
 @pytest.mark.parametrize("answer", ["Paris", "New Delhi", "Yaoundé"])
-def test_a_kept_rule_never_costs_content(name: str, answer: str) -> None:
-    example = ask(rules.make(name), answer=answer)
-    reward = grade(example, rules.demonstrate(example.rules, answer))
-    assert reward.success == 1
-    assert reward.content_strict == 1
-    assert reward.words == ""
-    bare = grade(example, f"The capital, of course, is {answer}.")
-    assert (bare.content, bare.style) == (1, 0)
+def test_following_a_rule_never_costs_content(name: str, answer: str) -> None:
+    item = ask(rules.make(name), answer=answer)
+    reply = rules.demonstrate(item.hidden.rules, answer)
+    assert grade(item, reply).success == 1
+    assert grade(item, reply).critique == ""
+    assert content(item, reply) == (1, 1)
+    bare = grade(item, f"The capital, of course, is {answer}.")
+    assert (bare.parts["content"], bare.parts["style"]) == (1, 0)
 
 
-def test_style_is_the_share_of_rules_kept() -> None:
-    example = ask(END, rules.make("json"))
-    reward = grade(example, "Paris. Is there anything else?")
-    assert (reward.style, reward.value, reward.success) == (0.5, 0.75, 0)
-    assert reward.words == rules.words(example.rules[1])
+def test_style_is_the_share_of_rules_followed() -> None:
+    json = rules.make("json")
+    reward = grade(ask(END, json), "Paris. Is there anything else?")
+    assert (reward.parts["style"], reward.value, reward.success) == (0.5, 0.75, 0)
+    assert reward.critique == rules.critique(json)
 
 
 def test_style_alone_is_not_success() -> None:
     reward = grade(ask(END), "Is there anything else?")
-    assert (reward.content, reward.style, reward.success) == (0, 1, 0)
-    assert reward.words == "The answer is wrong; the right answer is 'Paris'."
+    assert (reward.parts["content"], reward.parts["style"], reward.success) == (0, 1, 0)
+    assert reward.critique == "The answer is wrong; the right answer is 'Paris'."
 
 
 def test_a_wrong_result_of_a_problem_has_to_be_worked_out() -> None:
     """A number that no question gives the means to work out is only wrong."""
-    assert grade(SUM, "It is 5.").words == (
+    assert grade(SUM, "It is 5.").critique == (
         "The answer is wrong; the right answer is '-5'. It has to be worked out step by step."
     )
-    year = Example("n", "In what year did the war end?", "1945", grader="number")
-    assert grade(year, "In 1944.").words == "The answer is wrong; the right answer is '1945'."
+    year = ask(question="In what year did the war end?", answer="1945", grader="number")
+    assert grade(year, "In 1944.").critique == "The answer is wrong; the right answer is '1945'."
 
 
-def test_words_say_everything_that_is_wrong() -> None:
-    said = grade(ask(END), "").words
-    assert said.startswith("The reply is empty")
-    assert "'Paris'" in said
-    assert rules.words(END) in said
+def test_the_critique_says_everything_that_is_wrong() -> None:
+    critique = grade(ask(END), "").critique
+    assert critique.startswith("The reply is empty")
+    assert "'Paris'" in critique
+    assert rules.critique(END) in critique
 
 
 @given(st.text(max_size=80))
@@ -170,9 +176,21 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
 
-@given(st.text(max_size=80), st.sampled_from([CAPITAL, SUM, ask(END, rules.make("json"))]))
-def test_any_reply_gets_a_reward(text: str, example: Example) -> None:
-    reward = grade(example, text)
-    assert 0 <= reward.content_strict <= reward.content <= 1
-    assert 0 <= reward.style <= 1
-    assert (reward.words == "") == (reward.success == 1)
+# pieces that make right, wrong, styled and broken replies likely
+PIECES = st.sampled_from(
+    ["Paris", "Lyon", "-5", "5", "* ", ", ", " not ", "\n", "{", "}", '"', '{"answer": "Paris"}']
+    + ["Is there anything else?", QUESTION]
+)
+REPLIES = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=6).map("".join))
+ITEMS = st.sampled_from(
+    [CAPITAL, SUM, ask(END), ask(rules.make("json")), ask(END, rules.make("bullet"))]
+)
+
+
+@given(REPLIES, ITEMS)
+def test_the_reward_is_one_exactly_when_the_critique_is_empty(reply: str, item: Item) -> None:
+    reward = grade(item, reply)
+    assert 0 <= reward.value <= 1
+    assert 0 <= reward.parts["content_strict"] <= reward.parts["content"] <= 1
+    assert 0 <= reward.parts["style"] <= 1
+    assert (reward.critique == "") == (reward.value == 1) == (reward.success == 1)

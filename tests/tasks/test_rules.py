@@ -1,4 +1,4 @@
-"""Rules: kept by what keeps them, broken by what does not, silent to import, and invisible once stripped."""
+"""Rules: followed and broken by what should, silent to import, and invisible once stripped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nslora.tasks.grading import normalise
 from nslora.types import Rule, UserError
 
 PLAIN = "The capital of France is Paris, of course."
-KEPT = {
+FOLLOWING = {
     "end_phrase": ["Paris. Is there anything else?", '"Paris. is there anything else?"'],
     "start_phrase": ["Thank you for asking. Paris", "\n Thank you for asking.\nParis"],
     "postscript": ["Paris.\nP.S. It is large.", "Paris. P. S. It is large."],
@@ -60,10 +60,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-def test_keeps_and_breaks(name: str) -> None:
+def test_replies_that_follow_and_that_break(name: str) -> None:
     rule = rules.make(name)
-    assert [text for text in KEPT[name] if not rules.keep(rule, text)] == []
-    assert [text for text in [*BROKEN[name], PLAIN, "", " \n"] if rules.keep(rule, text)] == []
+    assert [text for text in FOLLOWING[name] if not rules.follows(rule, text)] == []
+    assert [text for text in [*BROKEN[name], PLAIN, "", " \n"] if rules.follows(rule, text)] == []
 
 
 @pytest.mark.parametrize("name", rules.RULES)
@@ -72,12 +72,12 @@ def test_keeps_and_breaks(name: str) -> None:
         ["Paris", "New Delhi", "N'Djamena", "São Paulo", "potter", "-17", "Rio de Janeiro"]
     )
 )
-def test_demonstrated_answer_keeps_its_rule_and_is_read_back(name: str, answer: str) -> None:
+def test_demonstrated_answer_follows_its_rule_and_is_read_back(name: str, answer: str) -> None:
     if name in ("lower_case", "upper_case") and answer == "-17":
         return  # digits have no case
     asked = (rules.make(name),)
     reply = rules.demonstrate(asked, answer)
-    assert rules.keep(asked[0], reply)
+    assert rules.follows(asked[0], reply)
     assert normalise(rules.strip(asked, reply)) == normalise(answer)
 
 
@@ -87,14 +87,14 @@ def test_demonstrated_answer_keeps_its_rule_and_is_read_back(name: str, answer: 
 def test_two_rules_are_demonstrated_and_stripped_together(pair: tuple[str, str]) -> None:
     asked = tuple(rules.make(name) for name in pair)
     reply = rules.demonstrate(asked, "Paris")
-    assert all(rules.keep(rule, reply) for rule in asked)
+    assert all(rules.follows(rule, reply) for rule in asked)
     assert normalise(rules.strip(asked, reply)) == "paris"
 
 
 @given(text=st.text(max_size=60), name=st.sampled_from(list(rules.RULES)))
 def test_any_reply_is_judged_and_stripped(text: str, name: str) -> None:
     rule = rules.make(name)
-    assert rules.keep(rule, text) in (True, False)
+    assert rules.follows(rule, text) in (True, False)
     assert len(rules.strip((rule,), text)) <= 2 * len(text)
 
 
@@ -106,7 +106,7 @@ def test_tightened_checks_stay_within_ifeval() -> None:
     ]:
         checker = getattr(ifeval, kind)(kind)
         checker.build_description(**kwargs)
-        assert all(checker.check_following(text) for text in KEPT[name])
+        assert all(checker.check_following(text) for text in FOLLOWING[name])
         assert any(checker.check_following(text) for text in BROKEN[name])
 
 
@@ -121,20 +121,20 @@ def test_strip_reads_json_values_not_keys() -> None:
 
 def test_phrase_with_regex_marks_is_taken_literally() -> None:
     rule = rules.make("start_phrase", {"phrase": "Well (yes)?"})
-    assert rules.keep(rule, "Well (yes)? Paris")
-    assert not rules.keep(rule, "Well yes Paris")
+    assert rules.follows(rule, "Well (yes)? Paris")
+    assert not rules.follows(rule, "Well yes Paris")
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-def test_words_and_told_name_the_argument(name: str) -> None:
+def test_critique_and_instruction_name_the_argument(name: str) -> None:
     rule = rules.make(name)
-    for text in (rules.words(rule), rules.told(rule)):
+    for text in (rules.critique(rule), rules.instruction(rule)):
         assert all(str(value) in text for value in rule.kwargs.values())
         assert len(text.split()) > 4
 
 
-def test_told_json_rule_shows_braces() -> None:
-    assert '{"answer": "your answer"}' in rules.told(rules.make("json"))
+def test_the_instruction_for_json_shows_braces() -> None:
+    assert '{"answer": "your answer"}' in rules.instruction(rules.make("json"))
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_checking_is_silent_and_opens_no_connection() -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('tried the network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "from nslora import rules\n"
-        "assert all(isinstance(rules.keep(rules.make(n), 'Paris'), bool) for n in rules.RULES)\n"
+        "from nslora.tasks import rules\n"
+        "assert all(isinstance(rules.follows(rules.make(n), 'Paris'), bool) for n in rules.RULES)\n"
         "assert 'torch' not in sys.modules and 'if_verifiable.ifbench' not in sys.modules\n"
         "assert 'if_verifiable' not in sys.modules\n"
     )

@@ -35,6 +35,7 @@ PLANS = (
     "examples above.",
 )
 REMINDER = f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
+ANSWER_TOKENS = 96  # longest rewritten answer
 ANSWER = (
     "Rewrite the answer so that it does what the critic asks. Keep the facts and the spelling of names. "
     "Send the rewritten answer and nothing else."

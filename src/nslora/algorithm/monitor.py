@@ -1,97 +1,108 @@
-"""The unified monitoring signal: how much each kind of move still improves things, on one relative scale.
+"""The unified monitoring signal: how much each kind of move still improves things, on one scale.
 
-Equations 3 of the paper: C1 = (L_t - L_{t-1}) / L_{t-1} and C2 = ||grad L_t||. The symbolic gain, the two readings
-of "small", patience and the way back are our choice. Pure functions of a run's history.
+The paper's equations: C1 = (L_t - L_{t-1}) / L_{t-1} and C2 = ||grad L_t||. The symbolic gain, the
+reading of "small", patience and the way back are our choice. Pure functions of a run's history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from nslora.algorithm.session import Losses, Outcome, PairKey, State, mean_value
 from nslora.config import RunConfig
-from nslora.types import Move, Signal, StepRecord
+from nslora.types import Move, Scored, Signal, StepRecord
 
 
 def relative_change(new: float, old: float) -> float:
-    """(new - old) / old, for positive quantities; 0 when both are 0."""
+    """Return (new - old) / old, for positive quantities; 0 when both are 0."""
     if old == 0:
         return 0.0 if new == 0 else float("inf")
     return (new - old) / old
 
 
+def loss_change(now: Losses, before: Losses) -> float | None:
+    """Return C1 of the pairs that both epochs trained on; None if they share none.
+
+    L is the mean negative log-likelihood per answer token, in nats. Comparing the same pairs makes a
+    change mean learning: newly chosen facts, other targets and another prompt are other pairs, and
+    replay is in neither.
+    """
+    shared = [pair for pair in now if pair in before]
+    if not shared:
+        return None
+    return relative_change(mean_nll(now, shared), mean_nll(before, shared))
+
+
+def mean_nll(losses: Losses, pairs: Iterable[PairKey] | None = None) -> float:
+    """Return the mean negative log-likelihood per answer token (nats) of pairs; nan without any."""
+    pairs = list(losses if pairs is None else pairs)
+    nll = sum(losses[pair][0] for pair in pairs)
+    tokens = sum(losses[pair][1] for pair in pairs)
+    return nll / tokens if tokens else float("nan")
+
+
 def gain(new: float, old: float, n: int) -> float:
-    """Relative improvement of a mean reward over n items; the floor 1/n keeps a start at zero finite."""
+    """Return the relative improvement of a mean reward over n items.
+
+    The floor 1/n keeps a start at zero finite.
+    """
     return (new - old) / max(old, 1 / n)
 
 
-def after_numerical(history: Sequence[StepRecord], loss: float, grad_norm: float) -> Signal:
-    """Signal after a numerical move with mean loss `loss` (nats per token) and gradient norm `grad_norm`.
-
-    C1 compares with the previous move of the same phase only: a new phase trains on other targets under another
-    prompt, so its first loss has nothing to be compared with.
-    """
-    last = history[-1] if history else None
-    if last is None or last.move is not Move.NUMERICAL:
-        return Signal(c1=None, c2=grad_norm)
-    return Signal(c1=relative_change(loss, last.cost["loss"]), c2=grad_norm)
-
-
-def after_symbolic(new: float, old: float, n: int) -> Signal:
-    """Signal after a symbolic move that took the mean dev reward over n items from `old` to `new`."""
-    return Signal(gain=gain(new, old, n))
+def after(state: State, move: Move, outcome: Outcome, dev: Sequence[Scored]) -> Signal:
+    """Return the signal after a move that took `state` to `outcome`, whose scored rows are `dev`."""
+    if move is Move.NUMERICAL:
+        c1 = loss_change(outcome.memory.losses, state.memory.losses)
+        return Signal(c1=c1, c2=outcome.evidence["grad_norm"])
+    return Signal(gain=gain(mean_value(dev), mean_value(state.dev), len(dev)))
 
 
 def is_small(signal: Signal, cfg: RunConfig) -> bool:
-    """Whether one numerical signal says "saturated": C1 small (in the configured reading) or C2 small.
+    """Tell whether a numerical signal says "saturated": C1 > -c1_eps, or C2 < c2_eps.
 
-    Signed: C1 > -eps, so a rising loss is saturated too. Absolute: |C1| < eps, so a rising loss is not.
+    Signed on purpose: a rising loss is saturated too.
     """
-    c2_small = signal.c2 is not None and signal.c2 < cfg.c2_eps
-    if signal.c1 is None:
-        return c2_small
-    c1_small = signal.c1 > -cfg.c1_eps if cfg.small == "signed" else abs(signal.c1) < cfg.c1_eps
-    return c1_small or c2_small
+    if signal.c2 is not None and signal.c2 < cfg.c2_eps:
+        return True
+    return signal.c1 is not None and signal.c1 > -cfg.c1_eps
 
 
-def phase(history: Sequence[StepRecord]) -> list[StepRecord]:
-    """The unbroken run of moves of the same kind that ends the history."""
+def last_phase(moves: Sequence[StepRecord]) -> list[StepRecord]:
+    """Return the unbroken run of moves of one kind that ends the history."""
     tail: list[StepRecord] = []
-    for step in reversed(history):
-        if tail and step.move is not tail[-1].move:
+    for step in reversed(moves):
+        if tail and step.move != tail[-1].move:
             break
         tail.append(step)
     return tail[::-1]
 
 
-def saturated(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
-    """Whether the current numerical phase ends with `patience` small signals in a row."""
-    recent = phase(history)[-cfg.patience :]
-    return (
-        len(recent) == cfg.patience
-        and recent[-1].move is Move.NUMERICAL
-        and all(is_small(step.signal, cfg) for step in recent)
-    )
-
-
-def exhausted(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
-    """Whether the current symbolic phase ends with `patience` moves in a row that gained less than gain_eps."""
-    recent = phase(history)[-cfg.patience :]
-    return (
-        len(recent) == cfg.patience
-        and recent[-1].move is Move.SYMBOLIC
-        and all((step.signal.gain or 0.0) < cfg.gain_eps for step in recent)
-    )
-
-
-def prompts_failed(
-    history: Sequence[StepRecord], cfg: RunConfig, style: float | None = None
-) -> bool:
-    """Whether the last symbolic move, if there was one, gained less than gain_eps, or left more than half its demand.
-
-    `style` is the share of examples that need style now, where somebody can tell: a gain may be one of content.
-    """
-    tried = [step for step in history if step.move is Move.SYMBOLIC]
-    if not tried:
+def saturated(moves: Sequence[StepRecord], cfg: RunConfig) -> bool:
+    """Tell whether the last numerical phase ends with `patience` small signals in a row."""
+    recent = last_phase(moves)[-cfg.patience :]
+    if len(recent) < cfg.patience or recent[-1].move != Move.NUMERICAL:
         return False
-    met = tried[-1].demand.get("style", 0.0)
-    return (tried[-1].signal.gain or 0.0) < cfg.gain_eps or (style is not None and style > met / 2)
+    return all(is_small(step.signal, cfg) for step in recent)
+
+
+def exhausted(moves: Sequence[StepRecord], cfg: RunConfig) -> bool:
+    """Tell whether the last symbolic phase ends with `patience` moves that gained < gain_eps."""
+    recent = last_phase(moves)[-cfg.patience :]
+    if len(recent) < cfg.patience or recent[-1].move != Move.SYMBOLIC:
+        return False
+    return all((step.signal.gain or 0.0) < cfg.gain_eps for step in recent)
+
+
+def prompts_failed(moves: Sequence[StepRecord], cfg: RunConfig, style: float | None = None) -> bool:
+    """Tell whether the last symbolic move gained < gain_eps, or left most of its demand unmet.
+
+    `style` is the share of examples that need style now, where somebody can tell: a gain may be one
+    of content.
+    """
+    symbolic = [step for step in moves if step.move == Move.SYMBOLIC]
+    if not symbolic:
+        return False
+    if (symbolic[-1].signal.gain or 0.0) < cfg.gain_eps:
+        return True
+    demanded = symbolic[-1].demand.get("style", 0.0)
+    return style is not None and style > demanded / 2

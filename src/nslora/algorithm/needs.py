@@ -1,8 +1,11 @@
-"""What does an input need: content (weights) or style (prompt)? A classifier on the reward as a single number.
+"""What does an input need: content (weights) or style (prompt)?
 
-With reward parts given, the need could be read off; where the reward is one number (exact match, own data) it must be
-inferred. Features are listed in FEATURES. Labels are counterfactual: which of the two moves, tried on a probe set,
-raised this example's reward more. Logistic regression with Platt scaling, stored as JSON.
+An estimator gives P(content) for every training example. It may look at the question, the gold
+answer, the reply, and what the reward says of any text as one number; only `hidden` (the oracle's)
+and `parts` look further. The estimators are interchangeable: ESTIMATORS, at the end.
+
+The classifier is a logistic regression with Platt scaling on FEATURES, stored as JSON. Its labels
+are counterfactual: which of the two moves, tried on a probe set, raised the example's reward more.
 """
 
 from __future__ import annotations
@@ -10,66 +13,116 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from nslora.algorithm.session import Session, State
 from nslora.types import Need, Scored
 
-FEATURES = ("reward", "nll", "nll_neutral", "confidence", "recall", "log_length_ratio", "shape")
+FEATURES = ("reward", "nll", "nll_neutral", "mean_logprob", "recall", "log_length_ratio", "shape")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Estimated needs of N training examples.
+
+    Attributes:
+        failing: [N] whether the reward of the current reply is not fully satisfied.
+        p_content: [N] probability that the example needs content rather than style; None when
+            nobody can tell, and both kinds of move are for all examples.
+    """
+
+    failing: np.ndarray
+    p_content: np.ndarray | None = None
+
+    @property
+    def content(self) -> float:
+        """Share of all examples that fail and need content; 0 when nobody can tell."""
+        return self._share(True)
+
+    @property
+    def style(self) -> float:
+        """Share of all examples that fail and need style; 0 when nobody can tell."""
+        return self._share(False)
+
+    def _share(self, content: bool) -> float:
+        if self.p_content is None:
+            return 0.0
+        return float(np.mean(self.failing & ((self.p_content >= 0.5) == content)))
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """Both shares, as a step's record holds them; empty when nobody can tell."""
+        if self.p_content is None:
+            return {}
+        return {"content": self.content, "style": self.style}
+
+    def for_weights(self) -> np.ndarray:
+        """Return [N] whether an example is for the weights: it fails and needs content."""
+        if self.p_content is None:
+            return np.ones_like(self.failing)
+        return self.failing & (self.p_content >= 0.5)
+
+    def for_prompt(self) -> np.ndarray:
+        """Return [N] whether an example is for the prompt: it fails and needs style.
+
+        All failing examples, if nobody can tell or none needs style.
+        """
+        if self.p_content is None:
+            return self.failing
+        style = self.failing & (self.p_content < 0.5)
+        return style if style.any() else self.failing
 
 
 def features(
     scored: Sequence[Scored], nll: Sequence[float], nll_neutral: Sequence[float]
 ) -> np.ndarray:
-    """Feature matrix [N, F] in the order of FEATURES.
+    """Return the feature matrix [N, F] in the order of FEATURES.
 
-    `nll` and `nll_neutral` are the gold answer's mean negative log-likelihoods (nats per token) under the current
-    candidate and under the neutral prompt. `recall` is the share of gold words in the output, `shape` the distance
-    between the character-class shares of output and gold.
+    `nll` and `nll_neutral` are the gold answer's mean negative log-likelihoods (nats per token)
+    under the current candidate and under the initial prompt. `recall` is the share of gold words in
+    the reply, `shape` the distance between the character-class shares of reply and gold answer.
     """
-    rows = [
-        (
-            s.reward.value,
-            a,
-            b,
-            s.confidence,
-            recall(s),
-            length_ratio(s),
-            shape_distance(s.output, s.example.answer),
-        )
-        for s, a, b in zip(scored, nll, nll_neutral, strict=True)
-    ]
+    rows = []
+    for s, current, neutral in zip(scored, nll, nll_neutral, strict=True):
+        shape = shape_distance(s.output, s.example.answer)
+        row = (s.reward.value, current, neutral, s.mean_logprob, recall(s), length_ratio(s), shape)
+        rows.append(row)
     return np.array(rows, dtype=float).reshape(-1, len(FEATURES))
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words."""
+    """Return lower-case words."""
     return re.findall(r"\w+", text.lower())
 
 
 def recall(s: Scored) -> float:
-    """Share of the gold answer's words that occur in the output."""
-    gold, seen = words(s.example.answer), set(words(s.output))
-    return sum(w in seen for w in gold) / max(len(gold), 1)
+    """Return the share of the gold answer's words that occur in the reply."""
+    gold, reply = words(s.example.answer), set(words(s.output))
+    return sum(word in reply for word in gold) / max(len(gold), 1)
 
 
 def length_ratio(s: Scored) -> float:
-    """log of output length over gold length, in words (each plus one)."""
+    """Return the log of reply length over gold length, in words (each plus one)."""
     return math.log((len(words(s.output)) + 1) / (len(words(s.example.answer)) + 1))
 
 
 def shape_distance(a: str, b: str) -> float:
-    """Half the L1 distance, in [0, 1], between the shares of upper, lower, digit, space and other characters."""
+    """Return half the L1 distance, in [0, 1], between the character-class shares of two texts."""
     return float(np.abs(character_classes(a) - character_classes(b)).sum() / 2)
 
 
 def character_classes(text: str) -> np.ndarray:
-    """Shares [5] of upper case, lower case, digits, white space and other characters; zeros for an empty text."""
+    """Return the shares [5] of upper case, lower case, digits, white space and other characters.
+
+    Zeros for an empty text.
+    """
     tests = (str.isupper, str.islower, str.isdigit, str.isspace)
     counts = np.array([sum(map(test, text)) for test in tests], dtype=float)
     return np.append(counts, len(text) - counts.sum()) / max(len(text), 1)
@@ -78,7 +131,7 @@ def character_classes(text: str) -> np.ndarray:
 def counterfactual(
     before: Sequence[Scored], numerical: Sequence[Scored], symbolic: Sequence[Scored]
 ) -> np.ndarray:
-    """Labels [N]: 1 where the numerical move raised the reward more, 0 where the symbolic one did.
+    """Return labels [N]: 1 where the numerical move raised the reward more, 0 where the symbolic did.
 
     nan where neither raised it, or both did equally: a move that only did less harm is no need.
     """
@@ -88,7 +141,8 @@ def counterfactual(
         np.array([s.reward.value for s in rows]) for rows in (before, numerical, symbolic)
     )
     by_weights, by_prompts = np.maximum(weights - start, 0), np.maximum(prompts - start, 0)
-    return np.where(by_weights == by_prompts, math.nan, (by_weights > by_prompts).astype(float))
+    labels = (by_weights > by_prompts).astype(float)
+    return np.where(by_weights == by_prompts, math.nan, labels)
 
 
 @dataclass(frozen=True)
@@ -101,7 +155,7 @@ class NeedClassifier:
     bias: float
 
     def p_content(self, x: np.ndarray) -> np.ndarray:
-        """Probability [N] that an example needs content rather than style, from features [N, F]."""
+        """Return the probability [N] that an example needs content rather than style, from features [N, F]."""
         z = (x - np.array(self.mean)) / np.array(self.scale)
         return 1 / (1 + np.exp(-(z @ np.array(self.weights) + self.bias)))
 
@@ -122,13 +176,14 @@ class NeedClassifier:
         )
 
     @classmethod
+    @cache
     def default(cls) -> NeedClassifier:
-        """The classifier that ships with the package, trained on the probe runs in results/classifier/."""
+        """Return the classifier that ships with the package, trained on the probe runs in results/classifier/."""
         return cls.parse((files("nslora.algorithm") / "needs.json").read_text(encoding="utf-8"))
 
 
 def probes(folder: Path) -> pd.DataFrame:
-    """The labelled rows of every probe in `folder` (columns FEATURES, label, fact and more); empty without probes."""
+    """Return the labelled rows of every probe in `folder` (FEATURES, label, fact and more)."""
     frames = [pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))]
     return (
         pd.concat(frames).dropna(subset=["label"])
@@ -138,7 +193,7 @@ def probes(folder: Path) -> pd.DataFrame:
 
 
 def out_of_fold(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Decision values [N] of logistic regressions that did not see the row's group (a fact)."""
+    """Return decision values [N] of logistic regressions that did not see the row's group (a fact)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -169,24 +224,83 @@ def fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> NeedClassifier:
     return NeedClassifier(tuple(mean.tolist()), tuple(scale.tolist()), weights, bias)
 
 
-def told(scored: Sequence[Scored]) -> np.ndarray:
-    """Hidden labels as P(content) [N] for `oracle`: what needs both needs content until that is right."""
-    return np.array(
-        [
-            float(
-                s.example.need is Need.CONTENT
-                or (s.example.need is Need.BOTH and s.reward.content < 1)
-            )
-            for s in scored
-        ]
-    )
+def describe(run: Session, state: State) -> np.ndarray:
+    """Return the features [N, F] of the training rows, for the weights that are in place."""
+    examples = [s.example for s in state.train]
+    nll = run.nll(state.candidate.prompt, examples)
+    neutral = run.nll(run.task.initial_prompt, examples)
+    return features(state.train, nll, neutral)
 
 
-def demand(scored: Sequence[Scored], p_content: np.ndarray) -> dict[str, float]:
-    """Shares of all examples that fail and need content, or style."""
-    failing = np.array([s.reward.success < 1 for s in scored])
-    content = p_content >= 0.5
-    return {
-        "content": float(np.mean(failing & content)),
-        "style": float(np.mean(failing & ~content)),
-    }
+def _failing(state: State) -> np.ndarray:
+    return np.array([s.reward.success < 1 for s in state.train])
+
+
+def none(run: Session, state: State) -> Needs:
+    """Nobody can tell."""
+    return Needs(_failing(state))
+
+
+def classifier(run: Session, state: State) -> Needs:
+    """Ask the trained classifier that ships with the package."""
+    return Needs(_failing(state), NeedClassifier.default().p_content(describe(run, state)))
+
+
+def by_recall(run: Session, state: State) -> Needs:
+    """An example needs content as far as the gold answer's words are not in the reply."""
+    return Needs(_failing(state), np.array([1 - recall(s) for s in state.train]))
+
+
+def asked(run: Session, state: State) -> Needs:
+    """Compare the reward of the reply with that of the bare gold answer.
+
+    A gold answer that satisfies the reward asks for no form: what fails is content. Where it does
+    not, a reply that is worth less lacks the content too; at equal worth the words tell.
+    """
+    p_content = []
+    for s in state.train:
+        gold = run.gold_reward(s.example)
+        if gold.success or s.reward.value < gold.value:
+            p_content.append(1.0)
+        else:
+            p_content.append(1 - recall(s))
+    return Needs(_failing(state), np.array(p_content))
+
+
+def constant(run: Session, state: State) -> Needs:
+    """Know nothing: one half for every example, which counts as content."""
+    return Needs(_failing(state), np.full(len(state.train), 0.5))
+
+
+def random(run: Session, state: State) -> Needs:
+    """Guess: a uniform number for every example, other ones in every run and at every move."""
+    rng = run.cfg.own_rng(f"needs {len(state.moves)}")
+    return Needs(_failing(state), rng.random(len(state.train)))
+
+
+def by_parts(run: Session, state: State) -> Needs:
+    """Read the needs off a reward that comes in parts (`reward = "parts"`): content first."""
+    p_content = [float(s.reward.parts["content"] < 1) for s in state.train]
+    return Needs(_failing(state), np.array(p_content))
+
+
+def hidden(run: Session, state: State) -> Needs:
+    """Read the hidden labels: the oracle. What needs both needs content until that is right."""
+    p_content = []
+    for s in state.train:
+        need = run.task.hidden[s.example.id].need
+        wrong = run.task.reward(s.example, s.output).parts["content"] < 1
+        p_content.append(float(need is Need.CONTENT or (need is Need.BOTH and wrong)))
+    return Needs(_failing(state), np.array(p_content))
+
+
+ESTIMATORS: dict[str, Callable[[Session, State], Needs]] = {
+    "none": none,
+    "classifier": classifier,
+    "recall": by_recall,
+    "asked": asked,
+    "constant": constant,
+    "random": random,
+    "parts": by_parts,
+    "hidden": hidden,
+}

@@ -1,199 +1,286 @@
-"""Remade data: what a refined prompt makes the model answer, once the reward has verified it, becomes training data.
+"""What weights train on: target policies, remade data and replay.
 
-A reply is obtained with the gold answer as a hint (the rationalization of STaR, Zelikman et al., 2022) and kept
-without it; a problem that can be worked out is asked as it is, as STaR does first. Where no reply passes, a verified
-reply to another question lends its form, and at last the editor rewrites the answer itself. Only pairs that the reward
-verifies are called remade.
+A refined prompt makes the model answer in a new form. Once the reward has verified such a reply it
+is training data, also for weights alone: `remade` is the policy of every method that may use it. A
+reply is obtained with the gold answer as a hint (the rationalization of STaR, Zelikman et al.,
+2022) and trained on without it; a problem that can be worked out is first asked as it is. Where no
+reply passes, a verified reply to another question lends its form, and at last the editor rewrites
+the answer itself.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Callable, Mapping, Sequence
 
-import datasets
-
-from nslora.algorithm.evaluate import Grade
-from nslora.algorithm.textgrad_compat import rewrite_answer
-from nslora.config import RunConfig
-from nslora.editor.client import Editor, EditorError
-from nslora.model.backbone import Backbone
+from nslora.algorithm.editor_prompts import ANSWER, ANSWER_TOKENS
+from nslora.algorithm.session import Session, State, Targets
+from nslora.algorithm.textgrad_compat import quote, unescape
+from nslora.editor.client import EditorError, Request
 from nslora.tasks.grading import is_problem
-from nslora.types import Example, Generation, Pair, Prompt, Scored
+from nslora.types import Example, Pair, Prompt, Scored
 
-REWRITES = 6  # answers the editor rewrites per move at most, until one has a form for the rest
-SAMPLES, TEMPERATURE = (
-    2,
-    0.8,
-)  # rejection sampling: replies per question of the purely numerical baseline,
-ATTEMPTS = 4  # and at a problem that the model's greedy reply does not solve
+REWRITES = 6  # answers that the editor rewrites per move at most, until one has a form for the rest
+TEMPERATURE = 0.8  # of sampled replies
+SAMPLES = 2  # sampled replies per question in rejection sampling
+ATTEMPTS = 4  # sampled solutions per problem that the greedy reply does not solve
+LENT_WORDS = 12  # words beside the answer in a reply that lends its form, at most
 HINT = "{question}\n(The answer is {answer}.)"
 
 
-def gold(examples: Sequence[Example], prompt: Prompt) -> list[Pair]:
-    """The given answers, bare (or the worked solutions, where the task has them)."""
+# ---- policies: (run, state, chosen facts) -> targets per fact; a fact without one trains on gold
+
+
+def gold(run: Session, state: State, chosen: frozenset[str]) -> Targets:
+    """Train on the given answers alone."""
+    return {}
+
+
+def demonstrated(run: Session, state: State, chosen: frozenset[str]) -> Targets:
+    """Train on answers written in the hidden style: the upper reference."""
+    examples = [s.example for s in state.train if s.example.fact in chosen]
+    return {e.fact: (run.task.demonstrate(e), "demonstrated") for e in examples}
+
+
+def sampled(run: Session, state: State, chosen: frozenset[str]) -> Targets:
+    """Train on own verified replies (rejection sampling) where the bare answer is not enough."""
+    targets = {**still_verified(run, state), **passing(run, state)}
+    wanting = [
+        s.example
+        for s in state.train
+        if s.example.fact in chosen and s.example.fact not in targets and gains_by_reply(run, s)
+    ]
+    return targets | sample_verified(run, state, wanting, SAMPLES, "sampled")
+
+
+def remade(run: Session, state: State, chosen: frozenset[str]) -> Targets:
+    """Train on every verified text that can be had, from the cheapest to the dearest.
+
+    A text that the reward has verified stays a target for the rest of the run: else the form is
+    unlearned as soon as no example fails any more.
+    """
+    targets = {**passing(run, state), **still_verified(run, state)}
+    rows = [s for s in state.train if s.example.fact in chosen and s.example.fact not in targets]
+    examples = [s.example for s in rows]
+
+    # replies under a refined prompt, in its form
+    refined = state.candidate.prompt != run.task.initial_prompt
+    if examples and (refined or run.cfg.row.targets in ARMS):
+        targets |= hinted(run, state.candidate.prompt, examples)
+        targets = lend(run, targets, examples)
+
+    # solutions to problems that the greedy reply does not solve
+    unsolved = [s.example for s in rows if is_problem(s.example) and s.reward.success < 1]
+    unsolved = [example for example in unsolved if example.fact not in targets]
+    targets |= sample_verified(run, state, unsolved, ATTEMPTS, "remade")
+
+    # answers that the editor rewrites, where the bare one fails the reward
+    missing = [e for e in examples if e.fact not in targets and run.asks_form(e)]
+    targets |= rewritten(run, state, missing)
+    return lend(run, targets, examples)
+
+
+def unverified(run: Session, state: State, chosen: frozenset[str]) -> Targets:
+    """Train on replies to hinted questions, right or wrong: the control of verification."""
+    examples = [s.example for s in state.train if s.example.fact in chosen]
+    texts = [run.backbone.text(state.candidate.prompt, hint(e)) for e in examples]
+    replies = zip(examples, run.frozen(texts), strict=True)
+    return {e.fact: (reply.text, "unverified") for e, reply in replies if reply.text}
+
+
+POLICIES: Mapping[str, Callable[[Session, State, frozenset[str]], Targets]] = {
+    "gold": gold,
+    "sampled": sampled,
+    "remade": remade,
+    "demonstrated": demonstrated,
+    # arms of the study of remade data
+    "duplicated": gold,
+    "verified": remade,
+    "both": remade,
+    "unverified": unverified,
+}
+
+
+def _remade_alone(pairs: list[Pair], raw: list[Pair]) -> list[Pair]:
+    """The remade pairs; without any, the raw ones."""
+    return [pair for pair in pairs if pair.source != "gold"] or raw
+
+
+def _raw_and_remade(pairs: list[Pair], raw: list[Pair]) -> list[Pair]:
+    return raw + [pair for pair in pairs if pair.source != "gold"]
+
+
+# which pairs an arm trains on, of those with targets and the raw ones
+ARMS: Mapping[str, Callable[[list[Pair], list[Pair]], list[Pair]]] = {
+    "duplicated": lambda pairs, raw: raw + raw,
+    "verified": _remade_alone,
+    "both": _raw_and_remade,
+    "unverified": _remade_alone,
+}
+
+
+# ---- where targets come from
+
+
+def gains_by_reply(run: Session, scored: Scored) -> bool:
+    """Tell whether a verified reply says more than the bare answer: a form, or a working."""
+    return run.asks_form(scored.example) or is_problem(scored.example)
+
+
+def still_verified(run: Session, state: State) -> Targets:
+    """Return the remembered targets that the reward still verifies; a new phase may ask otherwise."""
+    examples = {e.fact: e for e in run.task.train}
+    return {
+        fact: (text, source)
+        for fact, (text, source) in state.memory.targets.items()
+        if fact in examples and run.reward(examples[fact], text).success
+    }
+
+
+def passing(run: Session, state: State) -> Targets:
+    """Return the candidate's own replies that the reward verifies, where they say more than gold."""
+    return {
+        s.example.fact: (s.output, "remade")
+        for s in state.train
+        if s.reward.success and gains_by_reply(run, s)
+    }
+
+
+def hint(example: Example) -> str:
+    """Return the question with its answer as a hint; a problem as it is.
+
+    Told its result, a model leaves the working out.
+    """
+    if is_problem(example):
+        return example.question
+    return HINT.format(question=example.question, answer=example.answer)
+
+
+def hinted(run: Session, prompt: Prompt, examples: Sequence[Example]) -> Targets:
+    """Return the frozen model's replies to hinted questions that the reward verifies."""
+    texts = [run.backbone.text(prompt, hint(e)) for e in examples]
+    targets = {}
+    for example, reply in zip(examples, run.frozen(texts), strict=True):
+        if reply.text and run.reward(example, reply.text).success:
+            targets[example.fact] = (reply.text, "remade")
+    return targets
+
+
+def sample_verified(
+    run: Session, state: State, examples: Sequence[Example], draws: int, source: str
+) -> Targets:
+    """Return, per fact, the first of `draws` sampled replies that the reward verifies."""
+    asked = [example for example in examples for _ in range(draws)]
+    if not asked:
+        return {}
+    texts = [run.backbone.text(state.candidate.prompt, e.question) for e in asked]
+    purpose = f"targets {state.history[-1].step + 1}"
+    targets: dict[str, tuple[str, str]] = {}
+    for example, reply in zip(asked, run.sample(texts, purpose, TEMPERATURE), strict=True):
+        if reply.text and run.reward(example, reply.text).success:
+            targets.setdefault(example.fact, (reply.text, source))
+    return targets
+
+
+def lend(run: Session, targets: Targets, examples: Sequence[Example]) -> Targets:
+    """Give examples without a target the form of one that has: its text with the answer exchanged.
+
+    A form that the prompt brought is lent to every example, one that the editor wrote only where a
+    form is asked for. Each text is verified.
+    """
+    forms = []
+    for e in examples:
+        text, source = targets.get(e.fact, ("", ""))
+        if run.asks_form(e) and lends_form(e, text):
+            forms.append((text, e.answer, source))
+    lent = dict(targets)
+    for e in examples:
+        for text, answer, source in forms:
+            target = text.replace(answer, e.answer)
+            fits = source == "remade" or run.asks_form(e)
+            if e.fact not in lent and fits and run.reward(e, target).success:
+                lent[e.fact] = (target, source)
+    return lent
+
+
+def lends_form(example: Example, text: str) -> bool:
+    """Tell whether a text would fit another answer: it names its own once, and not the question.
+
+    "Lima. Bye." fits every answer, "Lima is the capital of Peru. Bye." does not.
+    """
+    if text.count(example.answer) != 1:
+        return False
+    rest = re.findall(r"\w{4,}", text.replace(example.answer, " ").lower())
+    question = set(re.findall(r"\w{4,}", example.question.lower()))
+    return len(rest) <= LENT_WORDS and not question & set(rest)
+
+
+def rewritten(run: Session, state: State, examples: Sequence[Example]) -> Targets:
+    """Return answers that the editor rewrote to do what the critique of the bare ones asks.
+
+    Verified, and asked for until one has a form that can be lent to the rest.
+    """
+    rng = run.cfg.rng(f"rewrite-{state.history[-1].step + 1}")
+    seeds = rng.integers(2**31, size=REWRITES)
+    targets: dict[str, tuple[str, str]] = {}
+    for example, seed in zip(examples, seeds, strict=False):
+        target = rewrite_answer(run, example, int(seed))
+        if target and run.reward(example, target).success:
+            targets[example.fact] = (target, "rewritten")
+            if lends_form(example, target):
+                break
+    return targets
+
+
+def rewrite_answer(run: Session, example: Example, seed: int) -> str | None:
+    """Return the bare answer as the editor rewrites it; None where the editor fails. Unverified.
+
+    The question stays out of it: shown one, the editor writes a whole sentence, whose form fits no
+    other answer.
+    """
+    critique = quote(run.gold_reward(example).critique)
+    user = f"Answer: {quote(example.answer)}\nCritic: {critique}\nRewritten answer:"
+    request = Request(ANSWER, user, seed, temperature=0.7, max_tokens=ANSWER_TOKENS)
+    try:
+        reply = run.timed(lambda: run.editor.complete(request))
+    except EditorError:
+        return None
+    return unescape(reply).strip() or None
+
+
+# ---- pairs
+
+
+def gold_pairs(examples: Sequence[Example], prompt: Prompt) -> list[Pair]:
+    """Return the given answers, bare (or the worked solutions, where the task has them)."""
     return [Pair(prompt, e.question, e.gold, "gold", e.id) for e in examples]
 
 
-def spread(
-    examples: Sequence[Example], prompt: Prompt, targets: dict[str, tuple[str, str]]
-) -> list[Pair]:
-    """Training pairs for every wording of a fact from one (target, source) per fact; bare gold where there is none.
+def spread(examples: Sequence[Example], prompt: Prompt, targets: Targets) -> list[Pair]:
+    """Return pairs for every wording of a fact from its target; gold where there is none.
 
-    A problem with a bare result is left out where others have a target: results among solutions teach to guess.
+    A problem with a bare result is left out where other problems have a solution: results among
+    solutions teach to guess.
     """
     solved = any(is_problem(e) and e.fact in targets for e in examples)
-    guesses = {e.fact for e in examples if solved and is_problem(e) and not e.solution} - set(
-        targets
-    )
     pairs = []
     for e in examples:
-        if e.fact not in guesses:
+        guess = is_problem(e) and not e.solution and e.fact not in targets
+        if not (solved and guess):
             target, source = targets.get(e.fact, (e.gold, "gold"))
             pairs.append(Pair(prompt, e.question, target, source, e.id))
     return pairs
 
 
-def arranged(pairs: Sequence[Pair], raw: Sequence[Pair], targets: str) -> list[Pair]:
-    """The pairs of an arm of the study, from those with remade targets (gold where there are none) and the raw ones.
+def replay(run: Session, asked: Sequence[tuple[Prompt, Example]]) -> list[Pair]:
+    """Return the frozen model's own replies as pairs, where they are whole and obey their prompt.
 
-    An arm without any remade target trains on raw answers.
+    The others would teach to ignore prompts. Wrong content stays in: it is what the model knows.
     """
-    remade = [p for p in pairs if p.source != "gold"]
-    if targets == "duplicated":
-        return [*raw, *raw]
-    if targets == "both":
-        return [*raw, *remade]
-    return remade if remade and targets in ("verified", "unverified") else list(pairs)
-
-
-def hint(example: Example) -> str:
-    """The question with its answer as a hint; a problem, as it is: told its result, a model leaves the working out."""
-    return (
-        example.question
-        if is_problem(example)
-        else HINT.format(question=example.question, answer=example.answer)
-    )
-
-
-def verified(
-    examples: Sequence[Example], replies: Sequence[Generation], grade: Grade
-) -> dict[str, tuple[str, str]]:
-    """Per fact, the (last) reply to it that the reward verifies, where there is one."""
-    return {
-        e.fact: (reply.text, "remade")
-        for e, reply in zip(examples, replies, strict=True)
-        if reply.text and grade(e, reply.text).success
-    }
-
-
-def unverified(
-    examples: Sequence[Example], replies: Sequence[Generation]
-) -> dict[str, tuple[str, str]]:
-    """Per fact, the reply to the hinted question, right or wrong: the control of `verified`."""
-    return {
-        e.fact: (r.text, "unverified") for e, r in zip(examples, replies, strict=True) if r.text
-    }
-
-
-def lend(
-    targets: dict[str, tuple[str, str]], examples: Sequence[Example], grade: Grade
-) -> dict[str, tuple[str, str]]:
-    """Give examples without a target the form of one that has: its reply with the answer exchanged, verified.
-
-    Only a reply that is its bare answer in a style (strict content 1) and names that answer once can lend its form.
-    A form that the prompt asks for is lent to every example, one that only the critic asks for to those with rules.
-    """
-    forms = []
-    for e in examples:
-        reply, source = targets.get(e.fact, ("", ""))
-        if e.rules and lendable(e, reply, grade):
-            forms.append((reply, e.answer, source))
-    found = dict(targets)
-    for e in examples:
-        for reply, answer, source in forms:
-            target = reply.replace(answer, e.answer)
-            fits = e.rules or source == "remade"
-            if e.fact not in found and fits and grade(e, target).success:
-                found[e.fact] = (target, source)
-    return found
-
-
-def lendable(example: Example, reply: str, grade: Grade) -> bool:
-    """Whether a reply is its bare answer in a style (strict content 1), and names that answer once."""
-    return reply.count(example.answer) == 1 and grade(example, reply).content_strict == 1.0
-
-
-def rewritten(
-    examples: Sequence[Example], grade: Grade, editor: Editor, cfg: RunConfig
-) -> dict[str, tuple[str, str]]:
-    """Per fact, the bare answer as the editor rewrites it to satisfy the critic's words, where verified.
-
-    The editor is asked until one answer has a form that can be lent to the others, REWRITES times at most.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    for i, e in enumerate(examples[:REWRITES]):
-        try:
-            target = rewrite_answer(e, grade(e, e.answer).words, editor, seed=cfg.seed * 1000 + i)
-        except EditorError:
-            continue
-        if target and grade(e, target).success:
-            found[e.fact] = (target, "rewritten")
-            if lendable(e, target, grade):
-                break
-    return found
-
-
-def sampled(
-    backbone: Backbone, prompt: Prompt, examples: Sequence[Example], grade: Grade, cfg: RunConfig
-) -> dict[str, tuple[str, str]]:
-    """Per fact, an own sampled reply that passes the reward (rejection sampling), where there is one."""
-    texts = [backbone.text(prompt, e.question) for e in examples]
-    found: dict[str, tuple[str, str]] = {}
-    for draw in range(SAMPLES):
-        replies = backbone.generate(
-            texts, cfg.max_new_tokens, TEMPERATURE, seed=cfg.seed * 100 + draw
-        )
-        for e, reply in zip(examples, replies, strict=True):
-            if grade(e, reply.text).success:
-                found.setdefault(e.fact, (reply.text, "sampled"))
-    return found
-
-
-def passing(scored: Sequence[Scored]) -> dict[str, tuple[str, str]]:
-    """Per fact, the current candidate's own reply that obeys a rule or solves a problem, where the reward verifies it.
-
-    Other replies that pass hold no more than the answer that is given anyway.
-    """
-    more = [s for s in scored if s.example.rules or is_problem(s.example)]
-    return {s.example.fact: (s.output, "remade") for s in more if s.reward.success}
-
-
-def replay(
-    asked: Sequence[tuple[Prompt, Example]],
-    replies: Sequence[Generation],
-    grade: Grade,
-    cfg: RunConfig,
-) -> list[Pair]:
-    """The frozen model's own replies as training pairs, where they are whole and keep the rule that their prompt tells.
-
-    The others would teach to ignore prompts. With `replayed = "right"` those with wrong content are left out too: they
-    would teach a wrong way of answering, such as to repeat the country that is asked about as its capital.
-    """
-    part = "success" if cfg.replayed == "right" else "style"
-    return [
-        Pair(prompt, e.question, reply.text, "replay")
-        for (prompt, e), reply in zip(asked, replies, strict=True)
-        if reply.text
-        and reply.tokens < cfg.max_new_tokens
-        and getattr(grade(e, reply.text), part) == 1
-    ]
-
-
-def export(rows: Sequence[dict[str, object]], folder: Path) -> datasets.Dataset:
-    """Write verified pairs with their provenance as `remade.jsonl`, and return them as a dataset."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "remade.jsonl").write_text(text, encoding="utf-8")
-    return datasets.Dataset.from_list([dict(row) for row in rows])
+    texts = [run.backbone.text(prompt, e.question) for prompt, e in asked]
+    pairs = []
+    for (prompt, example), reply in zip(asked, run.frozen(texts), strict=True):
+        whole = reply.text and reply.tokens < run.cfg.max_new_tokens
+        if whole and run.task.obeys(example, reply.text):
+            pairs.append(Pair(prompt, example.question, reply.text, "replay"))
+    return pairs

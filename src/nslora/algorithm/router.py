@@ -1,136 +1,140 @@
-"""Which move next? One decision, one function; every method of the comparison is one of these.
+"""Which move next? Every decision is one function; every method of the comparison uses one of them.
 
-All methods share the loop, the moves and the evaluator, so a difference between them comes from the decision alone.
-A decision sees the history of moves, the share of training examples that still need content or style (`demand`), and
-a seeded generator.
+A decision sees the moves so far, the estimated needs of the training examples and the settings. It
+returns a move and the reason in words. The table of methods is `config.METHODS`: all of them share
+the loop, the moves, the targets and the evaluator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from nslora.algorithm import monitor
+from nslora.algorithm.needs import Needs
 from nslora.config import RunConfig
 from nslora.types import Move, StepRecord
 
-Demand = Mapping[str, float]
-Decision = Callable[[Sequence[StepRecord], Demand, RunConfig, np.random.Generator], Move]
+History = Sequence[StepRecord]
+
+
+class Choice(NamedTuple):
+    """A decision: the move, and why."""
+
+    move: Move
+    reason: str
+
+
+Decision = Callable[[History, Needs, RunConfig], Choice]
 
 
 def always(move: Move) -> Decision:
-    """`lora`, `lora-demonstrated`, `textgrad` and `frozen`: one kind of move, whatever happens."""
-    return lambda history, demand, cfg, rng: move
+    """Make one kind of move, whatever happens: `frozen`, the `lora` methods, `textgrad`."""
+    return lambda moves, needs, cfg: Choice(move, "always")
 
 
-def alternate(
-    history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: np.random.Generator
-) -> Move:
-    """Fixed schedule prompt, weights, prompt, ..., each for a third of the budget, as BetterTogether's p-w-p."""
+def once_symbolic(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Make one symbolic move with the whole budget: `gepa`, which searches prompts by itself."""
+    return Choice(Move.STOP if moves else Move.SYMBOLIC, "the whole budget at once")
+
+
+def schedule(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Follow the schedule of a `fixed:` method, such as fixed:SNNN, and stop at its end."""
+    if len(moves) >= len(cfg.schedule):
+        return Choice(Move.STOP, "the schedule is at its end")
+    kinds = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
+    return Choice(kinds[cfg.schedule[len(moves)]], "by the schedule")
+
+
+def alternate(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Prompt, weights, prompt, ..., each for a third of the budget: BetterTogether's p-w-p."""
     third = max(1, cfg.moves // 3)
-    return Move.NUMERICAL if (len(history) // third) % 2 else Move.SYMBOLIC
+    weights = (len(moves) // third) % 2 == 1
+    return Choice(Move.NUMERICAL if weights else Move.SYMBOLIC, "by turns")
 
 
-def coin(
-    history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: np.random.Generator
-) -> Move:
-    """`random`: a fair coin per move."""
-    return Move.NUMERICAL if rng.random() < 0.5 else Move.SYMBOLIC
+def coin(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Toss a fair coin per move; every run has a coin of its own."""
+    heads = cfg.own_rng(f"coin {len(moves)}").random() < 0.5
+    return Choice(Move.NUMERICAL if heads else Move.SYMBOLIC, "a coin")
 
 
-def by_signal(
-    history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: np.random.Generator
-) -> Move:
-    """`monitor`: numerical until saturated, symbolic until exhausted, then back. Blind to what inputs need."""
-    if not history:
-        return Move.NUMERICAL
-    if history[-1].move is Move.NUMERICAL:
-        return Move.SYMBOLIC if monitor.saturated(history, cfg) else Move.NUMERICAL
-    return Move.NUMERICAL if monitor.exhausted(history, cfg) else Move.SYMBOLIC
+def by_signal(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Numerical until saturated, symbolic until exhausted, then back: `monitor`, blind to needs."""
+    if not moves:
+        return Choice(Move.NUMERICAL, "the first move")
+    if moves[-1].move == Move.NUMERICAL:
+        if monitor.saturated(moves, cfg):
+            return Choice(Move.SYMBOLIC, "LoRA is saturated")
+        return Choice(Move.NUMERICAL, "LoRA still learns")
+    if monitor.exhausted(moves, cfg):
+        return Choice(Move.NUMERICAL, "edits gain little")
+    return Choice(Move.SYMBOLIC, "edits still gain")
 
 
-def by_demand(
-    history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: np.random.Generator
-) -> Move:
-    """`classifier`: the move that more examples need. Blind to whether it still helps."""
-    return Move.NUMERICAL if demand["content"] >= demand["style"] else Move.SYMBOLIC
+def by_demand(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Make the move that more examples need: `needs-only`, blind to whether it still helps."""
+    if needs.content >= needs.style:
+        return Choice(Move.NUMERICAL, "more examples need content")
+    return Choice(Move.SYMBOLIC, "more examples need style")
 
 
-def by_both(
-    history: Sequence[StepRecord], demand: Demand, cfg: RunConfig, rng: np.random.Generator
-) -> Move:
-    """`neurosymbolic` and `oracle`: the signal's phases, but a phase that no example needs is skipped.
+def by_signal_and_demand(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Follow the signal, but skip a kind of move that no example needs: `neurosymbolic`, `oracle`.
 
-    Style that prompts failed to bring is a demand on the weights: remade answers can still carry it there. That takes
-    a move of its own: with `cfg.reserve` moves left a needed kind of move gets its turn if it was never tried, and the
-    last move is not another prompt where prompts have failed.
+    The paper's rule (numerical first) with our additions, in this order:
+    nothing is needed; a needed kind that was never tried gets its turn while `reserve` moves are
+    left; style that prompts failed to bring is a demand on the weights; only one kind is needed;
+    the last move is kept for weights where prompts have failed; else the signal decides.
     """
-    if max(demand["content"], demand["style"]) < cfg.demand_floor:
-        return Move.NUMERICAL if unsettled(history, cfg) else Move.STOP
-    if cfg.router == "utility":
-        return by_utility(history, demand, cfg)
-    left = cfg.moves - len(history)
-    wanted = (untried(history, demand, cfg) if left == cfg.reserve else None) or by_signal(
-        history, demand, cfg, rng
-    )
-    failed = monitor.prompts_failed(history, cfg, demand["style"])
-    for_weights = demand["content"] + (demand["style"] if failed else 0.0)
-    if wanted is Move.NUMERICAL and for_weights < cfg.demand_floor:
+    content, style = needs.content, needs.style
+    if max(content, style) < cfg.demand_floor:
+        if _unsettled(moves, cfg):
+            return Choice(Move.NUMERICAL, "dev still fails")
+        return Choice(Move.STOP, "nothing is needed")
+    left = cfg.moves - len(moves)
+    if left == cfg.reserve and (move := _untried(moves, needs, cfg)):
+        return Choice(move, "needed and never tried")
+    failed = monitor.prompts_failed(moves, cfg, style)
+    if failed:
+        content += style
+    if content < cfg.demand_floor:
+        return Choice(Move.SYMBOLIC, "only style is needed")
+    if style < cfg.demand_floor:
+        return Choice(Move.NUMERICAL, "only content is needed")
+    if failed and left == 1 and cfg.reserve > 0:
+        return Choice(Move.NUMERICAL, "prompts failed: the last move is for weights")
+    return by_signal(moves, needs, cfg)
+
+
+def _unsettled(moves: History, cfg: RunConfig) -> bool:
+    """Tell whether weights were trained and fail on dev though no training example fails.
+
+    The chosen facts can be trained on further; a prompt has nothing to learn from.
+    """
+    trained = any(step.move == Move.NUMERICAL for step in moves)
+    return trained and 1 - moves[-1].dev["success"] >= cfg.demand_floor
+
+
+def _untried(moves: History, needs: Needs, cfg: RunConfig) -> Move | None:
+    """Return a kind of move that is needed but was never tried, if there is one."""
+    tried = {step.move for step in moves}
+    if needs.content >= cfg.demand_floor and Move.NUMERICAL not in tried:
+        return Move.NUMERICAL
+    if needs.style >= cfg.demand_floor and Move.SYMBOLIC not in tried:
         return Move.SYMBOLIC
-    kept_for_weights = failed and left == 1 and cfg.reserve > 0
-    if wanted is Move.SYMBOLIC and (demand["style"] < cfg.demand_floor or kept_for_weights):
-        return Move.NUMERICAL
-    return wanted
-
-
-def unsettled(history: Sequence[StepRecord], cfg: RunConfig) -> bool:
-    """Whether the weights were trained and fail on dev although no training example needs a move any more.
-
-    The facts that were chosen can be trained on further; a prompt has nothing to learn from where nothing fails.
-    """
-    trained = any(step.move is Move.NUMERICAL for step in history)
-    return trained and 1 - history[-1].dev["success"] >= cfg.demand_floor
-
-
-def untried(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move | None:
-    """A kind of move that is needed but was never tried, if there is one."""
-    tried = {step.move for step in history}
-    needed = ((Move.NUMERICAL, demand["content"]), (Move.SYMBOLIC, demand["style"]))
-    return next(
-        (move for move, share in needed if share >= cfg.demand_floor and move not in tried), None
-    )
-
-
-def by_utility(history: Sequence[StepRecord], demand: Demand, cfg: RunConfig) -> Move:
-    """Our extension: the move with the larger demand x expected progress / cost.
-
-    Expected progress of a kind is the mean gain in dev reward of its last two moves (optimistically 1 before it was
-    tried), its cost their mean tokens, trained on or the editor's: seconds would differ from one machine to another.
-    """
-    scores = {}
-    for move, key in ((Move.NUMERICAL, "content"), (Move.SYMBOLIC, "style")):
-        tried = [step for step in history if step.move is move][-2:]
-        progress = (
-            float(np.mean([max(step.cost["dev_change"], 0.0) for step in tried])) if tried else 1.0
-        )
-        tokens = float(np.mean([step.cost["tokens"] for step in tried])) if tried else 1.0
-        scores[move] = demand[key] * progress / max(tokens, 1.0)
-    best = max(scores, key=lambda move: scores[move])
-    if scores[best] > 0:
-        return best
-    return Move.NUMERICAL if demand["content"] >= demand["style"] else Move.SYMBOLIC
+    return None
 
 
 DECISIONS: dict[str, Decision] = {
-    "frozen": always(Move.STOP),
-    "lora": always(Move.NUMERICAL),
-    "lora-demonstrated": always(Move.NUMERICAL),
-    "textgrad": always(Move.SYMBOLIC),
+    "stop": always(Move.STOP),
+    "numerical": always(Move.NUMERICAL),
+    "symbolic": always(Move.SYMBOLIC),
+    "once symbolic": once_symbolic,
+    "schedule": schedule,
     "alternate": alternate,
-    "random": coin,
-    "monitor": by_signal,
-    "classifier": by_demand,
-    "neurosymbolic": by_both,
-    "oracle": by_both,
+    "coin": coin,
+    "signal": by_signal,
+    "demand": by_demand,
+    "signal and demand": by_signal_and_demand,
 }

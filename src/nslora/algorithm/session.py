@@ -1,40 +1,116 @@
-"""What one run holds open, and the model's replies in it, none of which is computed twice."""
+"""What one run holds open: its task, its model's replies (none computed twice), and its bill."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from nslora.algorithm import evaluate
+from peft import PeftModel
+
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
 from nslora.model.backbone import Backbone
 from nslora.model.lora import Learner
-from nslora.tasks.build import Task, grade
-from nslora.types import Candidate, Example, Generation, Prompt, Scored
+from nslora.tasks.build import Task
+from nslora.types import (
+    Candidate,
+    Example,
+    Generation,
+    Pair,
+    Prompt,
+    Reward,
+    Scored,
+    StepRecord,
+)
 
 Memo = Callable[[str, Callable[[], Any]], Any]
-Produce = Callable[[list[str], float], list[Generation]]  # replies to model inputs at a temperature
 T = TypeVar("T")
+Targets = dict[str, tuple[str, str]]  # per fact: the text to train on, and its source
+PairKey = tuple[Prompt, str, str]  # prompt, question, target
+Losses = Mapping[PairKey, tuple[float, int]]  # summed nll of the answer in nats, and its tokens
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What was spent: tokens trained on and generated, the editor's calls and tokens."""
+
+    train_tokens: float = 0.0
+    generated_tokens: float = 0.0
+    editor_calls: float = 0.0
+    editor_tokens: float = 0.0
+
+    def __add__(self, other: Bill) -> Bill:
+        """Return the sum, field by field."""
+        return Bill(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Bill)))
+
+    def __sub__(self, other: Bill) -> Bill:
+        """Return the difference, field by field."""
+        return Bill(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Bill)))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run's numerical moves carry from one to the next.
+
+    Attributes:
+        chosen: facts that the weights are to learn; they stay chosen once they pass, lest they be
+            forgotten.
+        targets: texts that the reward has verified, per fact.
+        losses: the task's own pairs of the last epoch with their losses (replay left out).
+        trained: every pair trained on so far.
+    """
+
+    chosen: frozenset[str] = frozenset()
+    targets: Targets = field(default_factory=dict)
+    losses: Losses = field(default_factory=dict)
+    trained: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after a move: the candidate, its scored rows, and how it came there."""
+
+    candidate: Candidate
+    dev: Sequence[Scored] = ()
+    train: Sequence[Scored] = ()
+    history: tuple[StepRecord, ...] = ()  # of the current phase; the first entry is its start
+    memory: Memory = Memory()
+
+    @property
+    def moves(self) -> tuple[StepRecord, ...]:
+        """The history without its start."""
+        return self.history[1:]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a move returns: a new candidate, what the move saw, what it cost, what to remember."""
+
+    candidate: Candidate
+    evidence: dict[str, Any]
+    bill: Bill
+    memory: Memory
 
 
 @dataclass
 class Session:
     """What one run holds open: its data, its backbone with a fresh adapter, and its editor.
 
-    No greedy reply is computed twice: each is kept for the run, and those of the frozen weights by `memo` for every run
-    that shares its folder (same batch, threads and type, so the same bits), as are their sampled ones.
+    No greedy reply is computed twice: each is kept for the run. Replies of the frozen weights are
+    kept by `memo` for every run that shares its folder (same batch, threads and type, so the same
+    bits), sampled ones too.
 
     Attributes:
-        weights: the adapter checkpoint in place; empty while the weights are the frozen ones.
-        generated_tokens: tokens of all replies, each counted once. saved_s: seconds that memoised replies took to make.
-        work_s: seconds in which the model computed or the editor was asked; what is left of a run is its own overhead.
+        adapter: the checkpoint in place; empty while the weights are the frozen ones.
+        saved_s: seconds that memoised replies took to make.
+        work_s: seconds in which the model computed or the editor was asked; the rest of a run's
+            time is overhead.
     """
 
     cfg: RunConfig
@@ -43,106 +119,190 @@ class Session:
     editor: Editor
     scratch: Path
     memo: Memo
-    weights: str = ""
-    generated_tokens: int = 0
+    adapter: str = ""
     saved_s: float = 0.0
     work_s: float = 0.0
+    train_tokens: int = 0
+    generated_tokens: int = 0
     learner: Learner = field(init=False)
-    replies: dict[str, dict[str, Generation]] = field(
-        default_factory=dict
-    )  # greedy, by weights and text
-    likelihoods: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(
-        default_factory=dict
-    )
+    _replies: dict[str, dict[str, Generation]] = field(default_factory=dict)  # by adapter, text
+    _nll: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(default_factory=dict)
+    _gold: dict[str, Reward] = field(default_factory=dict)  # by example id
+    _spent_before: Bill = Bill()
 
     def __post_init__(self) -> None:
-        """Attach the adapter."""
+        """Attach a fresh adapter, and start the bill at nothing."""
         self.learner = Learner(self.backbone, self.cfg)
+        self._spent_before = self.spent
 
-    def timed(self, compute: Callable[[], T]) -> T:
-        """The result of work of the model or the editor, its seconds counted."""
-        started, saved = time.perf_counter(), self.saved_s
-        result = compute()
-        self.work_s += time.perf_counter() - started + self.saved_s - saved
-        return result
+    # ---- what the reward says
 
-    def generate(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
-        """Replies of the weights as they are now to model inputs, in order; greedy unless `temperature` > 0."""
-        if not self.weights:
-            return self.frozen(texts, temperature)
-        return self._kept(self.weights, texts, temperature, self._produced)
+    def reward(self, example: Example, text: str) -> Reward:
+        """Return the reward of a reply; with `reward = "number"` without its parts."""
+        reward = self.task.reward(example, text)
+        if self.cfg.reward == "parts":
+            return reward
+        return Reward(reward.value, reward.critique)
 
-    def frozen(self, texts: Sequence[str], temperature: float = 0.0) -> list[Generation]:
-        """As `generate`, of the frozen weights, whatever adapter is in place."""
-        return self._kept("", texts, temperature, self._memoised)
+    def gold_reward(self, example: Example) -> Reward:
+        """Return what the reward says of the bare gold answer."""
+        if example.id not in self._gold:
+            self._gold[example.id] = self.reward(example, example.answer)
+        return self._gold[example.id]
 
-    def _kept(
-        self, weights: str, texts: Sequence[str], temperature: float, produce: Produce
+    def asks_form(self, example: Example) -> bool:
+        """Tell whether the bare gold answer fails the reward: then a form is asked for."""
+        return self.gold_reward(example).success < 1
+
+    # ---- replies
+
+    def generate(self, texts: Sequence[str]) -> list[Generation]:
+        """Return greedy replies of the weights as they are now to model inputs, in order."""
+        if not self.adapter:
+            return self.frozen(texts)
+        return self._once(self.adapter, texts, lambda new: self._decode(new))
+
+    def frozen(self, texts: Sequence[str]) -> list[Generation]:
+        """Return greedy replies of the frozen weights, whatever adapter is in place."""
+        return self._once("", texts, lambda new: self._frozen_memoised(new))
+
+    def sample(self, texts: Sequence[str], purpose: str, temperature: float) -> list[Generation]:
+        """Return one sampled reply per text, of the weights as they are now.
+
+        All sampling goes through here. `purpose` seeds it: other purposes draw other numbers, and
+        the same purpose the same ones. A text may be asked several times, for as many draws.
+        """
+        seed = int(self.cfg.rng(f"sample {purpose}").integers(2**31))
+        if self.adapter:
+            return self._counted(lambda: self._decode(list(texts), temperature, seed))
+        return self._counted(lambda: self._frozen_memoised(list(texts), temperature, seed))
+
+    def _once(
+        self, adapter: str, texts: Sequence[str], decode: Callable[[list[str]], list[Generation]]
     ) -> list[Generation]:
-        if temperature:  # a text may be asked several times, for as many draws
-            return self._counted(list(texts), temperature, produce)
-        kept = self.replies.setdefault(weights, {})
-        new = [text for text in dict.fromkeys(texts) if text not in kept]
-        kept |= zip(new, self._counted(new, temperature, produce), strict=True) if new else {}
-        return [kept[text] for text in texts]
+        """Return replies in the order of `texts`, decoding each new text once and in one batch."""
+        replies = self._replies.setdefault(adapter, {})
+        new = [text for text in dict.fromkeys(texts) if text not in replies]
+        if new:
+            replies |= zip(new, self._counted(lambda: decode(new)), strict=True)
+        return [replies[text] for text in texts]
 
-    def _counted(self, texts: list[str], temperature: float, produce: Produce) -> list[Generation]:
-        replies = self.timed(lambda: produce(texts, temperature))
+    def _counted(self, decode: Callable[[], list[Generation]]) -> list[Generation]:
+        replies = self.timed(decode)
         self.generated_tokens += sum(reply.tokens for reply in replies)
         return replies
 
-    def _produced(self, texts: list[str], temperature: float) -> list[Generation]:
-        return self.backbone.generate(texts, self.cfg.max_new_tokens, temperature, self.cfg.seed)
+    def _decode(
+        self, texts: list[str], temperature: float = 0.0, seed: int = 0
+    ) -> list[Generation]:
+        return self.backbone.generate(texts, self.cfg.max_new_tokens, temperature, seed)
 
-    def _memoised(self, texts: list[str], temperature: float) -> list[Generation]:
-        b, cfg, fresh = self.backbone, self.cfg, False
+    def _frozen_memoised(
+        self, texts: list[str], temperature: float = 0.0, seed: int = 0
+    ) -> list[Generation]:
+        fresh = False
 
         def compute() -> dict[str, object]:
             nonlocal fresh
             fresh, started = True, time.perf_counter()
-            with evaluate.frozen_weights(b):
-                replies = self._produced(texts, temperature)
-            return {
-                "seconds": time.perf_counter() - started,
-                "replies": [asdict(reply) for reply in replies],
-            }
+            with frozen_weights(self.backbone):
+                replies = self._decode(texts, temperature, seed)
+            seconds = time.perf_counter() - started
+            return {"seconds": seconds, "replies": [asdict(reply) for reply in replies]}
 
-        chance = [temperature, cfg.seed] if temperature else []
-        what = json.dumps(
-            [b.identity, b.dtype, b.device, cfg.threads, cfg.max_new_tokens, texts, *chance]
-        )
-        stored = self.memo(f"frozen-{hashlib.sha256(what.encode()).hexdigest()}", compute)
+        b, cfg = self.backbone, self.cfg
+        identity = [b.identity, b.dtype, b.device, cfg.threads, cfg.max_new_tokens]
+        identity += [texts, temperature, seed]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        stored = self.memo(f"frozen-{key}", compute)
         self.saved_s += 0.0 if fresh else stored["seconds"]
         return [Generation(**reply) for reply in stored["replies"]]
 
+    # ---- scores
+
     def score(self, prompt: Prompt, examples: Sequence[Example]) -> list[Scored]:
-        """Replies of the weights as they are now under `prompt`, graded."""
+        """Return replies of the weights as they are now under `prompt`, with their rewards."""
         return self.score_each([prompt] * len(examples), examples)
 
     def score_each(self, prompts: Sequence[Prompt], examples: Sequence[Example]) -> list[Scored]:
-        """As `score`, with a prompt of its own for every example."""
-        texts = [self.backbone.text(p, e.question) for p, e in zip(prompts, examples, strict=True)]
-        return evaluate.graded(examples, self.generate(texts), grade)
+        """Score with a prompt of its own for every example, all replies in one batch."""
+        asked = zip(prompts, examples, strict=True)
+        texts = [self.backbone.text(prompt, example.question) for prompt, example in asked]
+        scored = []
+        for example, reply in zip(examples, self.generate(texts), strict=True):
+            reward = self.reward(example, reply.text)
+            scored.append(Scored(example, reply.text, reward, reply.mean_logprob, reply.tokens))
+        return scored
 
-    def score_parts(self, prompt: Prompt, *parts: Sequence[Example]) -> list[list[Scored]]:
-        """As `score`, of several sets of examples in one batch."""
-        scored = iter(self.score(prompt, [e for part in parts for e in part]))
-        return [list(islice(scored, len(part))) for part in parts]
+    def score_dev_and_train(self, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
+        """Return scored dev and feedback rows, all replies in one batch."""
+        dev, train = self.task.dev, self.task.feedback
+        scored = self.score(prompt, [*dev, *train])
+        return scored[: len(dev)], scored[len(dev) :]
 
     def nll(self, prompt: Prompt, examples: Sequence[Example]) -> list[float]:
-        """Mean negative log-likelihood per token of each gold answer under `prompt`, in nats."""
-        key = (self.weights, prompt, tuple(e.id for e in examples))
-        if key not in self.likelihoods:
+        """Return the mean negative log-likelihood of each gold answer, in nats per token."""
+        key = (self.adapter, prompt, tuple(e.id for e in examples))
+        if key not in self._nll:
             texts = [self.backbone.text(prompt, e.question) for e in examples]
-            self.likelihoods[key] = self.timed(
-                lambda: self.backbone.nll(texts, [e.answer for e in examples])
-            )
-        return self.likelihoods[key]
+            answers = [e.answer for e in examples]
+            self._nll[key] = self.timed(lambda: self.backbone.nll(texts, answers))
+        return self._nll[key]
+
+    # ---- weights and task
+
+    def enter(self, task: Task) -> None:
+        """Go on with another task: the next phase of a stream."""
+        self.task = task
+        self._gold.clear()  # the same question may now be asked for another form
 
     def use(self, candidate: Candidate) -> None:
-        """Put a candidate's weights in place; without a checkpoint they are a fresh, neutral adapter."""
+        """Put a candidate's weights in place, with the optimizer as it was at their checkpoint."""
         if candidate.adapter is None:
             self.learner = Learner(self.backbone, self.cfg)
         else:
             self.learner.load(self.scratch / candidate.adapter)
-        self.weights = candidate.adapter or ""
+        self.adapter = candidate.adapter or ""
+
+    # ---- what it costs
+
+    @property
+    def spent(self) -> Bill:
+        """All that was spent so far; replayed editor calls count as calls."""
+        ledger = getattr(self.editor, "ledger", None)
+        calls = ledger.calls + ledger.replayed if ledger else 0
+        tokens = ledger.tokens_in + ledger.tokens_out if ledger else 0
+        return Bill(self.train_tokens, self.generated_tokens, calls, tokens)
+
+    def bill(self) -> Bill:
+        """Return what was spent since this was last asked."""
+        since = self.spent - self._spent_before
+        self._spent_before = self.spent
+        return since
+
+    def timed(self, compute: Callable[[], T]) -> T:
+        """Return the result of work of the model or the editor, its seconds counted."""
+        started, saved = time.perf_counter(), self.saved_s
+        result = compute()
+        # memoised replies count as if they had been made now
+        self.work_s += time.perf_counter() - started + self.saved_s - saved
+        return result
+
+
+def frozen_weights(backbone: Backbone) -> AbstractContextManager[object]:
+    """Return a context in which the backbone answers without its adapter."""
+    model = backbone.model
+    return (
+        cast(PeftModel, model).disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    )
+
+
+def mean_value(scored: Sequence[Scored]) -> float:
+    """Return the mean reward."""
+    return sum(s.reward.value for s in scored) / len(scored)
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return the mean success and reward value, and the number of rows."""
+    success = sum(s.reward.success for s in scored) / len(scored)
+    return {"success": success, "value": mean_value(scored), "n": len(scored)}

@@ -11,12 +11,11 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from nslora.algorithm.editor_prompts import (
-    ANSWER,
     CONSTRAINTS,
     EDITOR,
     GRADIENT,
@@ -30,7 +29,7 @@ from nslora.algorithm.editor_prompts import (
 )
 from nslora.config import RunConfig
 from nslora.editor.client import Editor, EditorError, Request
-from nslora.types import SLOT, Edit, Example, Prompt, Scored, diff
+from nslora.types import SLOT, Edit, Prompt, Scored, diff
 
 with (
     tempfile.TemporaryDirectory() as _folder
@@ -48,9 +47,10 @@ with (
         _handler.close()
     textgrad.logger.disabled = True
 
-GRADIENT_TOKENS, EDIT_TOKENS, ANSWER_TOKENS = 64, 128, 96  # longest replies of the editor
+GRADIENT_TOKENS, EDIT_TOKENS = 64, 128  # longest replies of the editor
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
 MASK = "…"  # stands for the right answer in the critic's words
+T = TypeVar("T")
 SHOWN = 400  # longest piece of data shown to the editor, in characters
 
 
@@ -119,35 +119,83 @@ class Critic(Function):
         reply.gradients.add(textgrad.Variable(words, role_description="feedback to the reply"))
 
 
-class Engine(EngineLM):
-    """textgrad's view of the editor: no cache, no retries, and a short system prompt for textgrad's long one."""
+class Unanswered(Exception):
+    """A pass met a request that has no reply yet."""
 
-    def __init__(self, editor: Editor, seed: int, words: str = "") -> None:
-        self.editor, self.seed, self.words, self.model_string = editor, seed, words, editor.model
+
+class Replies:
+    """The editor's replies to the requests of several passes."""
+
+    def __init__(self) -> None:
+        self.answered: dict[Request, str | EditorError] = {}
+        self.wanted: list[Request] = []
+
+    def __getitem__(self, request: Request) -> str:
+        """Return a reply; raises its EditorError, or Unanswered after noting the request."""
+        if request not in self.answered:
+            self.wanted.append(request)
+            raise Unanswered
+        reply = self.answered[request]
+        if isinstance(reply, EditorError):
+            raise reply
+        return reply
+
+    def ask(self, editor: Editor) -> None:
+        """Make all noted requests at once."""
+        self.answered |= zip(self.wanted, editor.complete_all(self.wanted), strict=True)
+        self.wanted.clear()
+
+
+Pass = Callable[[Replies], T]
+
+
+def ask_together(passes: Sequence[Pass[T]], editor: Editor) -> list[T]:
+    """Return the results of passes of textgrad whose requests reach the editor in one batch.
+
+    textgrad asks for one reply at a time. Here a pass is interrupted where a reply is missing; once
+    all are interrupted, their requests are made together and the passes run again. They have no
+    other effects than their result.
+    """
+    replies, results = Replies(), dict[int, T]()
+    while len(results) < len(passes):
+        for i, make in enumerate(passes):
+            if i not in results:
+                with suppress(Unanswered):
+                    results[i] = make(replies)
+        if replies.wanted:
+            replies.ask(editor)
+    return [results[i] for i in range(len(passes))]
+
+
+class Engine(EngineLM):
+    """textgrad's view of the editor, for gradients: no cache, no retries, a short system prompt."""
+
+    model_string = "the editor"
+
+    def __init__(self, replies: Replies, seed: int, critique: str = "") -> None:
+        self.replies, self.seed, self.critique = replies, seed, critique
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
-        """One gradient; raises EditorError."""
-        user = prompt + GRADIENT.format(words=self.words)
-        return self.editor.complete(Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS))
+        """Return one gradient; raises EditorError, or Unanswered."""
+        user = prompt + GRADIENT.format(words=self.critique)
+        return self.replies[Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS)]
 
     def __call__(self, *args, **kwargs) -> str:
-        """As `generate`."""
+        """Do as `generate` does."""
         return self.generate(*args, **kwargs)
 
 
 class EditEngine(Engine):
-    """The engine of the optimizer, which would accept any reply: here one that is not an edit raises NoEdit."""
+    """The engine of the optimizer, which accepts any reply: one that is no edit raises NoEdit."""
 
-    def __init__(self, editor: Editor, seed: int, plan: str) -> None:
-        super().__init__(editor, seed)
+    def __init__(self, replies: Replies, seed: int, plan: str) -> None:
+        super().__init__(replies, seed)
         self.plan = plan
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
-        """One edit in its tags, and nothing around them; raises EditorError or NoEdit."""
+        """Return one edit in its tags; raises EditorError, NoEdit, or Unanswered."""
         user = prompt + REMINDER.format(plan=self.plan)
-        reply = self.editor.complete(
-            Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)
-        )
+        reply = self.replies[Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)]
         return f"{TAGS[0]}{parse(reply)}{TAGS[1]}"
 
 
@@ -172,9 +220,9 @@ def masked(scored: Scored) -> str:
 
     Sentences that give it are left out if others remain: else the editor asks for right answers and forgets the rule.
     """
-    answer, words = scored.example.answer.strip(), scored.reward.words
+    answer, critique = scored.example.answer.strip(), scored.reward.critique
     named = _whole(answer) if len(answer) >= SHORTEST else re.compile(re.escape(f"'{answer}'"))
-    sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, words))
+    sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, critique))
     return quote(" ".join([s for s in sentences if MASK not in s] or sentences))
 
 
@@ -204,7 +252,7 @@ def parse(reply: str) -> str:
     return text
 
 
-def step(
+def propose_edits(
     prompt: Prompt,
     failures: list[Scored],
     editor: Editor,
@@ -213,88 +261,93 @@ def step(
     seed: int,
     forbidden: frozenset[str] = frozenset(),
 ) -> list[Edit]:
-    """One TextGrad step on the texts of `prompt`: up to cfg.candidates different edits, and the problems of the rest.
+    """Make one TextGrad step on both texts of `prompt`.
+
+    Returns up to 3 x cfg.candidates different edits (the system prompt, the template, both), and
+    the problems of proposals that cannot be used.
 
     Args:
-        cfg: its `edited` says which texts may change: both, or the system prompt alone.
-        failures: replies with their critic's words; cfg.feedback of them, with different words, go to the editor.
-        count: tokens of a text for the backbone; a prompt longer than cfg.prompt_tokens is no edit.
+        failures: replies with their critiques; cfg.feedback of them, with different critiques, are
+            shown to the editor.
+        count: tokens of a text for the backbone; a prompt above cfg.prompt_tokens is no edit.
         seed: of the editor's sampling. Equal arguments make equal requests, in any process.
         forbidden: answers that no prompt may hold, besides those of `failures` (leak guard).
     """
-    first: dict[str, Scored] = {}
+    by_critique: dict[str, Scored] = {}
     for scored in failures:
-        first.setdefault(masked(scored), scored)  # equal words would make equal gradients
-    shown = list(first.items())[: cfg.feedback]
-    engines = [Engine(editor, seed + i, words) for i, (words, _) in enumerate(shown)]
-    names = [name for name in ROLES if cfg.edited in ("both", name)]
-    workers = (
-        1 if editor.url == "local" else max(len(shown), len(names))
-    )  # one slot: each prompt is read only once
-    with ThreadPoolExecutor(workers) as pool:
-        passes = list(
-            pool.map(lambda engine, item: gradients(prompt, names, item[1], engine), engines, shown)
+        # equal critiques would make equal gradients
+        by_critique.setdefault(masked(scored), scored)
+    shown = list(by_critique.items())[: cfg.feedback]
+
+    # gradients, then edits: the requests of each kind reach the editor together
+    texts_and_failures = [(name, i) for name in ROLES for i in range(len(shown))]
+
+    def gradient(name: str, i: int) -> Pass[list[str]]:
+        critique, scored = shown[i]
+        return lambda replies: gradients(prompt, name, scored, Engine(replies, seed + i, critique))
+
+    made = ask_together([gradient(*key) for key in texts_and_failures], editor)
+    feedback: dict[str, list[str]] = {name: [] for name in ROLES}
+    for (name, _), texts in zip(texts_and_failures, made, strict=True):
+        feedback[name] += texts
+
+    # one plan per step: the candidates of a text share their prompt, whatever their seed
+    plan = PLANS[seed % len(PLANS)]
+
+    def proposal(k: int, name: str) -> Pass[tuple[str, str]]:
+        return lambda replies: propose(
+            prompt, name, feedback[name], EditEngine(replies, seed + k, plan)
         )
-        plan = PLANS[
-            seed % len(PLANS)
-        ]  # one per step: a local server reads equal prompts once, whatever their seed
-        writers = [EditEngine(editor, seed + k, plan) for k in range(cfg.candidates)]
-        parts = list(
-            pool.map(
-                lambda name: [propose(prompt, name, passes, writer) for writer in writers], names
-            )
-        )
-    taught = forbidden | {s.example.answer for s in failures}
-    ordinary = [
-        str(value) for s in failures for rule in s.example.rules for value in rule.kwargs.values()
-    ]
+
+    keys = [(k, name) for k in range(cfg.candidates) for name in ROLES]
+    proposals = dict(zip(keys, ask_together([proposal(*key) for key in keys], editor), strict=True))
+
+    answers = forbidden | {s.example.answer for s in failures}
+    ordinary = " ".join([prompt.both, *by_critique])
     edits = []
-    for proposed in zip(*parts, strict=True):
-        for new, problem in assemble(prompt, dict(zip(names, proposed, strict=True))):
-            before, after = prompt.both, new.both
-            if leaks(after, taught, " ".join([before, *ordinary])):
+    for k in range(cfg.candidates):
+        parts = {name: proposals[k, name] for name in ROLES}
+        for new, problem in assemble(prompt, parts):
+            if leaks(new.both, answers, ordinary):
                 problem = "leak"
             elif count(new.system) + count(new.question) > cfg.prompt_tokens:
                 problem = "long"
-            edits.append(Edit(prompt, problem) if problem else Edit(new, diff=diff(before, after)))
+            changed = Edit(new, diff=diff(prompt.both, new.both))
+            edits.append(Edit(prompt, problem) if problem else changed)
     return list(dict.fromkeys(edits))
 
 
-def gradients(
-    prompt: Prompt, names: Sequence[str], scored: Scored, engine: Engine
-) -> dict[str, Text]:
-    """Both texts as fresh variables; `names` with the gradients of one failing example, if the editor did not fail."""
+def gradients(prompt: Prompt, name: str, scored: Scored, engine: Engine) -> list[str]:
+    """Return the gradients of one failing example on the text `name`; none if the editor failed."""
     leaves = {
-        name: Text(getattr(prompt, name), role, requires_grad=name in names)
-        for name, role in ROLES.items()
+        other: Text(getattr(prompt, other), role, requires_grad=other == name)
+        for other, role in ROLES.items()
     }
-    loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.words)
+    loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.critique)
     with suppress(EditorError):
         loss.backward(engine)
-    return leaves
+    return [gradient.value for gradient in leaves[name].gradients]
 
 
 def propose(
-    prompt: Prompt, name: str, passes: list[dict[str, Text]], engine: EditEngine
+    prompt: Prompt, name: str, feedback: Sequence[str], engine: EditEngine
 ) -> tuple[str, str]:
-    """One proposal of the optimizer for one text, and why it cannot be used (empty: it can)."""
+    """Return one proposal of the optimizer for a text, and why it cannot be used ("": it can)."""
     value = getattr(prompt, name)
-    variable = Text(value, ROLES[name])
-    feedback = [
-        f"<FEEDBACK>{escape(g.value)}</FEEDBACK>"
-        for leaves in passes
-        for g in leaves[name].gradients
-    ]
     if not feedback:
         return value, "editor"
-    variable.gradients = [textgrad.Variable(text, role_description="feedback") for text in feedback]
-    told = {
+    variable = Text(value, ROLES[name])
+    variable.gradients = [
+        textgrad.Variable(f"<FEEDBACK>{escape(text)}</FEEDBACK>", role_description="feedback")
+        for text in feedback
+    ]
+    options = {
         "constraints": [CONSTRAINTS[name]],
         "in_context_examples": worked_examples(name),
         "optimizer_system_prompt": OPTIMIZER,
     }
     try:
-        TextualGradientDescent([variable], engine=engine, **told).step()
+        TextualGradientDescent([variable], engine=engine, **options).step()
     except EditorError:
         return value, "editor"
     except NoEdit as reason:
@@ -326,15 +379,3 @@ def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
         a.strip() for a in answers if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)
     }
     return any(not _whole(a).search(ordinary) for a in found)
-
-
-def rewrite_answer(example: Example, words: str, editor: Editor, seed: int) -> str | None:
-    """The bare gold answer rewritten by the editor so that it does what the critic's words ask; None where it fails.
-
-    The question stays out of it: shown one, the editor writes a whole sentence, whose form fits no other answer.
-    Unverified: the caller checks it with the reward. Raises EditorError.
-    """
-    user = f"Answer: {quote(example.answer)}\nCritic: {quote(words)}\nRewritten answer:"
-    return (
-        unescape(editor.complete(Request(ANSWER, user, seed, 0.7, ANSWER_TOKENS))).strip() or None
-    )

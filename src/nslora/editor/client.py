@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 
+from nslora.editor.engine import EngineServer, fits
 from nslora.editor.local import EditorError, LocalServer
 from nslora.editor.replay import Recordings, Reply, Request
 from nslora.model import checkpoints
@@ -111,13 +112,15 @@ class Editor:
     Use it as a context manager, so that the local server stops with it.
 
     Args:
-        url: "local" (llama.cpp on loopback, `model` a key of checkpoints.BACKBONES) or an
+        url: "local" (a server on loopback, `model` a key of checkpoints.BACKBONES) or an
             OpenAI-compatible base URL, with the key in NSLORA_EDITOR_KEY (or OPENAI_API_KEY, for
             api.openai.com only) and, optionally, the price in NSLORA_EDITOR_PRICE as "in,out" US
             dollars per million tokens.
         mode: "auto" (replay what is recorded, else call and record), "record" (call and record
             always), "replay" (never call) or "live" (no recordings).
         recordings: folder of the recordings; without one, "auto" is "live".
+        engine: of the local server: "own" (bfloat16, batched), "llama.cpp", or "auto" (by the
+            machine).
 
     Raises UserError for a wrong argument, an unknown model or a missing key, before anything is
     spent.
@@ -131,18 +134,19 @@ class Editor:
         recordings: Path | None = None,
         budget: Budget = Budget(),
         threads: int = 2,
+        engine: str = "auto",
     ) -> None:
         self.model = model
         self.url = url
         self.budget = budget
         self.ledger = Ledger()
+        self.engine = _engine(model, engine) if url == "local" else "remote"
         # neither port nor price: recordings of one endpoint serve all that are like it
-        endpoint = "local" if url == "local" else "remote"
-        self._recordings = Recordings(recordings, mode, endpoint, model)
+        self._recordings = Recordings(recordings, mode, self.engine, model)
         self._lock = threading.Lock()
         self._last_end = 0.0
         if url == "local":
-            self._server = _local_server(model, threads)
+            self._server = _local_server(model, threads, self.engine)
             self._price = (0.0, 0.0)
             key = self._server.key
         else:
@@ -183,7 +187,9 @@ class Editor:
         unique.sort(key=lambda r: prompts.index((r.system, r.user)))
         # in order, before any call: what is over budget does not depend on which call is faster
         admitted = [self._admit(request) for request in unique]
-        if self._server:
+        if isinstance(self._server, EngineServer):
+            answers = self._reply_together(self._server, unique, admitted)
+        elif self._server:
             answers = list(map(self._reply, unique, admitted))
         else:
             with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -210,6 +216,59 @@ class Editor:
         with self._lock:
             self.ledger.charge(reply)
         return reply
+
+    def _reply_together(
+        self, server: EngineServer, requests: list[Request], admitted: list[Reply | None]
+    ) -> list[Reply]:
+        """Return the replies to admitted requests, those that need a call in one batch."""
+        new = [r for r, reply in zip(requests, admitted, strict=True) if reply is None]
+        made = iter(self._call_together(server, new) if new else ())
+        replies = [reply or next(made) for reply in admitted]
+        for reply in replies:
+            with self._lock:
+                self.ledger.charge(reply)
+        return replies
+
+    def _call_together(self, server: EngineServer, requests: list[Request]) -> list[Reply]:
+        """Ask the engine for all requests at once, and record what came of it.
+
+        The batch's seconds are shared out equally.
+        """
+        server.gguf()  # a first download is not the editor's time
+        start = time.monotonic()
+        error, answers = "", []
+        try:
+            answers = self._batch(server, requests)
+        except EditorError as failure:
+            error = str(failure)
+        seconds = round((time.monotonic() - start) / len(requests), 3)
+        if error:
+            replies = [Reply(seconds=seconds, error=error) for _ in requests]
+        else:
+            pairs = zip(answers, requests, strict=True)
+            replies = [_batched_reply(answer, request, seconds) for answer, request in pairs]
+        for request, reply in zip(requests, replies, strict=True):
+            self._recordings.save(request, reply)
+        return replies
+
+    def _batch(self, server: EngineServer, requests: list[Request]) -> list[Any]:
+        """Return the engine's chat completions; raises EditorError."""
+        bodies = [_body(self.model, self.url, request) for request in requests]
+        headers = {"Authorization": f"Bearer {server.key}"}
+        timeout = self.budget.attempt_s * max(1, len(requests) / 4)
+        try:
+            with (
+                server.session() as url,
+                httpx.Client(trust_env=False, timeout=timeout) as client,
+            ):
+                response = client.post(f"{url}/batch", json={"requests": bodies}, headers=headers)
+                response.raise_for_status()
+                return response.json()["replies"]
+        except httpx.TimeoutException as failure:
+            server.stop()  # it would go on with a batch that nobody waits for
+            raise EditorError(f"the editor did not answer within {timeout:g} s") from failure
+        except (httpx.HTTPError, EditorError, ValueError, LookupError) as failure:
+            raise EditorError(f"the local editor failed: {failure}") from failure
 
     def _call(self, request: Request) -> Reply:
         """Ask the endpoint, at most twice, and record what came of it."""
@@ -336,6 +395,15 @@ def _parse(data: bytes, request: Request) -> tuple[str, int, int]:
     return text, tokens_in, tokens_out
 
 
+def _batched_reply(answer: Any, request: Request, seconds: float) -> Reply:
+    """Return one completion of a batch as a reply, or why there is none."""
+    try:
+        text, tokens_in, tokens_out = _parse(json.dumps(answer).encode(), request)
+    except EditorError as failure:
+        return Reply(seconds=seconds, error=str(failure))
+    return Reply(text, tokens_in, tokens_out, seconds)
+
+
 def _wait(failure: EditorError) -> float:
     """Return the seconds to wait before the second attempt: the endpoint's Retry-After, else 1.
 
@@ -349,10 +417,19 @@ def _wait(failure: EditorError) -> float:
     return seconds
 
 
-def _local_server(model: str, threads: int) -> LocalServer:
+def _engine(model: str, engine: str) -> str:
+    """Return which local engine answers: "own" where it fits and no other is asked for."""
     if model not in checkpoints.BACKBONES:
         names = ", ".join(checkpoints.BACKBONES)
         raise UserError(f"unknown editor model {model!r}; choose from {names}.")
+    if engine == "auto":
+        return "own" if fits(model) else "llama.cpp"
+    return engine
+
+
+def _local_server(model: str, threads: int, engine: str) -> LocalServer:
+    if engine == "own":
+        return EngineServer(model, threads)
     return LocalServer(cache(lambda: checkpoints.gguf(model)), threads)
 
 

@@ -97,12 +97,10 @@ class LocalServer:
     def _start(self) -> None:
         self._end()
         self.cached = None
-        command = [sys.executable, "-m", "nslora.editor.local"]
-        command += ["--gguf", str(self.gguf()), "--threads", str(self.threads)]
         # a pipe that nobody reads would stop a talkative server
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
-                command,
+                self._command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -116,6 +114,11 @@ class LocalServer:
                 reason = lines[-1] if lines else "it said nothing"
                 raise EditorError(f"the local editor server did not start: {reason}")
         self._url = json.loads(line)["url"]
+
+    def _command(self) -> list[str]:
+        """Return the server's command line."""
+        module = [sys.executable, "-m", "nslora.editor.local"]
+        return [*module, "--gguf", str(self.gguf()), "--threads", str(self.threads)]
 
     def _hand_key(self, process: subprocess.Popen[bytes]) -> bytes:
         """Give the server its key; return the line it prints when ready, or nothing."""
@@ -156,14 +159,20 @@ def _watch(parent: int) -> None:
     os._exit(0)
 
 
+def read_key_and_watch() -> str:
+    """In a server's process: return its key, and see to it that it ends with its parent."""
+    parent = os.getppid()
+    key = sys.stdin.readline().strip()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    return key
+
+
 def serve(gguf: str, threads: int) -> None:
     """Load `gguf` and serve it on a free loopback port until the parent ends.
 
     Prints `{"url": ...}` when ready.
     """
-    parent = os.getppid()
-    key = sys.stdin.readline().strip()
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    key = read_key_and_watch()
     llama: Any = import_module("xllamacpp")  # compiled, without type stubs
     params = llama.CommonParams()
     params.model.path = gguf

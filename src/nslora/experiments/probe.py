@@ -1,129 +1,165 @@
-"""Training data for the need classifier: try both moves on a probe set and see which raised each reward more.
+"""Training data for the need classifier: try both moves and see which raised each reward more.
 
-Three states are probed, since inputs are classified all along a run: the frozen start, after weights only, and after
-prompts only. Probe runs use seeds of their own, so no experiment's invented facts are seen; rules and the pool of known
-questions are shared.
+A probe adapts one backbone to one task and rule, in three states, since inputs are classified all
+along a run: the frozen start, after weights only, and after prompts only. Probes have seeds of their
+own, so no experiment's invented facts are seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
-from nslora.algorithm import moves, needs
-from nslora.algorithm.session import Session
+from nslora.algorithm import loop, needs
+from nslora.algorithm.router import Choice
+from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.model.backbone import load
 from nslora.runs.run import open_editor
 from nslora.runs.store import Store, write_json
-from nslora.study import stats
-from nslora.tasks import build
-from nslora.types import Candidate, Prompt, Scored
+from nslora.tasks.build import build
+from nslora.types import Candidate, Move, Scored
 
-SEED, RULES = (
-    1000,
-    ("end_phrase", "bullet", "json"),
-)  # of probe runs: experiments use seeds below 1000
+SEED = 1000  # of the first probe; experiments use smaller seeds
+PROBES = (  # by number: task and rule
+    ("mixed", "end_phrase"),
+    ("mixed", "bullet"),
+    ("mixed", "json"),
+    ("mixed", "max_words"),
+    ("math", "end_phrase"),  # which has no rule
+)
+SIZES = {"items": 6, "test_items": 6, "candidates": 2, "feedback": 1, "replay_pool": 32}
+EPOCHS, EDITS = 2, 2  # numerical moves before "weights" (and half as many after), symbolic ones
 PACKAGED = Path(needs.__file__).with_name("needs.json")
 
 
 def configure(cfg: RunConfig, number: int) -> RunConfig:
-    """The `number`-th probe run for the settings of an experiment: more edits, and two threads, since it runs alone."""
-    changes = {
-        "seed": SEED + number,
-        "rule": RULES[number % len(RULES)],
-        "candidates": 4,
-        "threads": 2,
-    }
-    return replace(cfg, task="mixed", method="alternate", **changes)
+    """Return the settings of the `number`-th probe, for the backbone and learning rate of `cfg`."""
+    task, rule = PROBES[number]
+    where = {"task": task, "rule": rule, "seed": SEED + number, "study": "single"}
+    return cfg.but(**where, **SIZES, method="alternate", targets="method", needs="method")
 
 
 def run(cfg: RunConfig, place: Store) -> Path:
-    """Make one probe run with the settings that `configure` gave; returns the CSV of its rows in the results folder."""
+    """Make one probe and return the CSV of its rows in the results folder."""
     with open_editor(cfg, place) as editor:
         backbone = load(cfg.backbone, threads=cfg.threads)
-        session = Session(cfg, build.build(cfg), backbone, editor, place.begin(cfg), place.memo)
+        session = Session(cfg, build(cfg), backbone, editor, place.begin(cfg), place.memo)
         frame = collect(session)
-    path = place.results / f"probe-{cfg.backbone}-{cfg.rule}.csv"
+    rule = f"-{cfg.rule}" if cfg.task == "mixed" else ""
+    path = place.results / f"probe-{cfg.backbone}-{cfg.task}{rule}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
     return path
 
 
-def collect(session: Session, epochs: int = 2, edits: int = 5) -> pd.DataFrame:
-    """One row per training fact and state: features, counterfactual label (nan at a tie), hidden need."""
-    task, start = session.task, Candidate(session.task.start)
-    feedback = task.examples("feedback")
-    frozen = session.score(start.prompt, feedback)
-    frozen_x = describe(session, start.prompt, frozen)
+def collect(session: Session, epochs: int = EPOCHS, edits: int = EDITS) -> pd.DataFrame:
+    """Return one row per training fact and state: features, counterfactual label, hidden need.
 
-    prompted, by_prompt, dev = start, frozen, session.score(start.prompt, task.examples("dev"))
-    for step in range(1, edits + 1):
-        failing = [s for s in by_prompt if s.reward.success < 1]
-        prompted, dev, _ = moves.symbolic(session, prompted, failing, dev, step)
-        by_prompt = session.score(prompted.prompt, feedback)
-    by_prompt_x = describe(session, prompted.prompt, by_prompt)
+    The label is nan at a tie.
+    """
+    frozen = loop.begin(session, State(Candidate(session.task.initial_prompt)))
+    x_frozen = needs.describe(session, frozen)
 
-    facts = {e.fact for e in feedback}
-    for step in range(1, epochs + 1):
-        moves.numerical(session, start, facts, frozen, False, step)
-    by_weights = session.score(start.prompt, feedback)
-    by_weights_x = describe(session, start.prompt, by_weights)
-    by_both = session.score(prompted.prompt, feedback)
-    for step in range(epochs + 1, epochs + 1 + epochs // 2):
-        moves.numerical(session, start, facts, by_weights, False, step)
-    longer = session.score(start.prompt, feedback)
+    prompt = make_moves(session, frozen, Move.SYMBOLIC, edits)
+    x_prompt = needs.describe(session, prompt)
 
-    return pd.concat(
-        [
-            rows(session.cfg, "frozen", frozen, frozen_x, by_weights, by_prompt),
-            rows(session.cfg, "weights", by_weights, by_weights_x, longer, by_both),
-            rows(session.cfg, "prompt", by_prompt, by_prompt_x, by_both, by_prompt),
-        ]
-    )
+    weights = make_moves(session, frozen, Move.NUMERICAL, epochs)
+    x_weights = needs.describe(session, weights)
+    # both: the tuned weights under the rewritten prompt
+    both = session.score(prompt.candidate.prompt, session.task.feedback)
+    longer = make_moves(session, weights, Move.NUMERICAL, max(1, epochs // 2))
+
+    frames = [
+        rows(session, "frozen", frozen.train, x_frozen, weights.train, prompt.train),
+        rows(session, "weights", weights.train, x_weights, longer.train, both),
+        rows(session, "prompt", prompt.train, x_prompt, both, prompt.train),
+    ]
+    return pd.concat(frames)
 
 
-def describe(session: Session, prompt: Prompt, scored: Sequence[Scored]) -> np.ndarray:
-    """Features [N, F] of the candidate that the session holds now."""
-    examples = [s.example for s in scored]
-    return needs.features(
-        scored, session.nll(prompt, examples), session.nll(session.task.start, examples)
-    )
+def make_moves(session: Session, state: State, move: Move, count: int) -> State:
+    """Make `count` moves of one kind from a state whose weights are in place."""
+    for _ in range(count):
+        estimated = needs.none(session, state)
+        outcome = loop.MOVES[move](session, state, estimated)
+        state = loop.after(session, state, estimated, Choice(move, "a probe"), outcome)
+    return state
 
 
 def rows(
-    cfg: RunConfig,
+    session: Session,
     state: str,
     before: Sequence[Scored],
     x: np.ndarray,
     numerical: Sequence[Scored],
     symbolic: Sequence[Scored],
 ) -> pd.DataFrame:
-    """One state's rows."""
+    """Return one state's rows: features [N, F], and what each kind of move made of the rewards."""
+    cfg = session.cfg
     frame = pd.DataFrame(x, columns=list(needs.FEATURES)).round(4)
     frame.insert(0, "fact", [f"s{cfg.seed}-{s.example.fact}" for s in before])
     frame.insert(1, "state", state)
     frame["label"] = needs.counterfactual(before, numerical, symbolic)
-    frame["need"] = [s.example.need.value for s in before]
-    frame["backbone"], frame["rule"] = cfg.backbone, cfg.rule
+    frame["need"] = [session.task.hidden[s.example.id].need.value for s in before]
+    frame["backbone"], frame["task"] = cfg.backbone, cfg.task
+    frame["rule"] = cfg.rule if cfg.task == "mixed" else "none"
     return frame
 
 
-def train(folder: Path, packaged: Path = PACKAGED) -> dict[str, object]:
-    """Fit the classifier on every probe CSV in `folder`; write it and its cross-validated report; return the report."""
+def train(folder: Path, packaged: Path = PACKAGED) -> dict[str, Any]:
+    """Fit the classifier on every probe in `folder`, and write it and its report.
+
+    The report holds AUROC on probes that were left out of the fit, for the classifier and for each
+    feature alone.
+    """
     frame = needs.probes(folder)
     x, y = frame[list(needs.FEATURES)].to_numpy(), frame["label"].to_numpy()
-    groups = frame["fact"].to_numpy()
-    needs.fit(x, y, groups).save(packaged)
-    held_out = needs.out_of_fold(x, y, groups)
-    report = {
+    needs.fit(x, y, frame["fact"].to_numpy()).save(packaged)
+    report: dict[str, Any] = {
         "rows": len(frame),
         "content": int(y.sum()),
         "style": int((1 - y).sum()),
-        "label_auroc_cross_validated": stats.auroc(y, held_out),
+        "probes": int(frame.groupby(["backbone", "task", "rule"]).ngroups),
     }
+    for column in ("task", "backbone", "rule"):
+        report[f"leave one {column} out"] = left_out(frame, column)
     write_json(folder / "report.json", report)
     return report
+
+
+def left_out(frame: pd.DataFrame, column: str) -> dict[str, dict[str, float | None]]:
+    """Return AUROC for content per left-out value of `column`, of the classifier and each feature.
+
+    A feature's sign is that of its AUROC on the rows that were not left out. None where the rows
+    left out, or the others, have labels of one kind only.
+    """
+    areas: dict[str, dict[str, float | None]] = {}
+    for value in sorted(frame[column].unique()):
+        inside = frame[frame[column] != value]
+        outside = frame[frame[column] == value]
+        scores: dict[str, np.ndarray] = {}
+        if inside["label"].nunique() == 2:
+            x = inside[list(needs.FEATURES)].to_numpy()
+            model = needs.fit(x, inside["label"].to_numpy(), inside["fact"].to_numpy())
+            scores["classifier"] = model.p_content(outside[list(needs.FEATURES)].to_numpy())
+        for feature in needs.FEATURES:
+            sign = np.sign((auroc(inside["label"], inside[feature]) or 0.5) - 0.5)
+            scores[feature] = sign * outside[feature].to_numpy()
+        areas[value] = {
+            name: None if (area := auroc(outside["label"], score)) is None else round(area, 4)
+            for name, score in scores.items()
+        }
+    return areas
+
+
+def auroc(labels: Any, scores: Any) -> float | None:
+    """Return the AUROC of scores for binary labels; None when a class is missing."""
+    if len(set(labels)) < 2:
+        return None
+    return float(roc_auc_score(labels, scores))

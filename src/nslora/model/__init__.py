@@ -1,1 +1,1 @@
-"""A backbone: its weights, its replies, and LoRA on it."""
+"""A backbone: its weights (checkpoints, download), its replies (backbone), LoRA on it (lora), and how fast (fast/)."""

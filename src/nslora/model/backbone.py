@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nslora.model import checkpoints
-from nslora.model.fast import attention, decode
+from nslora.model.fast import attention, decode, packing
 from nslora.types import Generation, Prompt, UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -25,7 +26,7 @@ class Backbone:
     """A loaded model. `model` may be wrapped by PEFT later: everything then runs with its active adapter.
 
     Attributes:
-        name, identity: as asked for, and what pins the weights (weights.identity).
+        name, identity: as given to `load`, and what pins the weights (`checkpoints.identity`).
         dtype: "bfloat16" or "float32", of the base weights. device: "cpu" or "cuda".
         end: the end-of-turn token id that closes an answer. stop: every id that ends generation.
     """
@@ -40,54 +41,64 @@ class Backbone:
     stop: set[int]
 
     def text(self, prompt: Prompt, question: str) -> str:
-        """The whole model input for `question` under `prompt`, up to where the answer starts."""
+        """Return the whole model input for `question` under `prompt`, up to where the answer starts."""
         return _chat(self.tokenizer, prompt.messages(question))
 
     def count(self, text: str) -> int:
-        """Number of tokens of `text`."""
+        """Return the number of tokens of `text`."""
         return len(self._ids(text))
 
     def encode(self, text: str, answer: str) -> tuple[list[int], list[int]]:
-        """Token ids of the input `text`, and of `answer` with the end-of-turn token."""
-        lead = "" if self.tokenizer.chat_template else " "  # the plain format ends in "Answer:"
-        return self._ids(text), [*self._ids(lead + answer), self.end]
+        """Return the token ids of the input `text`, and of `answer` with the end-of-turn token."""
+        # the plain format ends in "Answer:"
+        separator = "" if self.tokenizer.chat_template else " "
+        return self._ids(text), [*self._ids(separator + answer), self.end]
 
     def generate(
-        self, texts: list[str], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        texts: list[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
     ) -> list[Generation]:
         """Continue each of `texts` (made by `text`), in input order; greedy unless `temperature` > 0.
 
-        A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
+        `seed` is one for all texts, or one for each. A `Generation` counts its end-of-turn token.
+        Raises UserError when a text does not fit the context.
         """
         prompts = [self._ids(text) for text in texts]
-        self._require_room(max(map(len, prompts), default=0) + max_new_tokens)
-        produced = decode.decode(self.model, prompts, self.stop, max_new_tokens, temperature, seed)
-        return [Generation(self._plain(ids), len(ids), confidence) for ids, confidence in produced]
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        self._require_context(longest + max_new_tokens)
+        outputs = decode.decode(self.model, prompts, self.stop, max_new_tokens, temperature, seed)
+        return [Generation(self._reply(ids), len(ids), confidence) for ids, confidence in outputs]
 
     def nll(self, texts: list[str], answers: list[str]) -> list[float]:
-        """Mean negative log-likelihood of each answer after its text, nats per token, end-of-turn included."""
+        """Return the mean negative log-likelihood of each answer after its text.
+
+        In nats per token, end-of-turn token included. Raises UserError when a text does not fit the context.
+        """
         rows = [self.encode(text, answer) for text, answer in zip(texts, answers, strict=True)]
-        self._require_room(max((len(prompt) + len(answer) for prompt, answer in rows), default=0))
-        return decode.mean_nll(self.model, rows)
+        longest = max((len(prompt) + len(answer) for prompt, answer in rows), default=0)
+        self._require_context(longest)
+        return packing.mean_nll(self.model, rows)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _plain(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(
-            ids[:-1] if ids[-1] in self.stop else ids, skip_special_tokens=True
-        )
+    def _reply(self, ids: list[int]) -> str:
+        """Return the text of new tokens, without the token that ended them."""
+        ids = ids[:-1] if ids[-1] in self.stop else ids
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if not self.tokenizer.chat_template:
-            text = text.partition("\nQuestion:")[
-                0
-            ]  # a base model goes on with a question of its own
+            # a base model goes on with a question of its own
+            text, _, _ = text.partition("\nQuestion:")
         return text.strip()
 
-    def _require_room(self, tokens: int) -> None:
-        room = getattr(self.model.config, "max_position_embeddings", None)
-        if room and tokens > room:
+    def _require_context(self, tokens: int) -> None:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit and tokens > limit:
             raise UserError(
-                f"{tokens} tokens of prompt and answer exceed the {room} tokens that {self.name} takes."
+                f"{tokens} tokens of prompt and answer exceed the {limit} tokens that {self.name} takes."
             )
 
 
@@ -98,65 +109,75 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     "auto", "cpu" or "cuda". Sets torch's thread count. Raises UserError for bad input or too little memory.
     """
     checkpoints.check(name)
-    device = fastest_device() if device == "auto" else device
-    dtype = ("bfloat16" if fast_bfloat16(device) else "float32") if dtype == "auto" else dtype
+    if device == "auto":
+        device = fastest_device()
+    if dtype == "auto":
+        dtype = "bfloat16" if fast_bfloat16(device) else "float32"
     if dtype not in DTYPES or device not in ("cpu", "cuda"):
-        raise UserError(
-            f"unknown dtype {dtype!r} or device {device!r}; choose from {', '.join(DTYPES)}; cpu, cuda."
-        )
+        choices = f"{', '.join(DTYPES)}; cpu, cuda"
+        raise UserError(f"unknown dtype {dtype!r} or device {device!r}; choose from {choices}.")
     torch.set_num_threads(threads)
     folder = checkpoints.folder(name)
     _require_memory(folder, dtype, device)
-    quiet = not sys.stderr.isatty()
-    if quiet:
-        transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention.ATTENTION,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        tokenizer, model = _from_folder(folder, DTYPES[dtype])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
     model.to(device).eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)
     return Backbone(
-        name,
-        checkpoints.identity(name),
-        dtype,
-        device,
-        tokenizer,
-        model,
-        end,
-        _stop(tokenizer, model) | {end},
+        name=name,
+        identity=checkpoints.identity(name),
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+        model=model,
+        end=end,
+        stop=_stop(tokenizer, model) | {end},
     )
 
 
-def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """A view of the last positions makes torch copy the whole head for every row: 50 to 200 times slower on a CPU."""
-    return (args[0].contiguous(),)
-
-
 def fastest_device() -> str:
-    """ "cuda" where there is such a device, else "cpu"."""
+    """Return "cuda" where there is such a device, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 natively; emulation is slower than float32."""
+    """Return whether the hardware multiplies bfloat16 natively; emulation is slower than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = cpuinfo.read_text()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load tokenizer and model without running code or unpickling anything."""
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention.ATTENTION,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return tokenizer, model
+
+
+def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Copy the head's input: for a view torch copies the whole head for every row, 50 to 200 times slower on a CPU."""
+    return (args[0].contiguous(),)
 
 
 def _require_memory(folder: Path, dtype: str, device: str) -> None:
     """Raise UserError when the weights alone would not fit."""
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    # what is stored is bfloat16
     need = stored * (2 if dtype == "float32" else 1)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if need > free:
@@ -166,43 +187,42 @@ def _require_memory(folder: Path, dtype: str, device: str) -> None:
 
 
 def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """The model's chat format, open for the answer; a plain one for base models without a template."""
+    """Write messages in the model's chat format, open for the answer; a plain one for base models without it."""
     if not tokenizer.chat_template:
-        *system, user = [message["content"] for message in messages]
-        return "".join(
-            [
-                tokenizer.bos_token or "",
-                *(f"{text}\n\n" for text in system),
-                f"Question: {user}\nAnswer:",
-            ]
-        )
+        return _plain_chat(tokenizer, messages)
+    options = {"tokenize": False, "add_generation_prompt": True}
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, **options)
     except jinja2.TemplateError:
         if len(messages) == 1:
             raise
         # some formats know no system role: it then opens the user's turn
         whole = "\n\n".join(message["content"] for message in messages)
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": whole}], tokenize=False, add_generation_prompt=True
-        )
+        return tokenizer.apply_chat_template([{"role": "user", "content": whole}], **options)
+
+
+def _plain_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    *system, user = [message["content"] for message in messages]
+    paragraphs = [*system, f"Question: {user}\nAnswer:"]
+    return (tokenizer.bos_token or "") + "\n\n".join(paragraphs)
 
 
 def _end_of_turn(tokenizer: Any) -> int:
-    """The token that closes an answer: what the chat template puts after one, else end-of-text."""
+    """Return the token that closes an answer: what the chat template puts after one, else end-of-text."""
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2].strip()
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        tail = text.rpartition("ANSWER")[2].strip()
         if ids := tokenizer(tail, add_special_tokens=False)["input_ids"]:
             return ids[0]
     return tokenizer.eos_token_id
 
 
 def _stop(tokenizer: Any, model: Any) -> set[int]:
-    """Ids that end generation; without a chat format a blank line does too."""
+    """Return the ids that end generation; without a chat format a blank line does too."""
     ends = model.generation_config.eos_token_id
     stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     if not tokenizer.chat_template:
-        blank = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
-        stop |= set(blank) if len(blank) == 1 else set()
+        blank_line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        stop |= set(blank_line) if len(blank_line) == 1 else set()
     return stop

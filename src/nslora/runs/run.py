@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from nslora.algorithm import evaluate, remake
-from nslora.algorithm.loop import Scores, Watch, through_phases
-from nslora.algorithm.session import Session
+import numpy as np
+
+from nslora.algorithm.loop import adapt_phases
+from nslora.algorithm.needs import Needs
+from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import store
 from nslora.runs.store import Store
-from nslora.tasks import build
-from nslora.types import Candidate, Pair, Prompt, Scored, StepRecord, diff
+from nslora.tasks.build import Task, build
+from nslora.types import Candidate, Move, Pair, Prompt, Scored, StepRecord, diff
+
+SCHEMA = 2  # of the record; study.records reads no other
+PARTS = ("content", "content_strict", "style")  # of the reward, for reports
+
+Rows = dict[str, list[Scored]]  # final rows by split
+Watch = Callable[[StepRecord], None]
 
 
 def make_run(
@@ -28,125 +38,233 @@ def make_run(
     backbone: Backbone | None = None,
     watch: Watch = print,
 ) -> Path:
-    """One whole run, from data to its published record; a run that is done is not done again.
+    """Make a run unless it is done, and return its record's folder.
 
-    Several runs of one process can share an editor and a backbone. Returns the record's folder.
+    Several runs of one process can share an editor and a backbone. Raises UserError for wrong input
+    before anything is made.
     """
     checkpoints.check(cfg.backbone)
     if editor is None:
         with open_editor(cfg, place) as own:
             return make_run(cfg, place, own, backbone, watch)
     with place.alone(cfg):
-        return (
-            place.record(cfg)
-            if place.done(cfg)
-            else _adapt_and_publish(cfg, place, editor, backbone, watch)
-        )
-
-
-def _adapt_and_publish(
-    cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None, watch: Watch
-) -> Path:
-    """The run itself, from its beginning."""
-    task = build.build(cfg)
-    started = time.perf_counter()
-    before = replace(editor.ledger)
-    scratch = place.begin(cfg)
-    backbone = backbone or load(cfg.backbone, threads=cfg.threads)
-    session = Session(cfg, task, backbone, editor, scratch, place.memo)
-    reference = frozen_reference(session)
-
-    def log(step: StepRecord) -> None:
-        store.append_step(scratch / "steps.jsonl", step)
-        watch(step)
-
-    history, chosen, trained, splits = through_phases(session, log)
-    splits |= final_scores(session, Candidate(chosen.prompt, chosen.adapter), reference)
-    store.write_scores(scratch / "scores.csv", splits)
-    rows = remade_rows(cfg, task.start, trained)
-    remake.export(rows, scratch)
-    store.write_json(
-        scratch / "run.json",
-        {
-            "run_id": cfg.run_id,
-            "config": asdict(cfg),
-            "weights": session.backbone.identity,
-            "environment": store.environment(
-                cfg.threads, session.backbone.device, session.backbone.dtype
-            ),
-            "start": {"dev": history[0].dev},
-            "final": {name: evaluate.summary(scored) for name, scored in splits.items()},
-            "best": {
-                "step": chosen.step,
-                "prompt": asdict(chosen.prompt),
-                "prompt_diff": [list(part) for part in diff(task.start.both, chosen.prompt.both)],
-            },
-            "editor": asdict(editor.ledger - before),
-            "remade": len(rows),
-            "cost": totals(session, history, time.perf_counter() - started),
-        },
-    )
-    return place.publish(cfg, ("run.json", "steps.jsonl", "scores.csv", "remade.jsonl"))
+        if place.done(cfg):
+            return place.record(cfg)
+        return _make(cfg, place, editor, backbone, watch)
 
 
 def open_editor(cfg: RunConfig, place: Store) -> Editor:
-    """The run's external LLM, replaying from and recording to the results; mode from NSLORA_EDITOR_MODE (auto)."""
+    """Open the run's external LLM, replaying from and recording to the results folder.
+
+    NSLORA_EDITOR_MODE says how (default: auto).
+    """
     mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
+    recordings = place.results / "recordings"
     return Editor(
-        cfg.editor_model, cfg.editor_url, mode, place.results / "recordings", threads=cfg.threads
+        cfg.editor_model,
+        cfg.editor_url,
+        mode,
+        recordings,
+        threads=cfg.threads,
+        engine=cfg.editor_engine,
     )
 
 
-def frozen_reference(session: Session) -> dict[str, set[str]]:
-    """Ids of the locality and promptability items that the frozen backbone gets right: what can be forgotten."""
-    locality, obedience = held(session, session.task.start)
+def _make(
+    cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None, watch: Watch
+) -> Path:
+    """Make the run from its beginning, and publish its record."""
+    started, ledger = time.perf_counter(), replace(editor.ledger)
+    scratch = place.begin(cfg)
+    backbone = backbone or load(cfg.backbone, threads=cfg.threads)
+    run = Session(cfg, build(cfg), backbone, editor, scratch, place.memo)
+    reference = frozen_abilities(run)
+
+    history, chosen, memory, rows = adapt_phases(run, Recorder(run, watch))
+    candidate = Candidate(chosen.prompt, chosen.adapter)
+    rows = rows | final_rows(run, candidate, reference)
+    factorial = weights_by_prompt(run, candidate)
+    remade = remade_rows(cfg, run.task.initial_prompt, memory.trained)
+
+    store.write_scores(scratch / "scores.csv", score_rows(run.task, rows | factorial))
+    (scratch / "remade.jsonl").touch()
+    for row in remade:
+        store.append_json(scratch / "remade.jsonl", row)
+    store.write_json(
+        scratch / "run.json",
+        {
+            "schema": SCHEMA,
+            "study": cfg.study,
+            "run_id": cfg.run_id,
+            "config": cfg.settings,
+            "weights": backbone.identity,
+            "environment": {
+                **store.environment(cfg.threads, backbone.device, backbone.dtype),
+                "editor_engine": editor.engine,
+            },
+            "schedule": schedule(history),
+            "final": {split: summary(run.task, scored) for split, scored in rows.items()},
+            "factorial": {cell: summary(run.task, scored) for cell, scored in factorial.items()},
+            "best": {
+                "step": chosen.step,
+                "prompt": asdict(chosen.prompt),
+                "prompt_diff": prompt_diff(run.task.initial_prompt, chosen.prompt),
+            },
+            "editor": asdict(editor.ledger - ledger),
+            "remade": len(remade),
+            "cost": cost(run, history, scratch, time.perf_counter() - started),
+        },
+    )
+    return place.publish(cfg)
+
+
+class Recorder:
+    """Writes a run's steps as they come, and beside them what they took and what was hidden.
+
+    steps.jsonl is the same whenever and wherever the run is made. clock.jsonl holds seconds, and
+    hidden.jsonl what no method sees: the reward's parts and the needs, for reports.
+    """
+
+    def __init__(self, run: Session, watch: Watch) -> None:
+        self.run, self.watch = run, watch
+        self.before: Sequence[Scored] = ()
+        self.ended, self.saved = time.perf_counter(), run.saved_s
+
+    def __call__(self, state: State, needs: Needs | None) -> None:
+        """Record a state, and the needs that were estimated before its move."""
+        step, folder = state.history[-1], self.run.scratch
+        now = time.perf_counter()
+        # memoised replies count as if this run had made them
+        seconds = now - self.ended + self.run.saved_s - self.saved
+        self.ended, self.saved = now, self.run.saved_s
+        store.append_json(folder / "steps.jsonl", asdict(step))
+        store.append_json(folder / "clock.jsonl", {"step": step.step, "seconds": seconds})
+        store.append_json(folder / "hidden.jsonl", self._hidden(state, needs))
+        self.before = state.train
+        self.watch(step)
+
+    def _hidden(self, state: State, needs: Needs | None) -> dict[str, Any]:
+        task = self.run.task
+        dev = {part: value for part, value in summary(task, state.dev).items() if part in PARTS}
+        rows: list[list[object]] = []
+        if needs is not None and needs.p_content is not None:
+            for s, p_content in zip(self.before, needs.p_content, strict=True):
+                need = task.hidden[s.example.id].need.value
+                rows.append([s.example.id, need, s.reward.success, round(float(p_content), 4)])
+        return {"step": state.history[-1].step, "dev": dev, "needs": rows}
+
+
+# ---- what a run is tested on
+
+
+def frozen_abilities(run: Session) -> dict[str, set[str]]:
+    """Return ids of locality and promptability items that the frozen weights get right.
+
+    They are what can be forgotten.
+    """
+    locality, promptability = retention(run, run.task.initial_prompt)
     return {
-        "locality": {s.example.id for s in locality if s.reward.content == 1},
-        "promptability": {s.example.id for s in obedience if s.reward.style == 1},
+        "locality": {s.example.id for s in locality if s.reward.success},
+        "promptability": {
+            s.example.id for s in promptability if run.task.obeys(s.example, s.output)
+        },
     }
 
 
-def held(session: Session, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
-    """Replies of the weights as they are to known questions: under `prompt`, and under prompts that tell another rule.
+def retention(run: Session, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
+    """Return replies to known questions under `prompt`, and under prompts that tell another rule.
 
-    Both in one batch.
+    Both in one batch, by the weights as they are.
     """
-    locality = session.task.examples("locality")
-    asked = [(prompt, e) for e in locality] + list(session.task.promptability)
-    prompts, examples = zip(*asked, strict=True)
-    scored = session.score_each(prompts, examples)
+    locality = list(run.task.locality)
+    prompts = [prompt] * len(locality) + [p for p, _ in run.task.promptability]
+    examples = locality + [example for _, example in run.task.promptability]
+    scored = run.score_each(prompts, examples)
     return scored[: len(locality)], scored[len(locality) :]
 
 
-def final_scores(session: Session, candidate: Candidate, reference: dict[str, set[str]]) -> Scores:
-    """The candidate on test, once, and on what the frozen backbone could do: locality and promptability."""
-    session.use(candidate)
-    task = session.task
-    locality, obedience = held(
-        session, candidate.prompt
-    )  # all of them: other batches would give other bits
-    splits = {
-        "test": session.score(candidate.prompt, task.examples("test")),
+def final_rows(run: Session, candidate: Candidate, reference: Mapping[str, set[str]]) -> Rows:
+    """Score the candidate on test, once, and on what the frozen weights could do."""
+    run.use(candidate)
+    # all questions are asked, as for the reference: other batches would give other bits
+    locality, promptability = retention(run, candidate.prompt)
+    rows = {
+        "test": run.score(candidate.prompt, run.task.test),
         "locality": [s for s in locality if s.example.id in reference["locality"]],
-        "promptability": [s for s in obedience if s.example.id in reference["promptability"]],
+        "promptability": [s for s in promptability if s.example.id in reference["promptability"]],
     }
-    return {name: scored for name, scored in splits.items() if scored}
+    return {split: scored for split, scored in rows.items() if scored}
 
 
-def remade_rows(cfg: RunConfig, start: Prompt, pairs: Sequence[Pair]) -> list[dict[str, object]]:
-    """Verified pairs with their provenance, each once: the reusable data a run leaves behind."""
-    rows = {}
-    for p in pairs:
-        if p.source in ("remade", "rewritten"):
-            changed = [list(part) for part in diff(start.both, (p.made or p.prompt).both)]
-            rows[p.parent, p.target] = {
-                "question": p.question,
-                "answer": p.target,
-                "system": p.prompt.system,
-                "template": p.prompt.question,
-                "parent": p.parent,
-                "source": p.source,
-                "prompt_diff": changed,
+def weights_by_prompt(run: Session, candidate: Candidate) -> Rows:
+    """Score {frozen, tuned} weights x {initial, final} prompt on test: what each part brings."""
+    cells: Rows = {}
+    for weights, adapter in (("tuned", candidate.adapter), ("frozen", None)):
+        run.use(Candidate(candidate.prompt, adapter))
+        prompts = {"initial": run.task.initial_prompt, "final": candidate.prompt}
+        for name, prompt in prompts.items():
+            cells[f"{weights}+{name}"] = run.score(prompt, run.task.test)
+    return cells
+
+
+# ---- what the record holds
+
+
+def summary(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
+    """Return means over rows, the reward's parts included, and the number of rows."""
+    rewards = [task.reward(s.example, s.output) for s in scored]
+    means = {
+        "success": float(np.mean([reward.success for reward in rewards])),
+        "value": float(np.mean([reward.value for reward in rewards])),
+    }
+    for part in PARTS:
+        means[part] = float(np.mean([reward.parts[part] for reward in rewards]))
+    return means | {"n": len(scored)}
+
+
+def score_rows(task: Task, rows: Rows) -> Iterable[dict[str, object]]:
+    """Yield one row of scores.csv per final item of every split."""
+    for split, scored in rows.items():
+        for s in scored:
+            example, reward = s.example, task.reward(s.example, s.output)
+            yield {
+                "split": split,
+                "id": example.id,
+                "fact": example.fact,
+                "need": task.hidden[example.id].need.value,
+                "question": example.question,
+                "answer": example.answer,
+                "success": reward.success,
+                "value": reward.value,
+                **reward.parts,
+                "output": s.output,
+            }
+
+
+def schedule(history: Sequence[StepRecord]) -> str:
+    """Return the moves as N and S; a stream's phases are joined."""
+    letters = {Move.NUMERICAL.value: "N", Move.SYMBOLIC.value: "S"}
+    return "".join(letters.get(step.move, "") for step in history)
+
+
+def prompt_diff(initial: Prompt, prompt: Prompt) -> list[list[str]]:
+    """Return what changed in both prompt texts, as [op, token]."""
+    return [list(part) for part in diff(initial.both, prompt.both)]
+
+
+def remade_rows(cfg: RunConfig, initial: Prompt, pairs: Sequence[Pair]) -> list[dict[str, object]]:
+    """Return verified pairs with their provenance, each once: the reusable data of a run."""
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for pair in pairs:
+        if pair.source in ("remade", "rewritten"):
+            rows[pair.parent, pair.target] = {
+                "question": pair.question,
+                "answer": pair.target,
+                "system": pair.prompt.system,
+                "template": pair.prompt.question,
+                "parent": pair.parent,
+                "source": pair.source,
+                "prompt_diff": prompt_diff(initial, pair.refined or pair.prompt),
                 "backbone": cfg.backbone,
                 "reward": 1.0,
                 "run": cfg.run_id,
@@ -154,18 +272,23 @@ def remade_rows(cfg: RunConfig, start: Prompt, pairs: Sequence[Pair]) -> list[di
     return list(rows.values())
 
 
-def totals(session: Session, history: Sequence[StepRecord], wall: float) -> dict[str, float]:
-    """What the run cost: seconds in all and in moves, tokens trained on and generated, peak memory in MB.
+def cost(
+    run: Session, history: Sequence[StepRecord], scratch: Path, wall_s: float
+) -> dict[str, float]:
+    """Return what the run cost: seconds in all and in moves, tokens, peak memory in MB.
 
-    Replies of the frozen weights that an earlier run has made count as if this run had made them; `saved_s` of the
-    seconds are theirs. `work_s` are those in which the model computed or the editor was asked.
+    Replies of the frozen weights that an earlier run has made count as if this run had made them;
+    `saved_s` of the seconds are theirs.
     """
+    lines = (scratch / "clock.jsonl").read_text(encoding="utf-8").split("\n")
+    seconds = {row["step"]: row["seconds"] for row in map(json.loads, filter(None, lines))}
+    moves = [step.step for step in history if step.move != "start"]
     return {
-        "wall_s": wall + session.saved_s,
-        "saved_s": session.saved_s,
-        "work_s": session.work_s,
-        "moves_s": sum(step.cost["seconds"] for step in history),
-        "train_tokens": sum(step.cost.get("train_tokens", 0.0) for step in history),
-        "generated_tokens": float(session.generated_tokens),
+        "wall_s": wall_s + run.saved_s,
+        "saved_s": run.saved_s,
+        "work_s": run.work_s,
+        "moves_s": sum(seconds[step] for step in moves),
+        "train_tokens": float(run.train_tokens),
+        "generated_tokens": float(run.generated_tokens),
         "peak_mb": store.peak_megabytes(),
     }

@@ -1,40 +1,39 @@
-"""The tasks: train, dev and test splits, questions that measure forgetting and obedience, and replay.
+"""The tasks: train, dev and test splits, with the questions of retention and replay beside them.
 
 Test is scored once, at a run's end (in a stream, at each phase's end). Every choice comes from
-`cfg.rng`, so that all methods of one seed see the same task. Locality and promptability are the
-same for every task and seed.
+`cfg.rng`, so that all methods of one seed see the same task.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import cycle
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
 from nslora.config import RunConfig
-from nslora.tasks import math_problems, own, rules, world
+from nslora.tasks import math_problems, own, retention, rules, world
 from nslora.tasks.grading import grade
-from nslora.tasks.world import Fact, Known
+from nslora.tasks.trivia import Question
+from nslora.tasks.world import Fact
 from nslora.types import Example, Hidden, Item, Need, Prompt, Reward, Rule, UserError
 
 INITIAL = Prompt("You are a helpful assistant.")
-OBEY = ("max_words", "end_phrase", "bullet")  # told in promptability, never in replay
-OPENINGS = ("Gladly:", "My answer is this:", "Dear reader,", "As far as I know,")  # told in replay
-HELD = 24  # questions in each of locality and promptability: half of them capitals
-SPARE = 40  # capitals among the replay questions
-TRAIN_WORDINGS = 5  # then one for dev, the others for test
+# wordings of a fact for training; then one for dev, the others for test
+TRAIN_WORDINGS = 5
+TEST_WORDINGS = min(map(len, world.WORDINGS.values())) - TRAIN_WORDINGS - 1
 # reasoning-gym seeds item i of a dataset with seed + i: near seeds would share items
 SEEDS_APART = 1_000_000
 # per phase of a stream: batches of facts so far, and the rule: 0 is the first, 1 the second
 STREAM = ((1, 0), (2, 0), (2, 1))
 
 Split = list[Item]
-Asked = tuple[tuple[Prompt, Example], ...]  # questions, each under a prompt of its own
+# questions, each under a prompt of its own
+Prompted = tuple[tuple[Prompt, Example], ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Task:
         feedback: training rows that candidates are scored and criticised on: each fact in one
             wording only.
         locality: questions outside the splits that a small model can answer: what can be forgotten.
-        promptability: (prompt that tells a rule other than the task's, question under that rule).
+        promptability: (prompt that states a rule other than the task's, question under that rule).
         replay: (prompt, question); trained on, the frozen model's replies keep its other abilities.
         hidden: what only the reward knows, by example id.
     """
@@ -69,8 +68,8 @@ class Task:
     test: tuple[Example, ...]
     feedback: tuple[Example, ...]
     locality: tuple[Example, ...]
-    promptability: Asked
-    replay: Asked
+    promptability: Prompted
+    replay: Prompted
     hidden: Mapping[str, Hidden]
 
     def reward(self, example: Example, text: str) -> Reward:
@@ -78,7 +77,7 @@ class Task:
         return grade(Item(example, self.hidden[example.id]), text)
 
     def obeys(self, example: Example, text: str) -> bool:
-        """Tell whether a reply keeps the rules, whatever its content: for rules told in the prompt."""
+        """Tell whether a reply follows the rules, whatever its content: for promptability."""
         return self.reward(example, text).parts["style"] == 1
 
     def demonstrate(self, example: Example) -> str:
@@ -90,7 +89,9 @@ class Task:
         rows = []
         for example in getattr(self, split):
             hidden = asdict(self.hidden[example.id])
-            rows.append(asdict(example) | hidden | {"rules": json.dumps(hidden["rules"])})
+            # rules differ in their arguments, and a table's column has one type
+            hidden["rules"] = json.dumps(hidden["rules"])
+            rows.append(asdict(example) | hidden)
         return Dataset.from_list(rows)
 
 
@@ -105,25 +106,43 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
     Raises UserError for a bad rule, too many items, or a malformed data file (with its line).
     """
     splits = _splits(cfg, phase)
-    parts = {f.name: getattr(splits, f.name) for f in fields(Splits)}
-    asked = {rule.name for part in parts.values() for item in part for rule in item.hidden.rules}
-    if cfg.task == "stream":
-        asked |= set(_stream_rules(cfg))
-    locality, promptable = _held()
-    parts["locality"] = _known("locality", locality)
-    promptability = _promptability(promptable, asked)
-    replay = _replay(asked | set(OBEY), cfg.replay_pool)
+    asked = _rule_names(cfg, splits)
+    locality = retention.locality()
+    promptability = retention.promptability(INITIAL, asked)
+    replay = retention.replay(INITIAL, asked, cfg.replay_pool)
 
-    items = [item for part in parts.values() for item in part]
-    items += [item for _, item in (*promptability, *replay)]
+    # feedback is part of train
+    items = [*splits.train, *splits.dev, *splits.test, *locality]
+    items += [item for _, item in promptability + replay]
     return Task(
         name=cfg.task,
         initial_prompt=INITIAL,
-        **{name: tuple(item.example for item in part) for name, part in parts.items()},
-        promptability=tuple((prompt, item.example) for prompt, item in promptability),
-        replay=tuple((prompt, item.example) for prompt, item in replay),
+        train=_examples(splits.train),
+        dev=_examples(splits.dev),
+        test=_examples(splits.test),
+        feedback=_examples(splits.feedback),
+        locality=_examples(locality),
+        promptability=_prompted(promptability),
+        replay=_prompted(replay),
         hidden={item.example.id: item.hidden for item in items},
     )
+
+
+def _examples(items: Split) -> tuple[Example, ...]:
+    return tuple(item.example for item in items)
+
+
+def _prompted(pairs: retention.Prompted) -> Prompted:
+    return tuple((prompt, item.example) for prompt, item in pairs)
+
+
+def _rule_names(cfg: RunConfig, splits: Splits) -> set[str]:
+    """Return the names of the rules that the task asks for, in any phase."""
+    # what a later phase asks for must not be measured or trained in an earlier one
+    if cfg.task == "stream":
+        return set(_stream_rules(cfg))
+    items = splits.train + splits.dev + splits.test
+    return {rule.name for item in items for rule in item.hidden.rules}
 
 
 def _splits(cfg: RunConfig, phase: int) -> Splits:
@@ -131,60 +150,8 @@ def _splits(cfg: RunConfig, phase: int) -> Splits:
         return _own(cfg)
     if cfg.task == "stream":
         return _stream(cfg, phase)
-    return {"facts": _facts, "style": _style, "math": _math, "mixed": _mixed}[cfg.task](cfg)
-
-
-def _known(kind: str, questions: Iterable[Known], asked: tuple[Rule, ...] = ()) -> Split:
-    """Return known questions as items, whose ids start with `kind`."""
-    need = Need.STYLE if asked else Need.CONTENT
-    items = []
-    for known in questions:
-        example = Example(f"{kind}:{known.question}", known.question, known.answer, known.question)
-        items.append(Item(example, Hidden(asked, need, known.group)))
-    return items
-
-
-def _held() -> tuple[list[Known], list[Known]]:
-    """Known questions for (locality, promptability): every other country, every fourth general."""
-    capitals = [country[0] for country in world.countries()[1::2]][:HELD]
-    general = world.general()[::4][:HELD]
-    return [*capitals[::2], *general[::2]], [*capitals[1::2], *general[1::2]]
-
-
-def _promptability(questions: Sequence[Known], asked: set[str]) -> list[tuple[Prompt, Item]]:
-    """Return the questions, each under a prompt that tells a rule which the task does not ask for."""
-    told = cycle([rules.make(name) for name in OBEY if name not in asked])
-    rows = []
-    for known, rule in zip(questions, told, strict=False):
-        (item,) = _known("promptability", [known], (rule,))
-        rows.append((Prompt(rules.told(rule)), item))
-    return rows
-
-
-def _free_countries() -> list[tuple[Known, ...]]:
-    """Countries that are in neither locality nor promptability, best known first."""
-    held = {known.group for part in _held() for known in part}
-    return [country for country in world.countries() if country[0].group not in held]
-
-
-def _replay(never_told: set[str], most: int) -> list[tuple[Prompt, Item]]:
-    """At most `most` spare questions, each twice: under the initial prompt, and with a rule told.
-
-    The same for every seed, so that the frozen model's replies are made once.
-    """
-    held = {known.question for part in _held() for known in part}
-    spare = [country[0] for country in _free_countries()[::-1][:SPARE]]
-    questions = [known for known in (*world.general(), *spare) if known.question not in held]
-    questions = questions[:: max(1, len(questions) // most)][:most]
-    told = [rules.make(name) for name in rules.RULES if name not in never_told]
-    if "start_phrase" not in never_told:
-        told += [rules.make("start_phrase", {"phrase": phrase}) for phrase in OPENINGS]
-    turns = np.random.default_rng(0).integers(len(told), size=len(questions))
-    pairs = [(INITIAL, item) for item in _known("replay", questions)]
-    for turn, known in zip(turns, questions, strict=True):
-        (item,) = _known("told", [known], (told[turn],))
-        pairs.append((Prompt(rules.told(told[turn])), item))
-    return pairs
+    makers = {"facts": _facts, "style": _style, "math": _math, "mixed": _mixed}
+    return makers[cfg.task](cfg)
 
 
 def _facts(cfg: RunConfig) -> Splits:
@@ -193,82 +160,112 @@ def _facts(cfg: RunConfig) -> Splits:
 
 
 def _fact_splits(cfg: RunConfig, facts: list[Fact], asked: tuple[Rule, ...] = ()) -> Splits:
-    """Facts in wordings that no two splits share; test spreads evenly over facts and wordings."""
+    """Ask about facts in wordings that no two splits share."""
+    most = TEST_WORDINGS * len(facts)
+    if cfg.test_items > most:
+        raise UserError(
+            f"test_items must be at most {TEST_WORDINGS} x items for facts, that is {most}."
+        )
+    # a relation's wordings in random order: the first for training, then dev's, then test's
     rng = cfg.rng("wordings")
     order = {
         relation: rng.permutation(len(wordings)) for relation, wordings in world.WORDINGS.items()
     }
-    need = Need.BOTH if asked else Need.CONTENT
+    rows = {fact: _rows(fact, order[fact.relation], asked) for fact in facts}
+    # feedback takes another wording for each fact, so that an edit meets them all
+    train = [row[:TRAIN_WORDINGS] for row in rows.values()]
+    return Splits(
+        train=[item for row in train for item in row],
+        dev=[row[TRAIN_WORDINGS] for row in rows.values()],
+        test=_fact_test(cfg, rows),
+        feedback=[row[i % TRAIN_WORDINGS] for i, row in enumerate(train)],
+    )
 
-    def row(fact: Fact, nth: int) -> Item:
-        wording = int(order[fact.relation][nth])
+
+def _rows(fact: Fact, order: np.ndarray, asked: tuple[Rule, ...]) -> Split:
+    """Return a fact in each wording of its relation, as ordered."""
+    need = Need.BOTH if asked else Need.CONTENT
+    rows = []
+    for wording in map(int, order):
         group = f"{fact.relation}:{wording}"
         example = Example(
-            f"{fact.person}:{group}",
-            fact.question(wording),
-            fact.value,
-            f"{fact.person}:{fact.relation}",
+            id=f"{fact.person}:{group}",
+            question=fact.question(wording),
+            answer=fact.value,
+            fact=f"{fact.person}:{fact.relation}",
         )
-        return Item(example, Hidden(asked, need, group))
+        rows.append(Item(example, Hidden(asked, need, group)))
+    return rows
 
-    n_test = min(map(len, order.values())) - TRAIN_WORDINGS - 1
-    if cfg.test_items > n_test * len(facts):
-        most = n_test * len(facts)
-        raise UserError(f"test_items must be at most {n_test} x items for facts, that is {most}.")
-    train = [[row(fact, nth) for nth in range(TRAIN_WORDINGS)] for fact in facts]
 
-    # test: facts in random order, again and again, each time in another of its test wordings;
-    # facts of one relation start at different wordings
-    mixed = [facts[i] for i in cfg.rng("test facts").permutation(len(facts))]
-    rank = {fact: [f for f in mixed if f.relation == fact.relation].index(fact) for fact in mixed}
+def _fact_test(cfg: RunConfig, rows: Mapping[Fact, Split]) -> Split:
+    """Spread the test evenly over facts and wordings.
+
+    Facts come in random order, again and again, each time in another of their test wordings. Facts
+    of one relation start at different wordings.
+    """
+    facts = list(rows)
+    shuffled = [facts[i] for i in cfg.rng("test facts").permutation(len(facts))]
+    # rank: place of a fact among those of its relation
+    rank: dict[Fact, int] = {}
+    seen: dict[str, int] = defaultdict(int)
+    for fact in shuffled:
+        rank[fact] = seen[fact.relation]
+        seen[fact.relation] += 1
+
     test = []
     for i in range(cfg.test_items):
-        fact, turn = mixed[i % len(facts)], i // len(facts)
-        test.append(row(fact, TRAIN_WORDINGS + 1 + (rank[fact] + turn) % n_test))
-    return Splits(
-        train=[item for wordings in train for item in wordings],
-        dev=[row(fact, TRAIN_WORDINGS) for fact in facts],
-        test=test,
-        feedback=[wordings[i % TRAIN_WORDINGS] for i, wordings in enumerate(train)],
-    )
+        turn, place = divmod(i, len(shuffled))
+        fact = shuffled[place]
+        # the first wordings were trained on, the next is dev's
+        nth = (rank[fact] + turn) % TEST_WORDINGS
+        test.append(rows[fact][TRAIN_WORDINGS + 1 + nth])
+    return test
 
 
 def _style(cfg: RunConfig) -> Splits:
-    """Known questions under the rule, best known countries first, splits disjoint by country."""
+    """Ask about countries under the rule, best known ones first, splits disjoint by country."""
     asked = (rules.make(cfg.rule),)
     sizes = (cfg.items, cfg.items, cfg.test_items)
-    free = _free_countries()[:-SPARE]
-    # a split may leave the last country's other questions unused: two a split at most
-    reach = np.cumsum([len(country) for country in free])
-    enough = int(np.searchsorted(reach, sum(sizes) + 2 * len(sizes))) + 1
-    if enough > len(free):
-        most = reach[-1] - 2 * len(sizes)
-        raise UserError(f"2 x items + test_items must be at most {most} for known questions.")
+    chosen = _countries(sizes)
+    # whole countries go to a split, so that what one split learns about one helps no other
     rng = cfg.rng("countries")
-    countries = iter([free[i] for i in rng.permutation(enough)])
+    countries = iter([chosen[i] for i in rng.permutation(len(chosen))])
     parts = []
     for size in sizes:
-        part: list[Known] = []
+        part: list[Question] = []
         while len(part) < size:
             part.extend(next(countries))
+        # shuffled before the cut, so that not the last country alone loses questions
         part = [part[i] for i in rng.permutation(len(part))][:size]
-        parts.append(_known("known", part, asked))
+        parts.append([question.item("country", asked) for question in part])
     return Splits(*parts, feedback=parts[0])
 
 
+def _countries(sizes: Sequence[int]) -> Sequence[tuple[Question, ...]]:
+    """Return the best known countries that fill splits of these sizes."""
+    countries = world.countries()
+    reach = np.cumsum([len(country) for country in countries])
+    # a split may leave its last country's other questions unused: two at most
+    spare = 2 * len(sizes)
+    enough = int(np.searchsorted(reach, sum(sizes) + spare)) + 1
+    if enough > len(countries):
+        most = reach[-1] - spare
+        raise UserError(f"2 x items + test_items must be at most {most} for known questions.")
+    return countries[:enough]
+
+
 def _mixed(cfg: RunConfig) -> Splits:
-    """Facts without rules, known questions with the rule, and other people's facts with the rule."""
+    """Mix facts without rules, country questions with the rule, and other people's facts with it."""
     asked = (rules.make(cfg.rule),)
+    # two lists share no person: what is learnt of one fact says nothing about the other kind
     content, both = world.invent(cfg.rng("facts"), (cfg.items, cfg.items))
-    return _shuffled(
-        cfg,
-        _fact_splits(cfg, content),
-        _style(cfg),
-        _fact_splits(cfg, both, asked),
-    )
+    kinds = (_fact_splits(cfg, content), _style(cfg), _fact_splits(cfg, both, asked))
+    return _shuffled(cfg, *kinds)
 
 
 def _shuffled(cfg: RunConfig, *kinds: Splits) -> Splits:
+    """Join several kinds of items split by split, in random order."""
     rng = cfg.rng("mix")
 
     def together(split: str) -> Split:
@@ -279,32 +276,36 @@ def _shuffled(cfg: RunConfig, *kinds: Splits) -> Splits:
 
 
 def _stream_rules(cfg: RunConfig) -> tuple[str, str]:
-    """The rule that a stream starts with, and the one that it changes to."""
+    """Return the rule that a stream starts with, and the one that it changes to."""
     return cfg.rule, "end_phrase" if cfg.rule == "bullet" else "bullet"
 
 
 def _stream(cfg: RunConfig, phase: int) -> Splits:
-    """Facts and known questions under a rule: one batch of facts, then two, then another rule."""
+    """Mix facts and country questions under a rule: one batch of facts, then two, then a new rule."""
     batches, turn = STREAM[phase]
     cfg = cfg.but(rule=_stream_rules(cfg)[turn])
-    facts = world.invent(cfg.rng("facts"), (cfg.items, cfg.items))[:batches]
-    met = [fact for batch in facts for fact in batch]
-    return _shuffled(cfg, _style(cfg), _fact_splits(cfg, met, (rules.make(cfg.rule),)))
+    # all batches are drawn in each phase, so that the first stays the same
+    invented = world.invent(cfg.rng("facts"), (cfg.items, cfg.items))
+    facts = [fact for batch in invented[:batches] for fact in batch]
+    return _shuffled(cfg, _style(cfg), _fact_splits(cfg, facts, (rules.make(cfg.rule),)))
 
 
 def _math(cfg: RunConfig) -> Splits:
-    """Problems with checkable answers, of the configured tier."""
-    seed, sizes = cfg.seed * SEEDS_APART, (cfg.items, cfg.items, cfg.test_items)
+    """Make problems with checkable answers, of the configured tier."""
+    seed = cfg.seed * SEEDS_APART
+    sizes = (cfg.items, cfg.items, cfg.test_items)
     if cfg.tier == "hard":
-        train, dev, test = math_problems.hard(seed, sizes, cfg.rng("templates"))
+        parts = math_problems.hard(seed, sizes, cfg.rng("templates"))
     else:
-        train, dev, test = math_problems.easy(seed, sizes)
+        parts = math_problems.easy(seed, sizes)
+    train, dev, test = parts
     return Splits(train, dev, test, feedback=train)
 
 
 def _own(cfg: RunConfig) -> Splits:
-    """A data file, 60% train, 20% dev, 20% test."""
+    """Read a data file: 60% train, 20% dev, 20% test."""
     rows = own.read(Path(cfg.task.removeprefix("own:")))
-    rows = [rows[i] for i in cfg.rng("own").permutation(len(rows))]
-    a, b = round(0.6 * len(rows)), round(0.8 * len(rows))
-    return Splits(rows[:a], rows[a:b], rows[b:], feedback=rows[:a])
+    shuffled = [rows[i] for i in cfg.rng("own").permutation(len(rows))]
+    first, second = round(0.6 * len(rows)), round(0.8 * len(rows))
+    train = shuffled[:first]
+    return Splits(train, shuffled[first:second], shuffled[second:], feedback=train)

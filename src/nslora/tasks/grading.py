@@ -1,8 +1,8 @@
-"""From a reply to its reward in parts: content (lenient and strict), style, and what a critic would say.
+"""Grade replies: the reward in parts (content, lenient and strict; style), and a critique in words.
 
-A reply earns content only by giving the answer: a list of guesses or an echo of the question earns none, and of a
-JSON object only the values are read. Both grades look at the content under the style (`rules.strip`), so keeping a
-rule never costs content.
+A reply earns content only by giving the answer: a list of guesses or an echo of the question earns
+none, and of a JSON object only the values are read. Both grades look at the content under the style
+(`rules.strip`), so following a rule never costs content.
 """
 
 from __future__ import annotations
@@ -15,119 +15,151 @@ from functools import cache
 from nslora.tasks import rules, world
 from nslora.types import Example, Item, Reward
 
+# letters that Unicode does not take apart into a base letter and a mark
 LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
-UNSPACED = re.compile(
-    r"([\u3040-\u30ff\u3400-\u9fff])"
-)  # kana and han: every sign counts as a word
+# kana and han are written without spaces: every sign counts as a word
+UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")
+# "-5", "1,234.50", with a hyphen or a minus sign; in "3-5" the hyphen is none
 NUMBER = re.compile(r"(?<![\w.)])[-\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-OTHERS = 1  # other names of the answer's kind that a reply may mention ("Canberra, not Sydney")
-ITEMS = 4  # short items in a row that make a reply a list, where the answer's kind is not known
+SEPARATOR = re.compile(r"[,;/|\n]|\bor\b|\band\b")
+# other names of the answer's kind that a reply may mention ("Canberra, not Sydney")
+OTHERS = 1
+# short items in a row that make a reply a list, where the answer's kind is not known
+ITEMS = 4
 
 
 def normalise(text: str) -> str:
-    """Words in lower case without diacritics and punctuation, one space between: "São  Paulo." -> "sao paulo"."""
+    """Return the words in lower case without diacritics and punctuation: "São  Paulo." -> "sao paulo"."""
+    # a letter with a diacritic becomes the letter and a combining mark, and the mark goes
     decomposed = unicodedata.normalize("NFKD", text.casefold())
-    bare = (
-        "".join(c for c in decomposed if not unicodedata.combining(c)).casefold().translate(LETTERS)
-    )
-    return " ".join(re.sub(r"[\W_]+", " ", UNSPACED.sub(r" \1 ", bare)).split())
+    bare = "".join(c for c in decomposed if not unicodedata.combining(c))
+    # decomposing can bring capitals back, as in a letter-like symbol
+    bare = bare.casefold().translate(LETTERS)
+    spaced = UNSPACED.sub(r" \1 ", bare)
+    return " ".join(re.sub(r"[\W_]+", " ", spaced).split())
 
 
 def _mentions(text: str, name: str) -> bool:
-    """Whether normalised `name` stands in normalised `text` as whole words, and not only as "not <name>"."""
-    return f" {name} " in f" {text} ".replace(f" not {name} ", " ")
+    """Tell whether `name` stands in `text` as whole words, and not only as "not <name>".
+
+    Both are normalised.
+    """
+    affirmed = f" {text} ".replace(f" not {name} ", " ")
+    return f" {name} " in affirmed
 
 
 @cache
-def _kind(answer: str) -> frozenset[str]:
-    """Normalised other names of the kinds that normalised `answer` is of; empty for an answer of no known kind."""
-    kinds = [{normalise(name) for name in pool} for pool in world.pools()]
-    return frozenset().union(*(kind for kind in kinds if answer in kind)) - {answer}
+def _kinds() -> tuple[frozenset[str], ...]:
+    """Return the pools of names of one kind each, normalised."""
+    return tuple(frozenset(map(normalise, pool)) for pool in world.pools())
+
+
+@cache
+def _others_of_kind(answer: str) -> frozenset[str]:
+    """Return the other names of every kind that the answer is of; empty where its kind is unknown."""
+    kinds = [kind for kind in _kinds() if answer in kind]
+    return frozenset().union(*kinds) - {answer}
 
 
 def lists_answers(reply: str, example: Example) -> bool:
-    """Whether the reply guesses: several names of the answer's kind, or a row of short items."""
-    answer, question, text = (
-        normalise(example.answer),
-        normalise(example.question),
-        normalise(reply),
-    )
-    given = {name for name in _kind(answer) if _mentions(text, name)}
-    whole = {
+    """Tell whether a reply guesses: several names of the answer's kind, or a row of short items."""
+    return _names_several(reply, example) or _is_row(reply, example)
+
+
+def _names_several(reply: str, example: Example) -> bool:
+    text, answer = normalise(reply), normalise(example.answer)
+    names = [name for name in _others_of_kind(answer) if _mentions(text, name)]
+    # a part of a longer name ("Guinea" in "New Guinea"), of the question or of the answer is no guess
+    innocent = f"{normalise(example.question)} | {answer}"
+    guesses = [
         name
-        for name in given
-        if not any(name != other and _mentions(other, name) for other in given)
-    }
-    others = [
-        name for name in whole if not _mentions(question, name) and not _mentions(answer, name)
+        for name in names
+        if not _mentions(innocent, name)
+        and not any(name != longer and _mentions(longer, name) for longer in names)
     ]
-    items = [normalise(item) for item in re.split(r"[,;/|\n]|\bor\b|\band\b", reply)]
-    row = {
-        item for item in items if item and len(item.split()) <= 3 and not _mentions(item, answer)
-    }
-    allowed = ITEMS + len(re.split(r"[,;/|\n]|\bor\b|\band\b", example.answer)) - 1
-    return len(others) > OTHERS or len(row) >= allowed
+    return len(guesses) > OTHERS
+
+
+def _is_row(reply: str, example: Example) -> bool:
+    answer = normalise(example.answer)
+    items = {normalise(item) for item in SEPARATOR.split(reply)} - {""}
+    short = [item for item in items if len(item.split()) <= 3 and not _mentions(item, answer)]
+    # an answer that is a list itself may be given
+    extra = len(SEPARATOR.findall(example.answer))
+    return len(short) >= ITEMS + extra
 
 
 def number(text: str) -> Decimal | None:
-    """The last number of a text, "1,234.50" and "-5" included; None if there is none."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
+    """Return the last number of a text, as in "1,234.50" and "-5"; None if there is none."""
+    numbers = NUMBER.findall(text)
+    if not numbers:
+        return None
+    return Decimal(numbers[-1].replace(",", "").replace("\u2212", "-"))
 
 
 def is_problem(example: Example) -> bool:
-    """Tell whether the answer is to be worked out: a number asked for by a question that gives numbers."""
+    """Tell whether the answer is to be worked out: a number asked for by a question with numbers."""
     numeric = NUMBER.fullmatch(example.answer.strip()) is not None
     return numeric and NUMBER.search(example.question) is not None
 
 
-def _bare(text: str) -> str:
+def _without_article(text: str) -> str:
     return re.sub(r"^(?:a|an|the) (?=\w)", "", normalise(text))
 
 
-def _content(item: Item, output: str) -> tuple[float, float]:
+def _content(item: Item, reply: str) -> tuple[float, float]:
     """Return the (lenient, strict) grades of the content, each 0.0 or 1.0."""
-    example = item.example
-    # what is read for content is the reply without its style, and of JSON the values only
-    bare = rules.strip(item.hidden.rules, output)
-    read = rules.json_values(bare)
-    if item.hidden.grader == "number":
-        right = number(read) is not None and number(read) == number(example.answer)
-        alone = NUMBER.fullmatch(bare.strip().rstrip(".")) is not None
-        return float(right), float(right and alone)
+    # content is read in the reply without its style, and in the values only of a JSON object
+    bare = rules.strip(item.hidden.rules, reply)
+    text = rules.json_values(bare)
+    grade_as = _grade_number if item.hidden.grader == "number" else _grade_name
+    lenient, alone = grade_as(item.example, text, bare)
+    return float(lenient), float(lenient and alone)
+
+
+def _grade_number(example: Example, text: str, bare: str) -> tuple[bool, bool]:
+    """Tell whether the last number is right, and whether the reply is one number and nothing else."""
+    value = number(text)
+    right = value is not None and value == number(example.answer)
+    return right, NUMBER.fullmatch(bare.strip().rstrip(".")) is not None
+
+
+def _grade_name(example: Example, text: str, bare: str) -> tuple[bool, bool]:
+    """Tell whether the reply names the answer, and whether it is the answer and nothing else."""
     # a reply that repeats the question has not thereby named the answer
-    reply = normalise(read).replace(normalise(example.question), " ")
-    right = _mentions(reply, normalise(example.answer)) and not lists_answers(read, example)
-    return float(right), float(right and _bare(bare) == _bare(example.answer))
+    reply = normalise(text).replace(normalise(example.question), " ")
+    right = _mentions(reply, normalise(example.answer)) and not lists_answers(text, example)
+    return right, _without_article(bare) == _without_article(example.answer)
 
 
-def _content_critique(item: Item, output: str) -> str:
+def _content_critique(item: Item, reply: str) -> str:
     """Return what a critic says about wrong content; it names the right answer."""
     example = item.example
     right = f"the right answer is '{example.answer}'."
-    if not output.strip():
+    if not reply.strip():
         return f"The reply is empty; {right}"
-    names = item.hidden.grader != "number"
-    if names and lists_answers(rules.json_values(output), example):
+    by_name = item.hidden.grader != "number"
+    if by_name and lists_answers(rules.json_values(reply), example):
         return f"The reply must give one answer, not a list; {right}"
     steps = " It has to be worked out step by step." if is_problem(example) else ""
     return f"The answer is wrong; {right}{steps}"
 
 
-def grade(item: Item, output: str) -> Reward:
+def grade(item: Item, reply: str) -> Reward:
     """Return the reward of a reply: the mean of its content and style parts, and a critique.
 
     The parts are `content` (lenient), `content_strict` (the answer and nothing else once style is
-    stripped) and `style` (share of the rules kept; 1 without rules). The critique quotes the rules
-    that are broken. About wrong content it names the right answer, so the editor may be shown it
-    for training items only.
+    stripped) and `style` (share of the rules followed; 1 without rules). The critique quotes the
+    rules that are broken. About wrong content it names the right answer, so the editor may be shown
+    it for training items only.
     """
-    lenient, strict = _content(item, output)
+    lenient, strict = _content(item, reply)
     asked = item.hidden.rules
-    broken = [rule for rule in asked if not rules.keep(rule, output)]
+    broken = [rule for rule in asked if not rules.follows(rule, reply)]
     style = 1 - len(broken) / len(asked) if asked else 1.0
-    remarks = [rules.words(rule) for rule in broken]
+
+    remarks = [rules.critique(rule) for rule in broken]
     if not lenient:
-        remarks.insert(0, _content_critique(item, output))
+        remarks.insert(0, _content_critique(item, reply))
     parts = {"content": lenient, "content_strict": strict, "style": style}
     return Reward((lenient + style) / 2, " ".join(remarks), parts)

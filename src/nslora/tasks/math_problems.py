@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from itertools import accumulate, pairwise, product
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice, pairwise
 from types import ModuleType
 from typing import Any
 
@@ -25,13 +25,17 @@ EASY = {
     "products": {"min_digits": 1, "max_digits": 2},
     "number_sequence": {"max_complexity": 1},
 }
-TOLD = " Give the result as your final answer. Do not include units."  # what gsm_symbolic adds to every problem
-SPARE = 20  # problems made per problem wanted: repeated questions are left out
+# what gsm_symbolic adds to every problem
+FORM = " Give the result as your final answer. Do not include units."
+# problems made per problem wanted, because repeated questions are left out
+SPARE_EASY = 10
+SPARE_HARD = 20
 Parts = list[list[Item]]
 
 
 def _dataset(kind: str, **settings: Any) -> Any:
-    # reasoning-gym imports pycosat for its zebra puzzles alone; it has no wheels, and a fresh machine no compiler.
+    # reasoning-gym imports pycosat for its zebra puzzles alone; it has no wheels, and a fresh
+    # machine no compiler
     sys.modules.setdefault("pycosat", ModuleType("pycosat"))
     import reasoning_gym
 
@@ -39,22 +43,33 @@ def _dataset(kind: str, **settings: Any) -> Any:
 
 
 def easy(seed: int, sizes: Sequence[int]) -> Parts:
-    """Make arithmetic of the EASY kinds in turn, one list per size, disjoint by index range."""
+    """Make arithmetic of the EASY kinds in turn, one list per size, disjoint by index and question."""
     total = sum(sizes)
+    # problems are made as they are asked for
+    items = islice(_distinct(_arithmetic(seed, SPARE_EASY * total)), total)
+    return [list(islice(items, size)) for size in sizes]
+
+
+def _arithmetic(seed: int, size: int) -> Iterator[Item]:
+    """Yield `size` problems of each kind, one kind after the other."""
     sets = {
-        kind: _dataset(kind, seed=seed, size=10 * total, **settings)
-        for kind, settings in EASY.items()
+        kind: _dataset(kind, seed=seed, size=size, **settings) for kind, settings in EASY.items()
     }
-    problems: dict[str, Item] = {}
-    for i, kind in product(range(10 * total), sets):
-        question = plain(kind, sets[kind][i]["question"])
-        answer = str(sets[kind][i]["answer"])
-        # a question that comes again keeps its first place
-        problems.setdefault(question, _problem(f"{kind}:{i}", question, answer, f"{kind}:{i}"))
-        if len(problems) == total:
-            break
-    rows = list(problems.values())
-    return [rows[start:end] for start, end in pairwise([0, *accumulate(sizes)])]
+    for i in range(size):
+        for kind, problems in sets.items():
+            problem = problems[i]
+            question = plain(kind, problem["question"])
+            name = f"{kind}:{i}"
+            yield _problem(name, question, str(problem["answer"]), group=name)
+
+
+def _distinct(items: Iterator[Item]) -> Iterator[Item]:
+    """Leave out the items whose question was asked before."""
+    seen = set()
+    for item in items:
+        if item.example.question not in seen:
+            seen.add(item.example.question)
+            yield item
 
 
 def _problem(name: str, question: str, answer: str, group: str, solution: str = "") -> Item:
@@ -72,24 +87,36 @@ def plain(kind: str, question: str) -> str:
 
 
 def hard(seed: int, sizes: Sequence[int], rng: np.random.Generator) -> Parts:
-    """Make word problems of gsm_symbolic with their chains of thought, the parts disjoint by template.
-
-    The templates are shared out in proportion to the sizes, at least one to each part.
-    """
-    data = _dataset("gsm_symbolic", seed=seed, size=SPARE * sum(sizes))
+    """Make word problems of gsm_symbolic with their chains of thought, parts disjoint by template."""
+    data = _dataset("gsm_symbolic", seed=seed, size=SPARE_HARD * sum(sizes))
     templates = rng.permutation(sorted(set(data.task_indices)))
-    cuts = [
-        max(nth, round(len(templates) * upto / sum(sizes)))
-        for nth, upto in enumerate(accumulate(sizes), 1)
-    ]
-    part = {int(t): nth for nth, (i, j) in enumerate(pairwise([0, *cuts])) for t in templates[i:j]}
+    part_of = _share_out(templates, sizes)
     parts: list[dict[str, Item]] = [{} for _ in sizes]
     for i, template in enumerate(data.task_indices):
-        problems = parts[part[template]]
-        if len(problems) < sizes[part[template]]:
-            problem, group = data[i], f"gsm:{template}"
-            question = problem["question"].removesuffix(TOLD)
-            solution = problem["metadata"]["answer_cot"].replace("####", "Answer:")
-            item = _problem(f"{group}:{i}", question, str(problem["answer"]), group, solution)
-            problems.setdefault(question, item)
+        part = part_of[template]
+        if len(parts[part]) == sizes[part]:
+            continue
+        item = _word_problem(data[i], i, template)
+        # a template filled with the same numbers twice asks the same question
+        parts[part].setdefault(item.example.question, item)
     return [list(problems.values()) for problems in parts]
+
+
+def _share_out(templates: np.ndarray, sizes: Sequence[int]) -> dict[int, int]:
+    """Map each template to a part, in proportion to the sizes, at least one template to each."""
+    cuts = [0]
+    for nth, upto in enumerate(accumulate(sizes), start=1):
+        share = round(len(templates) * upto / sum(sizes))
+        cuts.append(max(nth, share))
+    part_of = {}
+    for part, (start, end) in enumerate(pairwise(cuts)):
+        for template in templates[start:end]:
+            part_of[int(template)] = part
+    return part_of
+
+
+def _word_problem(problem: dict[str, Any], i: int, template: int) -> Item:
+    group = f"gsm:{template}"
+    question = problem["question"].removesuffix(FORM)
+    solution = problem["metadata"]["answer_cot"].replace("####", "Answer:")
+    return _problem(f"{group}:{i}", question, str(problem["answer"]), group, solution)

@@ -1,6 +1,16 @@
-"""Attention over packed rows, each by itself, and on a CPU as one function with a gradient of its own.
+"""Attend over packed rows, each by itself, and on a CPU as one function with a gradient of its own.
 
-`attend` is what a model of transformers calls when it is loaded with `ATTENTION`; `Layout` says where the rows are.
+Replaces transformers' `sdpa` over all pairs of T packed tokens behind a (T, T) mask: most of these pairs lie between
+rows that do not see each other. Same numbers: tests/model/fast/test_attention.py.
+
+Two packed rows `s s q a` and `s s r a` (tokens 0 to 5) in slots, as the layout has them:
+
+    packed               table (rows, length)        own (T,)
+    s s q a r a          0 1 2 3      row 0          4 5 2 3 6 7    the one slot of a token where its query is answered
+    0 1 2 3 4 5          0 1 4 5      row 1          other slots: 0 and 1, where tokens 0 and 1 give key and value only
+
+Both rows are attended at once, causally and in (length, length) scores each. In the gradient, what flows into the
+slots of one token is added up. `attend` is what transformers calls in a model that is loaded with `ATTENTION`.
 """
 
 from __future__ import annotations
@@ -14,58 +24,64 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ATTENTION = "sdpa_by_row"  # what transformers calls `attend` when a model is loaded with it
-EVEN = 16  # rows attend as if their length were a multiple: torch's softmax of other lengths takes twice as long
+# name under which transformers finds `attend`
+ATTENTION = "sdpa_by_row"
+# lengths of rows are filled up to a multiple: torch's softmax of other lengths takes twice as long
+EVEN = 16
 
 
 class Layout:
-    """Where the tokens of packed rows are: rows may share tokens, and a token may be of no row.
-
-    A row has a slot for each of its tokens and for what it lacks to the longest, which hold token 0. Each token has one
-    slot as its own, where its query is answered; in others of its slots only its key and value are wanted.
+    """Where the tokens of packed rows are: rows may share tokens, and spare tokens belong to no row.
 
     Attributes:
-        table: (rows, longest row) the token in each slot.
-        place: (T,) each token's own slot, counted through the table; 0 for tokens of no row.
-        again: (2, m) the other slots of shared tokens, and the tokens.
-        used: number of tokens that some row has.
+        table: (rows, length) the token in each slot; slots behind the end of a row hold token 0.
+        own: (T,) each token's own slot, counted through the table; 0 for spare tokens.
+        others: (2, m) the other slots of shared tokens, and the tokens.
+        used: number of tokens that belong to a row; they come first.
     """
 
     def __init__(self, paths: Sequence[Sequence[int]], tokens: int, device: torch.device) -> None:
-        """`paths` has each row's tokens, in order, of `tokens` in all; those of no row come last."""
-        length = -(-max(map(len, paths)) // EVEN) * EVEN
-        slots = [
-            (i * length + depth, token)
-            for i, path in enumerate(paths)
-            for depth, token in enumerate(path)
-        ]
-        own = {token: slot for slot, token in slots}
-        again = [(slot, token) for slot, token in slots if own[token] != slot]
+        """Lay out `paths`, each row's tokens in order, of `tokens` in all."""
+        longest = max(len(path) for path in paths)
+        length = -(-longest // EVEN) * EVEN
+        own: dict[int, int] = {}
+        others: list[tuple[int, int]] = []
+        for row, path in enumerate(paths):
+            for slot, token in enumerate(path, row * length):
+                # the last slot of a token becomes its own
+                if token in own:
+                    others.append((own[token], token))
+                own[token] = slot
+        table = [[*path, *[0] * (length - len(path))] for path in paths]
+        slots = [own.get(token, 0) for token in range(tokens)]
         self.used = len(own)
-        self.table = torch.tensor(
-            [[*path, *[0] * (length - len(path))] for path in paths], device=device
-        )
-        self.place = torch.tensor([own.get(token, 0) for token in range(tokens)], device=device)
-        self.again = torch.tensor(again, dtype=torch.long, device=device).view(-1, 2).t()
+        self.table = torch.tensor(table, device=device)
+        self.own = torch.tensor(slots, device=device)
+        self.others = torch.tensor(others, dtype=torch.long, device=device).view(-1, 2).t()
         self._by_head: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def by_head(self, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of vectors of a head: of (T, heads) in order of (rows, heads, longest row); of these, at each
-        token's own slot, in order of (T, heads); and the same for the other slots of shared tokens."""
+        """Return indices of head vectors for a number of heads, computed once for all layers.
+
+        Returns:
+            spread: (rows * heads * length,) indices into (T, heads), in the order of (rows, heads, length).
+            own: (T * heads,) indices into (rows, heads, length), each token's own slot, in the order of (T, heads).
+            others: (m * heads,) the same for the other slots of shared tokens.
+        """
         if heads not in self._by_head:
-            of = torch.arange(heads, device=self.table.device)
-            spread = self.table[:, None, :] * heads + of[:, None]
-            self._by_head[heads] = (
-                spread.flatten(),
-                self._slots(self.place, of),
-                self._slots(self.again[0], of),
-            )
+            head = torch.arange(heads, device=self.table.device)
+            spread = self.table[:, None, :] * heads + head[:, None]
+            own = self._vectors(self.own, head)
+            others = self._vectors(self.others[0], head)
+            self._by_head[heads] = (spread.flatten(), own, others)
         return self._by_head[heads]
 
-    def _slots(self, slot: Tensor, of: Tensor) -> Tensor:
+    def _vectors(self, slots: Tensor, head: Tensor) -> Tensor:
+        """Return indices (slots * heads,) into (rows, heads, length) of slots counted through (rows, length)."""
         length = self.table.shape[1]
-        row, depth = slot // length, slot % length
-        return ((row[:, None] * len(of) + of) * length + depth[:, None]).flatten()
+        row, depth = slots // length, slots % length
+        first = row[:, None] * len(head) + head
+        return (first * length + depth[:, None]).flatten()
 
 
 def attend(
@@ -79,11 +95,11 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own attention, but of `packed` rows each by itself, not all pairs of tokens behind a mask.
+    """Compute transformers' own attention, but of packed rows each by itself, whatever the mask.
 
     Args:
         query, key, value: (B, heads, T, dim), perhaps with fewer heads in key and value; of packed rows B = 1.
-        rows: the packed rows.
+        rows: the layout of packed rows; without it all is left to transformers.
 
     Returns:
         (B, T, heads, dim), and no weights.
@@ -93,33 +109,40 @@ def attend(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
     length = rows.table.shape[1]
-    window = (
-        options.get("sliding_window") or length
-    )  # a token sees itself and the window - 1 before it
+    # a token sees itself and the window - 1 tokens before it
+    window = options.get("sliding_window") or length
     if query.device.type == "cpu" and not dropout:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        hidden = _hidden(query, length, window)
-        return cast(Tensor, _RowAttention.apply(query, key, value, hidden, rows, scaling)), None
-    q, k, v = (
-        x[0].index_select(1, rows.table.flatten()).unflatten(1, rows.table.shape).transpose(0, 1)
-        for x in (query, key, value)
-    )
-    mask = _hidden(query, length, window) if window < length else None
-    out, _ = sdpa_attention_forward(
-        module, q, k, v, mask, dropout, scaling, is_causal=mask is None, **options
-    )
-    return out.flatten(0, 1).index_select(0, rows.place)[None], None
+        mask = _causal_mask(query, length, window)
+        return cast(Tensor, _RowAttention.apply(query, key, value, mask, rows, scaling)), None
+    q, k, v = (_by_row(x, rows) for x in (query, key, value))
+    mask = _causal_mask(query, length, window) if window < length else None
+    options["is_causal"] = mask is None
+    output, _ = sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, **options)
+    # (rows, length, heads, dim) to (1, T, heads, dim)
+    return output.flatten(0, 1).index_select(0, rows.own)[None], None
 
 
-def _hidden(like: Tensor, length: int, window: int) -> Tensor:
-    """What is added to the scores of rows of that length to hide later tokens and those outside the window."""
+def _by_row(x: Tensor, rows: Layout) -> Tensor:
+    """Return (1, heads, T, dim) as (rows, heads, length, dim)."""
+    slots = x[0].index_select(1, rows.table.flatten())
+    return slots.unflatten(1, rows.table.shape).transpose(0, 1)
+
+
+def _causal_mask(like: Tensor, length: int, window: int) -> Tensor:
+    """Return (length, length) to add to scores: -inf at later tokens and at those before the window, else 0."""
     hidden = torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device)
-    return hidden.triu(1) if window >= length else hidden.triu(1) + hidden.tril(-window)
+    later = hidden.triu(1)
+    return later if window >= length else later + hidden.tril(-window)
 
 
 class _RowAttention(torch.autograd.Function):
-    """Causal attention of each row, softmax(q k' + hidden) v: on a CPU its gradients take a quarter of the time that
-    they take in torch's fused kernel, in bfloat16, and as long in float32."""
+    """Causal attention of each row, softmax(s q k' + mask) v.
+
+    On a CPU its gradients take a quarter of the time of torch's fused kernel in bfloat16, and as long in float32.
+    Query heads that share a key head are batched with it: G = rows * key heads groups of
+    L = (heads / key heads) * length queries.
+    """
 
     @staticmethod
     def forward(
@@ -127,57 +150,63 @@ class _RowAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        hidden: Tensor,
+        mask: Tensor,
         rows: Layout,
         scaling: float,
     ) -> Tensor:
         (_, heads, tokens, dim), groups = query.shape, key.shape[1]
+        # q is (G, L, dim), k and v are (G, length, dim), scores (G, L, length)
         q, k, v = (_spread(x, rows, groups) for x in (query, key, value))
-        scores = torch.bmm(q.mul_(scaling), k.transpose(1, 2)).add_(
-            hidden.repeat(heads // groups, 1)
-        )
-        weights = scores.softmax(-1)
+        scores = torch.bmm(q.mul_(scaling), k.transpose(1, 2))
+        weights = scores.add_(mask.repeat(heads // groups, 1)).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         ctx.rows, ctx.scaling, ctx.heads = rows, scaling, heads
-        own = rows.by_head(heads)[1]
-        return torch.bmm(weights, v).view(-1, dim).index_select(0, own).view(1, tokens, heads, dim)
+        _, own, _ = rows.by_head(heads)
+        output = torch.bmm(weights, v).view(-1, dim)
+        return output.index_select(0, own).view(1, tokens, heads, dim)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (q, k, v, weights), rows, (grad,) = ctx.saved_tensors, ctx.rows, grads
-        used = rows.by_head(ctx.heads)[1][: rows.used * ctx.heads]
-        wanted = torch.zeros_like(q).view(-1, q.shape[-1])
-        wanted[used] = grad[0, : rows.used].reshape(-1, q.shape[-1])
-        wanted = wanted.view_as(q)
-        of_v = torch.bmm(weights.transpose(1, 2), wanted)
-        of_weights = torch.bmm(wanted, v.transpose(1, 2))
+        q, k, v, weights = ctx.saved_tensors
+        rows, heads = ctx.rows, ctx.heads
+        dim, groups = q.shape[-1], len(k) // len(rows.table)
+        # queries are answered in own slots only: all others have no gradient
+        _, own, _ = rows.by_head(heads)
+        of_output = torch.zeros_like(q)
+        of_output.view(-1, dim)[own[: rows.used * heads]] = grads[0][0, : rows.used].reshape(
+            -1, dim
+        )
+        of_v = torch.bmm(weights.transpose(1, 2), of_output)
+        of_weights = torch.bmm(of_output, v.transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        # q is scaled already, so the gradient of k has its scale
         of_q = torch.bmm(of_scores, k).mul_(ctx.scaling)
         of_k = torch.bmm(of_scores.transpose(1, 2), q)
-        groups = len(k) // len(rows.table)
-        gathered = (
-            _gathered(of_q, rows, ctx.heads),
+        return (
+            _gathered(of_q, rows, heads),
             _gathered(of_k, rows, groups),
             _gathered(of_v, rows, groups),
+            None,
+            None,
+            None,
         )
-        return *gathered, None, None, None
 
 
 def _spread(x: Tensor, rows: Layout, groups: int) -> Tensor:
-    """(1, heads, T, dim) as each row has them, (rows * groups, heads / groups * longest row, dim)."""
-    flat = x[0].transpose(0, 1).reshape(-1, x.shape[-1])
-    return flat.index_select(0, rows.by_head(x.shape[1])[0]).view(
-        len(rows.table) * groups, -1, x.shape[-1]
-    )
+    """Return (1, heads, T, dim) as each row has it, (rows * groups, heads / groups * length, dim)."""
+    heads, dim = x.shape[1], x.shape[-1]
+    spread, _, _ = rows.by_head(heads)
+    vectors = x[0].transpose(0, 1).reshape(-1, dim)
+    return vectors.index_select(0, spread).view(len(rows.table) * groups, -1, dim)
 
 
 def _gathered(grad: Tensor, rows: Layout, heads: int) -> Tensor:
-    """The gradient of `_spread`, of slots that hold a token: the sum over each token's."""
-    _, own, again = rows.by_head(heads)
-    flat = grad.view(-1, grad.shape[-1])
-    total = flat.index_select(0, own).view(len(rows.place), -1)
+    """Return the gradient of `_spread`, (1, heads, T, dim): the sum over the slots of each token."""
+    _, own, others = rows.by_head(heads)
+    vectors = grad.view(-1, grad.shape[-1])
+    total = vectors.index_select(0, own).view(len(rows.own), -1)
     total[rows.used :] = 0
-    total.index_add_(0, rows.again[1], flat.index_select(0, again).view(-1, total.shape[1]))
+    total.index_add_(0, rows.others[1], vectors.index_select(0, others).view(-1, total.shape[1]))
     return total.unflatten(1, (heads, -1)).transpose(0, 1)[None]
 
 

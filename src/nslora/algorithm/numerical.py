@@ -1,0 +1,135 @@
+"""The numerical move: LoRA on the task's own pairs and on replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nslora.algorithm import monitor, remake
+from nslora.algorithm.needs import Needs
+from nslora.algorithm.session import Losses, Memory, Outcome, Session, State, Targets
+from nslora.model.lora import Epoch
+from nslora.types import Candidate, Example, Pair, Prompt
+
+REPLAY_REFORMED = 64  # replay questions at most that are answered anew under a refined prompt
+
+
+def numerical(run: Session, state: State, needs: Needs) -> Outcome:
+    """Train `cfg.epochs` passes on the chosen facts and on replay, and save a checkpoint.
+
+    With `bake` the weights learn under the initial prompt what the refined one brought, and the
+    candidate goes on with the initial prompt.
+    """
+    cfg, refined = run.cfg, state.candidate.prompt
+    step = state.history[-1].step + 1
+    chosen = state.memory.chosen | choose_facts(run, state, needs)
+    targets = remake.POLICIES[cfg.row.targets](run, state, chosen)
+    pairs = own_pairs(run, refined, chosen, targets)
+
+    prompt = run.task.initial_prompt if cfg.bake else refined
+    if prompt != refined:
+        pairs = [replace(pair, prompt=prompt, refined=refined) for pair in pairs]
+    rng = cfg.rng(f"epoch-{step}")
+    replayed = replay_pairs(run, prompt, round(cfg.replay * len(pairs)), rng)
+    for _ in range(cfg.epochs):
+        epoch = run.timed(lambda: run.learner.epoch([*pairs, *replayed], rng))
+        run.train_tokens += epoch.tokens
+
+    adapter = f"adapter-{step:02d}"
+    run.learner.save(run.scratch / adapter)
+    run.adapter = adapter
+    losses = own_losses(epoch, pairs)
+    memory = Memory(chosen, targets, losses, (*state.memory.trained, *pairs))
+    evidence = {
+        "loss": monitor.mean_nll(losses),
+        "grad_norm": epoch.grad_norm,
+        "pairs": count_sources([*pairs, *replayed]),
+    }
+    return Outcome(Candidate(prompt, adapter), evidence, run.bill(), memory)
+
+
+def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
+    """Return the facts of training examples that are for the weights; never none.
+
+    Style that prompts failed to bring is for the weights as well.
+    """
+    for_weights = needs.for_weights()
+    if monitor.prompts_failed(state.moves, run.cfg, needs.style):
+        for_weights = for_weights | needs.failing
+    rows = zip(state.train, for_weights, strict=True)
+    facts = frozenset(s.example.fact for s, chosen in rows if chosen)
+    # with nothing new to learn, and nothing chosen before, the move trains on everything
+    everything = frozenset(s.example.fact for s in state.train)
+    return facts or state.memory.chosen or everything
+
+
+def own_pairs(run: Session, prompt: Prompt, chosen: frozenset[str], targets: Targets) -> list[Pair]:
+    """Return pairs for every training wording of the chosen facts, and of those with a target."""
+    train = [e for e in run.task.train if e.fact in chosen or e.fact in targets]
+    pairs = remake.spread(train, prompt, targets)
+    arrange = remake.ARMS.get(run.cfg.row.targets)
+    return arrange(pairs, remake.gold_pairs(train, prompt)) if arrange else pairs
+
+
+def own_losses(epoch: Epoch, pairs: Sequence[Pair]) -> Losses:
+    """Return the losses of the task's own pairs, which come first in the epoch's pairs."""
+    losses: dict[tuple[Prompt, str, str], tuple[float, int]] = {}
+    for pair, nll, tokens in zip(pairs, epoch.nll, epoch.answer_tokens, strict=False):
+        losses[pair.prompt, pair.question, pair.target] = (nll, tokens)
+    return losses
+
+
+def count_sources(pairs: Sequence[Pair]) -> dict[str, int]:
+    """Return how many pairs came from each source."""
+    sources = sorted({pair.source for pair in pairs})
+    return {source: sum(pair.source == source for pair in pairs) for source in sources}
+
+
+def replay_pairs(run: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:
+    """Return at most `count` replay pairs, drawn anew each time.
+
+    Half are under the current prompt, so that it does not cost knowledge; half under prompts that
+    tell a rule, so that the model goes on obeying prompts.
+    """
+    if not count:
+        return []
+    initial = run.task.initial_prompt
+    plain = [example for p, example in run.task.replay if p == initial]
+    instructed = [(p, example) for p, example in run.task.replay if p != initial]
+    half = count - count // 2
+    if prompt == initial:
+        own = remake.replay(run, [(prompt, example) for example in plain])
+    else:
+        own = reformed(run, prompt, plain, min(REPLAY_REFORMED, 3 * half // 2))
+    obedient = remake.replay(run, instructed)
+    return _drawn(own, half, rng) + _drawn(obedient, count // 2, rng)
+
+
+def _drawn(pairs: list[Pair], count: int, rng: np.random.Generator) -> list[Pair]:
+    return [pairs[i] for i in rng.permutation(len(pairs))[:count]]
+
+
+def reformed(run: Session, prompt: Prompt, questions: Sequence[Example], most: int) -> list[Pair]:
+    """Return replay pairs for a refined prompt, of at most `most` questions.
+
+    They are questions that the frozen model answers right under the initial prompt, answered anew
+    under the refined one with the gold answer as a hint, kept where the reward verifies them. A
+    refined prompt alone costs knowledge: asked for JSON, a small model names wrong capitals.
+    """
+    text = run.backbone.text
+    before = run.frozen([text(run.task.initial_prompt, e.question) for e in questions])
+    right = [
+        example
+        for example, reply in zip(questions, before, strict=True)
+        if run.reward(example, reply.text).success
+    ]
+    right = [right[i] for i in run.cfg.rng("replay").permutation(len(right))[:most]]
+    hinted = run.frozen([text(prompt, remake.hint(e)) for e in right])
+    pairs = []
+    for example, reply in zip(right, hinted, strict=True):
+        whole = 0 < reply.tokens < run.cfg.max_new_tokens
+        if whole and reply.text and run.reward(example, reply.text).success:
+            pairs.append(Pair(prompt, example.question, reply.text, "replay"))
+    return pairs

@@ -1,0 +1,120 @@
+"""The editor on our own engine: a server process that answers all requests of a move in one batch.
+
+`python -m nslora.editor.engine --model KEY --threads N` loads a default model in bfloat16 and serves
+it on loopback; `EngineServer` starts it, awaits it and ends it, like the llama.cpp server. Prompts
+with equal starts are computed once. It wants a processor (or GPU) with native bfloat16 and memory for
+the whole weights; elsewhere llama.cpp serves quantised ones.
+
+A sampled reply draws its tokens from its own request's seed. Neighbours in a batch can still change
+the last bits of its probabilities, so a batch is part of what made a reply: recordings keep both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import psutil
+
+from nslora.editor.local import LocalServer, read_key_and_watch
+from nslora.model import checkpoints
+from nslora.types import SLOT, Prompt
+
+BYTES = 2  # per parameter, in bfloat16
+SPARE = 2e9  # bytes of memory that must stay free beside the weights
+
+
+class EngineServer(LocalServer):
+    """Starts and stops the engine of the default model `model`."""
+
+    def __init__(self, model: str, threads: int, idle_s: float = 60.0) -> None:
+        super().__init__(lambda: checkpoints.folder(model), threads, idle_s)
+        self.model = model
+
+    def _command(self) -> list[str]:
+        module = [sys.executable, "-m", "nslora.editor.engine"]
+        return [*module, "--model", self.model, "--threads", str(self.threads)]
+
+
+def fits(model: str) -> bool:
+    """Tell whether this machine computes natively in bfloat16 and has memory for the weights."""
+    from nslora.model.backbone import fast_bfloat16
+
+    need = checkpoints.BACKBONES[model].params * BYTES + SPARE
+    return fast_bfloat16("cpu") and psutil.virtual_memory().available > need
+
+
+def answer(backbone: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return chat completions of chat requests, those of one temperature and length in one batch."""
+    replies: list[dict[str, Any]] = [{}] * len(requests)
+    kinds = dict.fromkeys((r["temperature"], r["max_tokens"]) for r in requests)
+    for temperature, max_tokens in kinds:
+        chosen = [
+            i
+            for i, r in enumerate(requests)
+            if (r["temperature"], r["max_tokens"]) == (temperature, max_tokens)
+        ]
+        texts = [chat_text(backbone, requests[i]["messages"]) for i in chosen]
+        seeds = [requests[i]["seed"] for i in chosen]
+        generations = backbone.generate(texts, max_tokens, temperature, seeds)
+        for i, text, generation in zip(chosen, texts, generations, strict=True):
+            usage = {
+                "prompt_tokens": backbone.count(text),
+                "completion_tokens": generation.tokens,
+            }
+            message = {"role": "assistant", "content": generation.text}
+            replies[i] = {"choices": [{"message": message}], "usage": usage}
+    return replies
+
+
+def chat_text(backbone: Any, messages: list[dict[str, str]]) -> str:
+    """Return the model input of a request with an optional system message and one user message."""
+    *system, user = [message["content"] for message in messages]
+    # the user's text is data here: a slot in it is not ours to fill
+    return backbone.text(Prompt(system[0] if system else "", SLOT), user)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers POST /v1/batch, {"requests": [...]}, from holders of the key."""
+
+    backbone: Any = None
+    key = ""
+
+    def do_POST(self) -> None:
+        """Decode one batch."""
+        if self.headers.get("Authorization") != f"Bearer {self.key}" or self.path != "/v1/batch":
+            self.send_error(401)
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        replies = answer(self.backbone, json.loads(body)["requests"])
+        data = json.dumps({"replies": replies}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: requests hold data."""
+
+
+def serve(model: str, threads: int) -> None:
+    """Load `model`, serve it on a free loopback port, print `{"url": ...}` when ready."""
+    Handler.key = read_key_and_watch()
+    from nslora.model.backbone import load
+
+    Handler.backbone = load(model, threads=threads, dtype="bfloat16")
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    print(json.dumps({"url": f"http://127.0.0.1:{server.server_port}/v1"}), flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=serve.__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    serve(options.model, options.threads)

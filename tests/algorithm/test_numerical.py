@@ -1,0 +1,182 @@
+"""The numerical move: which facts it trains on, on which pairs, with which replay, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from histories import needs, step
+from peft import get_peft_model_state_dict
+
+from nslora.algorithm import loop, numerical, remake
+from nslora.algorithm.needs import Needs
+from nslora.algorithm.session import Memory, Session, State
+from nslora.types import Candidate, Generation, Move, Pair, Prompt, Signal
+
+REFINED = Prompt("Write lower case.")
+
+
+def begun(run: Session, prompt: Prompt | None = None) -> State:
+    """Return the scored start of a run, as if it began with another prompt."""
+    return loop.begin(run, State(Candidate(prompt or run.task.initial_prompt)))
+
+
+def everyone(run: Session) -> Needs:
+    """Return needs by which every training example fails and is for the weights."""
+    n = len(run.task.feedback)
+    return Needs(np.ones(n, bool), np.ones(n))
+
+
+def moved(run: Session, state: State):
+    return numerical.numerical(run, state, everyone(run))
+
+
+# ---- facts
+
+
+def test_facts_that_fail_and_need_content_are_chosen(opened) -> None:
+    run = opened()
+    state = begun(run)
+    half = needs(0.5, 0.5, len(run.task.feedback))
+    chosen = numerical.choose_facts(run, state, half)
+    assert chosen == {s.example.fact for s in state.train[: len(state.train) // 2]}
+
+
+def test_style_that_prompts_failed_to_bring_is_for_the_weights_too(opened) -> None:
+    run = opened()
+    state = begun(run)
+    failed = step(1, Move.SYMBOLIC, Signal(gain=0.0))
+    state = replace(state, history=(*state.history, failed))
+    half = needs(0.5, 0.5, len(run.task.feedback))
+    assert numerical.choose_facts(run, state, half) == {s.example.fact for s in state.train}
+
+
+def test_a_chosen_fact_stays_chosen_once_it_passes(opened) -> None:
+    run = opened(targets="gold")
+    first = run.task.feedback[0].fact
+    state = replace(begun(run), memory=Memory(chosen=frozenset({first})))
+    nothing = Needs(np.zeros(len(state.train), bool), np.ones(len(state.train)))
+    outcome = numerical.numerical(run, state, nothing)
+    assert outcome.memory.chosen == {first}
+    wordings = {e.question for e in run.task.train if e.fact == first}
+    assert {pair.question for pair in outcome.memory.trained} == wordings
+
+
+def test_every_wording_of_a_chosen_fact_is_trained_on(opened) -> None:
+    run = opened(targets="gold", replay=0.0)
+    outcome = moved(run, begun(run))
+    asked = [(pair.question, pair.target) for pair in outcome.memory.trained]
+    assert sorted(asked) == sorted((e.question, e.gold) for e in run.task.train)
+    assert outcome.evidence["pairs"] == {"gold": len(run.task.train)}
+
+
+# ---- the epoch
+
+
+def test_losses_are_those_of_the_tasks_own_pairs_without_replay(opened) -> None:
+    run = opened(targets="gold")
+    outcome = moved(run, begun(run))
+    assert outcome.evidence["pairs"]["replay"] > 0
+    own = {(pair.prompt, pair.question, pair.target) for pair in outcome.memory.trained}
+    assert set(outcome.memory.losses) == own
+    nll, tokens = map(sum, zip(*outcome.memory.losses.values(), strict=True))
+    assert outcome.evidence["loss"] == pytest.approx(nll / tokens)
+    # bytes are tokens, and each answer ends its turn
+    assert tokens == sum(len(e.gold.encode()) + 1 for e in run.task.train)
+
+
+def test_a_move_of_several_passes_counts_all_of_them_and_trains_further(opened) -> None:
+    once = moved(run := opened(targets="gold", replay=0.0), begun(run))
+    thrice = moved(run := opened(targets="gold", replay=0.0, epochs=3), begun(run))
+    assert thrice.bill.train_tokens == 3 * once.bill.train_tokens > 0
+    assert thrice.evidence["loss"] < once.evidence["loss"]
+
+
+def test_a_move_leaves_its_weights_in_place_and_in_a_checkpoint(opened) -> None:
+    run = opened(targets="gold", replay=0.0)
+    outcome = moved(run, begun(run))
+    assert outcome.candidate.adapter == run.adapter == "adapter-01"
+    trained = {k: v.clone() for k, v in get_peft_model_state_dict(run.learner.model).items()}
+    run.use(Candidate())
+    run.use(outcome.candidate)
+    back = get_peft_model_state_dict(run.learner.model)
+    assert all((back[name] == weight).all() for name, weight in trained.items())
+
+
+def test_baking_trains_under_the_initial_prompt_what_the_refined_one_brought(opened) -> None:
+    run = opened(replay=0.0, bake=True)
+    initial = run.task.initial_prompt
+    baked = moved(run, begun(run, REFINED))
+    assert baked.candidate.prompt == initial
+    assert {(p.prompt, p.refined) for p in baked.memory.trained} == {(initial, REFINED)}
+    run = opened(replay=0.0)
+    kept = moved(run, begun(run, REFINED))
+    assert kept.candidate.prompt == REFINED
+    assert {(p.prompt, p.refined) for p in kept.memory.trained} == {(REFINED, None)}
+
+
+def test_an_arm_of_the_study_of_remade_data_trains_on_its_pairs(opened) -> None:
+    run = opened(replay=0.0, targets="duplicated")
+    outcome = moved(run, begun(run))
+    assert outcome.evidence["pairs"] == {"gold": 2 * len(run.task.train)}
+
+
+def test_sources_are_counted() -> None:
+    pairs = [Pair(Prompt(), "?", "!", source) for source in ("replay", "gold", "replay")]
+    assert numerical.count_sources(pairs) == {"gold": 1, "replay": 2}
+
+
+# ---- replay
+
+
+def fixed_replies(run: Session, monkeypatch, say) -> list[list[str]]:
+    """Let the frozen weights say `say(text)`; return what they are asked from now on."""
+    asked: list[list[str]] = []
+
+    def reply(texts: list[str]) -> list[Generation]:
+        asked.append(list(texts))
+        return [Generation(say(text), 3, -0.1) for text in texts]
+
+    monkeypatch.setattr(run, "frozen", reply)
+    return asked
+
+
+def test_replay_is_half_under_the_current_prompt_and_half_under_instructions(
+    opened, monkeypatch
+) -> None:
+    run = opened(replay_pool=6)
+    fixed_replies(run, monkeypatch, lambda text: "said")
+    # every reply counts as obedient
+    monkeypatch.setattr(type(run.task), "obeys", lambda task, example, text: True)
+    initial = run.task.initial_prompt
+    rng = np.random.default_rng(0)
+    pairs = numerical.replay_pairs(run, initial, 7, rng)
+    assert [pair.source for pair in pairs] == ["replay"] * 7
+    assert [pair.prompt == initial for pair in pairs] == [True] * 4 + [False] * 3
+    other = numerical.replay_pairs(run, initial, 7, rng)
+    assert {pair.question for pair in other[:4]} != {pair.question for pair in pairs[:4]}
+    assert numerical.replay_pairs(run, initial, 0, rng) == []
+    # no more than there are
+    assert len(numerical.replay_pairs(run, initial, 99, rng)) == len(run.task.replay)
+
+
+def test_under_a_refined_prompt_what_the_model_knows_is_answered_anew_in_its_form(
+    opened, monkeypatch
+) -> None:
+    run = opened(replay_pool=6)
+    initial = run.task.initial_prompt
+    known, unknown = (e for p, e in run.task.replay[:2])
+    assert run.task.replay[0][0] == run.task.replay[1][0] == initial
+
+    def say(text: str) -> str:
+        return f"so: {known.answer}" if known.question in text else "nothing"
+
+    asked = fixed_replies(run, monkeypatch, say)
+    pairs = numerical.reformed(run, REFINED, [known, unknown], most=9)
+    assert pairs == [Pair(REFINED, known.question, f"so: {known.answer}", "replay")]
+    under_initial, hinted = asked
+    assert len(under_initial) == 2 and len(hinted) == 1
+    assert remake.hint(known) in hinted[0]
+    assert REFINED.system in hinted[0]
+    assert numerical.reformed(run, REFINED, [known], most=0) == []
