@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from toy import finish
 
+import nslora
 from nslora import cli
 from nslora.config import RunConfig
 from nslora.model import checkpoints
+from nslora.runs import preflight
+from nslora.runs.store import append_json
 from nslora.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -45,24 +50,32 @@ def refused(capsys, *argv: str) -> str:
     [
         (("run", "--backbone", "gpt-5"), "unknown backbone 'gpt-5'"),
         (("run", "--backbone", "hub:a/b@main"), "40 hex digits"),
-        (("run", "--task", "poetry"), "unknown task 'poetry'"),
+        (("run", "--task", "poetry"), "setting task = 'poetry': unknown; choose from facts"),
         (("run", "--method", "magic"), "unknown method 'magic'"),
+        (("run", "--method", "fixed:SNX"), "as in fixed:SNNN"),
+        (("run", "--method", "fixed:SNNN", "--set", "moves=3"), "more moves than moves = 3"),
         (("run", "--set", "rank"), "KEY=VALUE"),
         (("run", "--set", "colour=red"), "KEY=VALUE with KEY one of"),
-        (("run", "--set", "rank=many"), "setting rank must be of type int"),
-        (("run", "--set", "gate=perhaps"), "setting gate must be of type bool"),
+        (("run", "--set", "rank=many"), "setting rank = 'many': input should be a valid integer"),
+        (
+            ("run", "--set", "gate=perhaps"),
+            "setting gate = 'perhaps': input should be a valid bool",
+        ),
+        (("run", "--set", "tier=odd"), "setting tier = 'odd': input should be 'easy' or 'hard'"),
         (("run", "--set", "rank=0"), "greater than 0"),
         (("run", "--set", "editor_model=gpt-5"), "unknown editor model"),
         (("run", "--set", "editor_url=https://api.example.com/v1"), "NSLORA_EDITOR_KEY"),
         (("run", "--task", "own:missing.jsonl"), "missing.jsonl"),
         (("plan", "--profile", "slow"), "unknown profile 'slow'; choose from quick, full, smoke"),
         (("reproduce", "--profile", "slow"), "unknown profile"),
-        (("reproduce", "--shard", "3/2"), "--shard must be I/N"),
-        (("reproduce", "--shard", "x"), "--shard must be I/N"),
         (("reproduce", "--jobs", "0"), "--jobs must be at least 1"),
         (("bench", "--only", "speed"), "unknown part 'speed'"),
         (("bench", "--threads", "0"), "--threads must be at least 1"),
         (("adapt", "missing.jsonl", "--out", "somewhere"), "there is no file missing.jsonl"),
+        (("adapt", "x.jsonl", "--out", "."), "a folder of its own, not the working directory"),
+        (("adapt", "x.jsonl", "--out", "README.md"), "README.md is a file"),
+        (("adapt", "x.jsonl", "--out", "tests"), "is not empty"),
+        (("adapt", "x.jsonl", "--out", "a", "--set", "task=math"), "the task is your data"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_status_2(capsys, argv, words):
@@ -77,9 +90,65 @@ def test_a_malformed_row_is_named_by_its_line(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_adapt_does_not_write_into_a_folder_in_use(capsys, tmp_path):
-    (tmp_path / "mine.txt").touch()
-    assert "is not empty" in refused(capsys, "adapt", "data.jsonl", "--out", str(tmp_path))
+def own_data(folder: Path) -> Path:
+    rows = [json.dumps({"question": f"q{i}?", "answer": f"a{i}"}) for i in range(12)]
+    data = folder / "data.jsonl"
+    data.write_text("\n".join(rows))
+    return data
+
+
+def test_adapt_leaves_a_whole_bundle_and_nothing_else(capsys, monkeypatch, tmp_path):
+    def stand_in(cfg, store, watch):
+        record = finish(store, cfg, best={"step": 0}, final={"test": {"success": 0.75}})
+        prompt = {"system": f"By {cfg.method}, rank {cfg.rank}.", "question": "{question}"}
+        append_json(record / "steps.jsonl", {"step": 0, "adapter": None, "prompt": prompt})
+        return record
+
+    monkeypatch.setitem(sys.modules, "nslora.runs.run", SimpleNamespace(make_run=stand_in))
+    data, out = own_data(tmp_path), tmp_path / "new" / "out"
+    arguments = ["adapt", str(data), "--out", str(out), "--method", "fixed:SN", "--set", "rank=4"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"test success 0.75; see {out / 'README.md'}\n"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    prompt = json.loads((out / "prompt.json").read_text())["system"]
+    assert prompt == "By fixed:SN, rank 4."
+    assert (out / "record" / "run.json").exists()
+
+    result = nslora.adapt(data, out=tmp_path / "again", method="lora")
+    assert result == nslora.Result(
+        tmp_path / "again",
+        nslora.Prompt("By lora, rank 16."),
+        {"test": {"success": 0.75}},
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(capsys, tmp_path):
+    data = own_data(tmp_path)
+    out = data / "out"  # below a file
+    assert f"folder {out} cannot be written" in refused(
+        capsys, "adapt", str(data), "--out", str(out)
+    )
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"nslora {nslora.__version__}\n"
+
+
+def test_the_public_face_is_there_and_light():
+    assert nslora.RunConfig is RunConfig
+    assert (
+        nslora.Prompt("Be brief.").system
+        == nslora.Candidate(nslora.Prompt("Be brief.")).prompt.system
+    )
+    with pytest.raises(UserError, match="there is no file none.jsonl"):
+        nslora.adapt("none.jsonl", backbone="smollm2-135m", out="adapted")
+    with pytest.raises(UserError, match="unknown setting 'colour'"):
+        nslora.adapt(Path("README.md"), out="adapted", colour="red")
+    with pytest.raises(AttributeError, match="no attribute 'magic'"):
+        nslora.magic  # noqa: B018
 
 
 def test_a_full_disk_is_told_before_the_download(capsys, monkeypatch):
@@ -91,17 +160,23 @@ def test_a_full_disk_is_told_before_the_download(capsys, monkeypatch):
 def test_downloads_count_the_editor_only_where_it_can_be_called():
     size = {key: w.bytes for key, w in checkpoints.BACKBONES.items()}
     frozen, both = RunConfig(method="frozen"), RunConfig()
-    assert cli.downloads([frozen]) == size["smollm2-135m"]
-    assert cli.downloads([frozen, both]) == size["smollm2-135m"] + size["qwen2.5-coder-1.5b"]
-    assert cli.downloads([RunConfig(editor_url="https://x")]) == size["smollm2-135m"]
+    assert preflight.downloads([frozen]) == size["smollm2-135m"]
+    assert preflight.downloads([frozen, both]) == size["smollm2-135m"] + size["qwen2.5-coder-1.5b"]
+    assert preflight.downloads([RunConfig(editor_url="https://x")]) == size["smollm2-135m"]
 
 
 def test_settings_take_the_types_of_the_config():
-    parsed = cli.settings(["rank=4", "lr=1e-3", "gate=False", "rule=json"])
-    assert parsed == {"rank": 4, "lr": 1e-3, "gate": False, "rule": "json"}
+    pairs = ["rank=4", "lr=1e-3", "gate=False", "rule=json", "tier=hard", "method=fixed:SN"]
+    parsed = dict(map(cli.parse, pairs))
+    assert parsed == {
+        "rank": 4,
+        "lr": 1e-3,
+        "gate": False,
+        "rule": "json",
+        "tier": "hard",
+        "method": "fixed:SN",
+    }
     assert RunConfig.of(parsed).lr == 1e-3
-    with pytest.raises(UserError):
-        cli.settings(["lr=fast"])
 
 
 def test_models_shows_licences_and_sources(capsys):
@@ -122,24 +197,27 @@ def test_plan_lists_every_job_and_what_is_left(capsys, profile):
     assert "MB of models to fetch" in out
 
 
-def test_help_is_quick_and_loads_no_torch():
-    code = "import sys; from nslora import cli; cli.parser(); print('torch' in sys.modules, 'openai' in sys.modules)"
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
-    )
-    assert done.stdout.split() == ["False", "False"]
+def light(code: str, folder: Path = ROOT) -> str:
+    """What a Python process prints last: the heavy libraries that `code` has loaded."""
+    heavy = ("torch", "transformers", "openai", "datasets")
+    code = f"import sys\n{code}\nprint([name for name in {heavy} if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_and_the_public_face_load_no_torch():
+    code = "import nslora\nfrom nslora import cli\ncli.parser(), nslora.adapt, nslora.RunConfig"
+    assert light(code) == "[]\n"
 
 
 def test_reports_of_a_project_without_records_load_no_torch(tmp_path):
     (tmp_path / "experiments.toml").write_text('[profiles.t]\nresults = "results"\n')
     code = (
-        "import sys; from nslora import cli\n"
-        "print([cli.main([name, '--profile', 't']) for name in ('figures', 'verify', 'table')], 'torch' in sys.modules)"
+        "from nslora import cli\n"
+        "print([cli.main([name, '--profile', 't']) for name in ('figures', 'verify', 'table')])"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.stdout.endswith("[0, 0, 0] False\n"), done.stderr
+    assert light(code, tmp_path).endswith("[0, 0, 0]\n[]\n")
     assert (tmp_path / "results" / "claims.json").exists()

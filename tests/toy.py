@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nbformat
-
 from nslora.config import RunConfig
 from nslora.runs.store import FILES, Store
 
@@ -73,6 +71,8 @@ def cost(seconds: float, tokens: int = 0, money: float = 0, peak_mb: float = 900
 
 def notebook(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
     """Write a notebook with a cell of parameters before the given cells."""
+    import nbformat  # takes a second, and the stand-ins import this module too
+
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
     nb.metadata["kernelspec"] = {

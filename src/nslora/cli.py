@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done, 1: something failed, 2: wrong input, 130: interrupted.
     """
+    # a scheduler or `timeout` must not leave processes behind
     signal.signal(signal.SIGTERM, interrupt)
     args = parser().parse_args(argv)
     try:
@@ -163,8 +164,10 @@ def parse(pair: str) -> tuple[str, Any]:
     fields = RunConfig.model_fields
     if not equals or key not in fields:
         raise UserError(f"--set {pair!r} must be KEY=VALUE with KEY one of {', '.join(fields)}.")
+    kind: Any = fields[key].annotation
     try:
-        return key, TypeAdapter(fields[key].annotation).validate_strings(text)
+        # the type only; bounds are checked with the other settings
+        return key, TypeAdapter(kind).validate_strings(text)
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise UserError(f"setting {key} = {text!r}: {problem[:1].lower()}{problem[1:]}.") from None
@@ -214,6 +217,7 @@ def probe_needs(args: argparse.Namespace) -> int:
         raise UserError(
             f"profile 'full' has no runs on {args.backbone!r} whose settings a probe could share."
         )
+    # needs torch
     from nslora.experiments import probe
 
     cfg = probe.configure(like[0], args.number)
@@ -280,6 +284,7 @@ def reproduce(args: argparse.Namespace) -> int:
         say(f"failed: {', '.join(failed)}")
         return 1
     say("everything is done.")
+    # where no run was scored, there is no table
     scores = profile.results.glob("records/*/scores.csv")
     return table(args) if any(path.stat().st_size for path in scores) else 0
 

@@ -421,8 +421,8 @@ def test_ledgers_subtract():
             "must be two numbers",
         ),
         ({}, {}, "unknown editor model 'gpt'; choose from smollm2-135m"),
-        ({"mode": "sometimes"}, {}, "unknown editor mode 'sometimes'"),
-        ({"mode": "replay"}, {}, "needs a folder"),
+        ({"url": "http://h/v1", "mode": "sometimes"}, {}, "unknown editor mode 'sometimes'"),
+        ({"url": "http://h/v1", "mode": "replay"}, {}, "needs a folder"),
     ],
 )
 def test_wrong_input_is_one_sentence_before_anything_is_spent(

@@ -71,7 +71,7 @@ def test_replies_do_not_depend_on_what_was_asked_before(monkeypatch):
     asks = [
         Request("You edit prompts.", long + "Improve it.", seed, max_tokens=12) for seed in (1, 2)
     ]
-    with Editor("smollm2-135m", mode="live") as editor:
+    with Editor("smollm2-135m", mode="live", engine="llama.cpp") as editor:
         first = editor.complete_all(asks)
         assert all(isinstance(reply, str) for reply in first)
         assert first[0] != first[1]

@@ -33,25 +33,21 @@ def address() -> Iterator[str]:
         yield address
 
 
-def test_workers_make_every_job_and_the_report_comes_last(tmp_path: Path, address: str) -> None:
-    make(tmp_path, first=(RUNS,), second=(RUNS,))
-    profile, said = grid.load("t", tmp_path), list[str]()
-    assert cluster.reproduce(profile, address, gpu=True, say=said.append) == []
-    assert all(job.done() for job in grid.jobs(profile))
-    assert sum(line.endswith(": done") for line in said) == 2
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/t/jobs").glob("*.json")}
-    assert len(stamps) == 3
-    assert cluster.reproduce(profile, address, say=said.append) == []
-    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-
-
-def test_a_job_that_fails_is_named_with_its_last_words(tmp_path: Path, address: str) -> None:
+def test_workers_make_every_job_once_and_the_report_comes_last(
+    tmp_path: Path, address: str
+) -> None:
     make(tmp_path, good=(RUNS,), bad=("1 / 0",))
     profile, said = grid.load("t", tmp_path), list[str]()
-    failed = cluster.reproduce(profile, address, say=said.append)
-    assert [name.split("-")[0] for name in failed] == ["bad"]
+    good, bad, report = grid.jobs(profile)
+    assert cluster.reproduce(profile, address, gpu=True, say=said.append) == [bad.name]
+    assert [job.done() for job in (good, bad, report)] == [True, False, True]
+    assert said.index(f"{good.name}: done") < said.index(f"{report.name}: started")
+    # a job that fails is named with its last words
     assert any("FAILED" in line and "ZeroDivisionError" in line for line in said)
-    assert [job.done() for job in grid.jobs(profile) if job.notebook == "good"] == [True]
+
+    stamps = {job.record: job.record.stat().st_mtime_ns for job in (good, report)}
+    assert cluster.reproduce(profile, address, say=said.append) == [bad.name]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
 def test_a_job_waits_for_a_free_gpu(tmp_path: Path) -> None:
@@ -61,7 +57,7 @@ def test_a_job_waits_for_a_free_gpu(tmp_path: Path) -> None:
         call = {"address": plain, "gpu": True, "say": lambda line: None}
         waiting = threading.Thread(target=cluster.reproduce, args=(profile,), kwargs=call)
         waiting.start()
-        waiting.join(timeout=5)
+        waiting.join(timeout=2)
         assert waiting.is_alive() and not any(job.done() for job in grid.jobs(profile))
         options = [
             "--nthreads",

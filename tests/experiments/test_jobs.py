@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +78,6 @@ def stamps(root: Path) -> dict[Path, int]:
 FAILURES = {
     "dead": "Kernel died",
     "exits": "never ran",
-    "raises": "ZeroDivisionError",
     "idle": "ended without the run",
     "unknown": "has no parameter 'backbone'",
 }
@@ -91,7 +89,6 @@ def test_a_clone_really_runs_and_what_papermill_calls_success_is_not_ours(tmp_pa
         good=(RUNS,),
         dead=("import os, signal; os.kill(os.getpid(), signal.SIGKILL)",),
         exits=("import sys; sys.exit(0)", "print('never')"),
-        raises=("1 / 0",),
         idle=("print('makes no runs')",),
     )
     notebook(tmp_path, "unknown", "1", parameters='profile: str = "t"')
@@ -116,7 +113,7 @@ def test_a_clone_really_runs_and_what_papermill_calls_success_is_not_ours(tmp_pa
     assert {path.stem for path in tmp_path.glob("results/t/notebooks/*")} == done
     check_published(tmp_path / "results/t/notebooks/09_paper.ipynb", tmp_path)
 
-    # without what fails, a second call does nothing, and --reuse takes what is there
+    # without what fails, a second call does nothing
     toml = (tmp_path / "experiments.toml").read_text()
     for name in FAILURES:
         toml = toml.replace(BLOCK.format(name=name), "")
@@ -125,10 +122,6 @@ def test_a_clone_really_runs_and_what_papermill_calls_success_is_not_ours(tmp_pa
     assert len(before) == 6
     reproduce(tmp_path)
     assert stamps(tmp_path) == before
-    shutil.rmtree(tmp_path / "runs")
-    reproduce(tmp_path, "--reuse")
-    assert len(made(tmp_path)) == 2
-    assert stamps(tmp_path) != before
 
 
 def check_published(path: Path, root: Path) -> None:
@@ -138,9 +131,9 @@ def check_published(path: Path, root: Path) -> None:
     nbformat.validate(nb)
     outputs = json.dumps(nb.cells[-1].outputs)
     assert "2 records in ." in outputs
-    assert "<object object>" in outputs
+    assert "<object>" in outputs
     assert "image/png" in outputs
-    for trace in (str(root), "papermill", "0x", "execution_time", "svg"):
+    for trace in (str(root), "papermill", " at 0x", "execution_time", "svg"):
         assert trace not in text
     assert [cell.id for cell in nb.cells] == ["0", "1", "2"]
     page = path.with_suffix(".html").read_text()
@@ -150,21 +143,22 @@ def check_published(path: Path, root: Path) -> None:
 
 
 def test_cleaning_keeps_what_means_something(tmp_path):
-    cell = nbformat.v4.new_code_cell("x", metadata={"tags": ["a"], "execution": {"iopub.execute_input": "2026"}})
+    cell = nbformat.v4.new_code_cell("x")
+    cell.metadata |= {"tags": ["a"], "execution": {"iopub.execute_input": "2026"}}
     widget = "application/vnd.jupyter.widget-view+json"
-    data = {"image/svg+xml": "<svg>", widget: {"model_id": "1"}, "text/plain": f"{tmp_path}/b"}
-    warning = "/tmp/ipykernel_12/34.py:1: UserWarning"
+    picture = f"iVBOR{tmp_path}/b"  # may hold any letters
+    data = {"image/svg+xml": "<svg>", widget: {"model_id": "1"}, "image/png": picture}
+    warning = f"one\n{tmp_path}/b\n/tmp/ipykernel_12/34.py:1: UserWarning"
     cell.outputs = [
         nbformat.v4.new_output("display_data", data),
         nbformat.v4.new_output("stream", text=warning, name="stderr"),
     ]
     nb = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"duration": 3}})
-    cleaned = clean(nb, tmp_path)
+    cleaned = nbformat.reads(clean(nb, tmp_path), as_version=4)
     assert cleaned.metadata == {}
     assert cleaned.cells[0].metadata == {"tags": ["a"]}
-    assert cleaned.cells[0].outputs[0].data == {"text/plain": "./b"}
-    assert cleaned.cells[0].outputs[1].text == "cell:1: UserWarning"
-    assert cell.outputs[0].data == data, "the notebook given must stay as it was"
+    assert cleaned.cells[0].outputs[0].data == {"image/png": picture}
+    assert cleaned.cells[0].outputs[1].text == "one\n./b\ncell:1: UserWarning"
 
 
 CHILD = """
@@ -181,15 +175,16 @@ def test_a_job_over_its_limit_is_killed_with_all_its_descendants(tmp_path, monke
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     make(tmp_path, report=False, slow=(CHILD,))
     profile, said = grid.load("t", tmp_path), list[str]()
-    # on a busy machine the first limit can strike before the child is there
-    for limit_s in (5, 30, 200):
-        job = grid.Job(replace(profile, limit_s=limit_s), "slow", BACKBONE)
-        assert jobs.run_jobs([job], 1, False, said.append) == [job.name]
-        assert "over its limit" in said[-1]
-        assert not alive(tmp_path)
-        if (tmp_path / "child.txt").exists():
-            break
-    assert (tmp_path / "child.txt").exists()
+    job = grid.Job(replace(profile, limit_s=1), "slow", BACKBONE)
+    # on a busy machine the limit would strike before the child is there
+    late = jobs.Running.late.fget
+    assert late
+    child = tmp_path / "child.txt"
+    patient = property(lambda running: late(running) and child.exists())
+    monkeypatch.setattr(jobs.Running, "late", patient)
+    assert jobs.run_jobs([job], 1, False, said.append) == [job.name]
+    assert "over its limit of 1 s" in said[-1]
+    assert not alive(tmp_path)
 
 
 # Between the two runs: says so, and waits for a file, so that the test can strike.

@@ -6,26 +6,28 @@ import subprocess
 import sys
 
 import pytest
+from toy import finish
 
 from nslora.config import RunConfig
 from nslora.runs.export import base_model, bundle
+from nslora.runs.store import append_json
 from nslora.types import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )  # peft's
 
-ADAPTED = {"system": "Answer with {one} word.", "question": "Q: {question}"}
+ADAPTED = {"system": "Answer with {one} word.\u2028", "question": "Q: {question}"}
 
 
 def publish(store, cfg: RunConfig, adapter: str | None) -> None:
-    """A finished run whose best move is its second line."""
-    scratch = store.begin(cfg)
-    (scratch / "run.json").write_text(json.dumps({"best": {"step": 1, "prompt": ADAPTED}}))
-    (scratch / "steps.jsonl").write_text(
-        '{"adapter": "adapter-99"}\n' + json.dumps({"adapter": adapter}) + "\n"
-    )
-    store.publish(cfg, ("run.json", "steps.jsonl"))
+    """A finished run whose best move is the second line of its second phase."""
+    start = {"step": 0, "adapter": "adapter-99", "prompt": {}}
+    first = {"step": 1, "adapter": "adapter-99", "prompt": {"system": "first phase"}}
+    best = {"step": 1, "adapter": adapter, "prompt": ADAPTED}
+    record = finish(store, cfg, best={"step": 1})
+    for step in (start, first, start, best):
+        append_json(record / "steps.jsonl", step)
 
 
 def code(readme: str) -> str:

@@ -7,32 +7,51 @@ import json
 import subprocess
 import threading
 
+import pytest
+from toy import finish
+
 from nslora.config import RunConfig
 from nslora.runs import store as module
-from nslora.runs.store import Store
-from nslora.types import Example, Move, Need, Prompt, Reward, Scored, Signal, StepRecord
+from nslora.runs.store import FILES, Store
 
 CFG = RunConfig()
 
 
-def finish(store: Store, value: int) -> None:
-    folder = store.begin(CFG)
-    module.write_json(folder / "run.json", {"value": value})
-    store.publish(CFG, ["run.json"])
+def value(store: Store) -> int:
+    return json.loads((store.record(CFG) / "run.json").read_text())["value"]
 
 
 def test_a_run_is_done_only_once_it_is_published(store: Store) -> None:
     folder = store.begin(CFG)
-    module.write_json(folder / "run.json", {"value": 1})
+    for name in FILES:
+        module.write_json(folder / name, {"value": 1})
     assert not store.done(CFG)
     assert not store.record(CFG).exists()
-    store.publish(CFG, ["run.json"])
+    assert store.publish(CFG) == store.record(CFG)
     assert store.done(CFG)
-    assert json.loads((store.record(CFG) / "run.json").read_text()) == {"value": 1}
+    assert value(store) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_record_that_lacks_a_file_is_not_done(store: Store, name: str) -> None:
+    record = finish(store, CFG)
+    (record / name).unlink()
+    assert not store.done(CFG)
+    assert not store.accept(CFG)
+
+
+def test_what_is_not_whole_is_not_published(store: Store) -> None:
+    finish(store, CFG, value=1)
+    folder = store.begin(CFG)
+    module.write_json(folder / "run.json", {"value": 2})
+    with pytest.raises(FileNotFoundError):
+        store.publish(CFG)
+    assert value(store) == 1
+    assert not store.done(CFG)
 
 
 def test_a_record_from_elsewhere_counts_only_when_accepted(store: Store, tmp_path) -> None:
-    finish(store, 1)
+    finish(store, CFG)
     clone = Store(store.results, tmp_path / "fresh")
     assert not clone.done(CFG)
     assert clone.accept(CFG)
@@ -42,63 +61,68 @@ def test_a_record_from_elsewhere_counts_only_when_accepted(store: Store, tmp_pat
 
 
 def test_beginning_again_forgets_the_unfinished_run_and_publishing_replaces(store: Store) -> None:
-    finish(store, 1)
+    finish(store, CFG, value=1)
     folder = store.begin(CFG)
     assert list(folder.iterdir()) == []
     assert not store.done(CFG)
-    finish(store, 2)
-    assert json.loads((store.record(CFG) / "run.json").read_text()) == {"value": 2}
-    assert [p.name for p in store.record(CFG).parent.iterdir()] == [CFG.run_id]
+    # what a run killed while it was published leaves behind
+    (store.results / f"{CFG.run_id}.part").mkdir()
+    finish(store, CFG, value=2)
+    assert value(store) == 2
+    assert [path.name for path in store.results.iterdir()] == ["records"]
+    assert [path.name for path in (store.results / "records").iterdir()] == [CFG.run_id]
 
 
-def test_a_memo_is_computed_once(store: Store) -> None:
+def test_a_memo_is_computed_once_and_again_when_it_is_damaged(store: Store) -> None:
     calls = []
+
+    def compute() -> dict:
+        calls.append(1)
+        return {"ids": ("a",)}
+
     for _ in range(2):
-        assert store.memo("key", lambda: calls.append(1) or {"ids": ["a"]}) == {"ids": ["a"]}
-    assert calls == [1]
+        assert store.memo("key", compute) == {"ids": ["a"]}
+    assert len(calls) == 1
+    (path,) = store.work.rglob("key.json")
+    for damage in (b"", b'{"ids": ["a"', b"\xff\xfe"):
+        path.write_bytes(damage)
+        assert store.memo("key", compute) == {"ids": ["a"]}
+    assert len(calls) == 4
 
 
-def test_steps_and_scores_can_be_read_back(tmp_path) -> None:
-    step = StepRecord(
-        1,
-        Move.NUMERICAL,
-        Prompt(),
-        None,
-        {"success": 0.5},
-        {},
-        Signal(c1=-0.5),
-        {},
-        {},
-        {"seconds": 1.0},
-    )
-    module.append_step(tmp_path / "steps.jsonl", step)
-    module.append_step(tmp_path / "steps.jsonl", step)
-    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
-    assert [line["move"] for line in lines] == ["numerical", "numerical"]
-    assert lines[0]["signal"] == {"c1": -0.5, "c2": None, "gain": None}
-    row = Scored(
-        Example("id", "Q?", "Lima", need=Need.BOTH), 'Line one,\n"two"', Reward(1.0, 0.0, 1.0)
-    )
-    module.write_scores(tmp_path / "scores.csv", {"test": [row], "locality": [row]})
-    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines(keepends=True)))
-    assert [r["split"] for r in rows] == ["test", "locality"]
-    assert rows[0]["output"] == row.output
-    assert (rows[0]["success"], rows[0]["content_strict"], rows[0]["need"]) == (
-        "1.0",
-        "0.0",
-        "both",
-    )
+def test_json_lines_end_at_newlines_only(tmp_path) -> None:
+    path = tmp_path / "steps.jsonl"
+    rows = [{"prompt": "one\u2028line\x85 and \x0c more"}, {"prompt": "zwei\nZeilen"}]
+    for row in rows:
+        module.append_json(path, row)
+    assert module.read_jsonl(path) == rows
+
+
+def test_scores_can_be_read_back(tmp_path) -> None:
+    row = {"split": "test", "id": "t1", "question": "Q?", "success": 1.0, "style": None}
+    rows = [row | {"output": 'Line one,\n"two"'}, row | {"split": "locality"}]
+    module.write_scores(tmp_path / "scores.csv", rows)
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == module.COLUMNS
+    assert [r["split"] for r in table] == ["test", "locality"]
+    assert (table[0]["success"], table[0]["style"]) == ("1.0", "")
+    assert [r["output"] for r in table] == ['Line one,\n"two"', ""]
+    with pytest.raises(ValueError, match="colour"):
+        module.write_scores(tmp_path / "scores.csv", [{"colour": "red"}])
 
 
 def test_a_receipt_names_code_versions_and_machine() -> None:
     receipt = module.environment(2, "cpu", "bfloat16")
     assert set(receipt["versions"]) == set(module.PACKAGES)
-    assert receipt["revision"] and receipt["processor"] and receipt["python"]
+    assert receipt["revision"]
+    assert receipt["processor"]
+    assert receipt["python"]
     assert module.peak_megabytes() > 10
 
 
 def test_a_receipt_says_whether_the_code_was_changed(tmp_path, monkeypatch) -> None:
-    """Paths were once looked for in the library's folder, where none is, and every receipt said that nothing was."""
+    """Paths were once looked for in the library's folder, where none is: nothing ever changed."""
     code = tmp_path / "src" / "lib" / "store.py"
     code.parent.mkdir(parents=True)
     code.write_text("as committed")

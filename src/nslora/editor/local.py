@@ -1,8 +1,8 @@
-"""A llama.cpp server for the editor's model: own process, loopback only, alive only while it is needed.
+"""Serve the editor's model with llama.cpp: own process, loopback only, alive only while needed.
 
-`python -m nslora.editor.local --gguf FILE --threads N` is the server; `LocalServer` starts it, awaits it and ends it.
-The server reads its access key as the first line of standard input, and ends when that pipe closes, which the
-operating system does for us however the parent dies.
+`python -m nslora.editor.local --gguf FILE --threads N` is the server; `LocalServer` starts it,
+awaits it and ends it. The server reads its access key as the first line of standard input, and ends
+when that pipe closes, which the operating system does for us however the parent dies.
 """
 
 from __future__ import annotations
@@ -29,21 +29,29 @@ START_S = 300.0  # longest wait for the model to load
 
 
 class EditorError(Exception):
-    """The editor gave no usable reply (timeout, rate limit, nonsense, budget): the move counts as "no edit"."""
+    """No usable reply (timeout, rate limit, nonsense, budget): the move counts as "no edit"."""
 
 
 class LocalServer:
-    """Starts the server at the first `session`, and stops it `idle_s` seconds after the last one, and at exit.
+    """A server that starts at the first `session`, and stops when idle and at exit.
 
-    `gguf` gives the model file; it is called at the first start only, so nothing is downloaded before it is needed.
-    Sessions take turns. `cached` is for their use: what the server's prompt cache holds, None after a start.
+    Sessions take turns.
+
+    Attributes:
+        gguf: gives the model file; called at the first start, so that nothing is downloaded before.
+        idle_s: seconds after the last session at which the server stops.
+        key: the access key of this server.
+        cached: for the sessions' use: what the server's prompt cache holds, None after a start.
     """
 
     def __init__(self, gguf: Callable[[], Path], threads: int, idle_s: float = 60.0) -> None:
-        self.gguf, self.threads, self.idle_s = gguf, threads, idle_s
+        self.gguf = gguf
+        self.threads = threads
+        self.idle_s = idle_s
         self.key = token_hex(16)
         self.cached: object = None
-        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._turn = threading.Lock()  # of the session
+        self._lock = threading.Lock()  # of process and timer
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
         self._timer = threading.Timer(idle_s, self._stop_if_idle)
@@ -56,7 +64,10 @@ class LocalServer:
 
     @contextmanager
     def session(self) -> Iterator[str]:
-        """The server's base URL, ready to serve, for one caller at a time. Raises EditorError when it cannot start."""
+        """Yield the server's base URL, ready to serve, to one caller at a time.
+
+        Raises EditorError when the server cannot start.
+        """
         with self._turn:
             with self._lock:
                 self._timer.cancel()
@@ -71,13 +82,14 @@ class LocalServer:
                     self._timer.start()
 
     def stop(self) -> None:
-        """End the server, also within a session. Harmless when it does not run; the next session starts it again."""
+        """End the server, also within a session; the next session starts it again."""
         with self._lock:
             self._timer.cancel()
             self._end()
 
     def _stop_if_idle(self) -> None:
-        if self._turn.acquire(blocking=False):  # else a session has just begun
+        # else a session has just begun
+        if self._turn.acquire(blocking=False):
             with self._lock:
                 self._end()
             self._turn.release()
@@ -85,43 +97,47 @@ class LocalServer:
     def _start(self) -> None:
         self._end()
         self.cached = None
+        # a pipe that nobody reads would stop a talkative server
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
             )
-            self._process = process
-            assert process.stdin
-            assert process.stdout
-            try:
-                process.stdin.write(f"{self.key}\n".encode())
-                process.stdin.flush()
-                ready, _, _ = select.select([process.stdout], [], [], START_S)
-                line = process.stdout.readline() if ready else b""
-            except BrokenPipeError:
-                line = b""
+            line = self._hand_key(self._process)
             if not line:
                 self._end()
                 log.seek(0)
-                last = log.read().decode(errors="replace").strip().splitlines()[-1:] or [
-                    "it said nothing"
-                ]
-                raise EditorError(f"the local editor server did not start: {last[0]}")
+                lines = log.read().decode(errors="replace").strip().splitlines()
+                reason = lines[-1] if lines else "it said nothing"
+                raise EditorError(f"the local editor server did not start: {reason}")
         self._url = json.loads(line)["url"]
 
     def _command(self) -> list[str]:
-        """The server's command line."""
+        """Return the server's command line."""
         module = [sys.executable, "-m", "nslora.editor.local"]
         return [*module, "--gguf", str(self.gguf()), "--threads", str(self.threads)]
+
+    def _hand_key(self, process: subprocess.Popen[bytes]) -> bytes:
+        """Give the server its key; return the line it prints when ready, or nothing."""
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(f"{self.key}\n".encode())
+            process.stdin.flush()
+        except BrokenPipeError:
+            return b""
+        ready, _, _ = select.select([process.stdout], [], [], START_S)
+        return process.stdout.readline() if ready else b""
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()  # it keeps no state, so it needs no time to say goodbye
+        # it keeps no state, so it needs no time to say goodbye
+        process.kill()
         process.wait()
         assert process.stdin
         assert process.stdout
@@ -131,37 +147,45 @@ class LocalServer:
 
 
 def _watch(parent: int) -> None:
-    """End this process when the parent's pipe closes, or when the parent is gone but a forked child holds the pipe.
+    """End this process when the parent's pipe closes.
 
-    Not PR_SET_PDEATHSIG: it fires when the *thread* that started us ends, and sessions start in pool threads.
+    Also when the parent is gone but a forked child holds the pipe. PR_SET_PDEATHSIG will not do: it
+    fires when the *thread* that started us ends, and sessions start in pool threads.
     """
-    while os.getppid() == parent and not select.select([sys.stdin], [], [], 1.0)[0]:
-        pass
+    while os.getppid() == parent:
+        closed, _, _ = select.select([sys.stdin], [], [], 1.0)
+        if closed:
+            break
     os._exit(0)
 
 
 def read_key_and_watch() -> str:
-    """In a server's process: return its key, the first line of standard input, and end with the parent."""
-    parent, key = os.getppid(), sys.stdin.readline().strip()
+    """In a server's process: return its key, and see to it that it ends with its parent."""
+    parent = os.getppid()
+    key = sys.stdin.readline().strip()
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     return key
 
 
 def serve(gguf: str, threads: int) -> None:
-    """Load `gguf`, serve it on a free loopback port, print `{"url": ...}` when ready, stay until the parent ends."""
+    """Load `gguf` and serve it on a free loopback port until the parent ends.
+
+    Prints `{"url": ...}` when ready.
+    """
     key = read_key_and_watch()
     llama: Any = import_module("xllamacpp")  # compiled, without type stubs
     params = llama.CommonParams()
     params.model.path = gguf
     params.api_keys = [key]
     params.n_gpu_layers = 0  # the accelerator belongs to the backbone
-    # One slot: two threads decode three requests together hardly faster than one by one, prompts with a common
-    # prefix are prefilled once per slot, and a reply would depend on its neighbours.
-    params.n_parallel, params.n_ctx = 1, CONTEXT
-    params.cache_ram_mib = (
-        0  # by default up to 8 GB of old prompts are kept, and replies depend on which
-    )
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    # One slot: two threads decode three requests together hardly faster than one by one, prompts
+    # with a common prefix are prefilled once per slot, and a reply would depend on its neighbours.
+    params.n_parallel = 1
+    params.n_ctx = CONTEXT
+    # by default up to 8 GB of old prompts are kept, and replies depend on which
+    params.cache_ram_mib = 0
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
     params.verbosity = 0
     server = llama.Server(params)
     print(json.dumps({"url": f"{server.listening_address}/v1"}), flush=True)

@@ -1,4 +1,7 @@
-"""Recorded replies of the external LLM: one JSON file per request, named by the SHA-256 of the whole request."""
+"""Record and replay replies of the external LLM.
+
+One JSON file per request, named by the SHA-256 of the whole request.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A validated reply and its cost (seconds, US dollars), or (`error` not empty) why there is none."""
+    """A validated reply and its cost (seconds, US dollars); `error` says why there is none."""
 
     text: str = ""
     tokens_in: int = 0
@@ -43,9 +46,13 @@ class Reply:
 
 
 class Recordings:
-    """Replies of `model` at an `endpoint` ("local" or "remote": no port, no price) in `folder`; None keeps nothing.
+    """Replies of `model` at an `endpoint`.
 
-    `mode` is "auto" (replay what is recorded), "record" (overwrite), "replay" (a miss is an error) or "live" (none).
+    Args:
+        folder: where they are; None keeps nothing.
+        mode: "auto" (replay what is recorded), "record" (overwrite), "replay" (a miss is an error)
+            or "live" (none).
+        endpoint: "local" or "remote".
     """
 
     def __init__(self, folder: Path | None, mode: str, endpoint: str, model: str) -> None:
@@ -54,23 +61,25 @@ class Recordings:
         if folder is None and mode in ("record", "replay"):
             raise UserError(f"editor mode {mode!r} needs a folder of recordings.")
         self.folder = None if mode == "live" else folder
-        self.mode, self.identity = mode, {"endpoint": endpoint, "model": model}
+        self.mode = mode
+        self.identity = {"endpoint": endpoint, "model": model}
 
     def find(self, request: Request) -> Reply | None:
-        """The reply to replay, or None to make the call. Raises EditorMiss in mode "replay".
+        """Return the reply to replay, or None to make the call.
 
-        A recorded failure is replayed in mode "replay" only; else the call is tried again.
+        Raises EditorMiss in mode "replay". A recorded failure is replayed in that mode only; else
+        the call is tried again.
         """
         if self.folder is None or self.mode == "record":
             return None
+        strict = self.mode == "replay"
         path = self._path(self.folder, request)
         if path.exists():
             reply = Reply(**_load(path, "reply"))
-            return reply if self.mode == "replay" or not reply.error else None
-        if self.mode == "replay":
-            raise EditorMiss(
-                f"no recording in {self.folder} of this request; {self._nearest(self.folder, request)}."
-            )
+            return reply if strict or not reply.error else None
+        if strict:
+            nearest = self._nearest(self.folder, request)
+            raise EditorMiss(f"no recording in {self.folder} of this request; {nearest}.")
         return None
 
     def save(self, request: Request, reply: Reply) -> None:
@@ -79,6 +88,7 @@ class Recordings:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self.folder, request)
+        # threads and processes may record the same request
         part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         content = {"request": self._fields(request), "reply": asdict(reply)}
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -92,20 +102,19 @@ class Recordings:
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def _nearest(self, folder: Path, request: Request) -> str:
-        """Which fields differ from the recording that shares most of them."""
-        asked = self._fields(request)
-        others = [_load(path, "request") for path in sorted(folder.glob("*.json"))]
-        if not others:
+        """Say in which fields the recording that shares most of them differs."""
+        fields = self._fields(request)
+        misses = []
+        for path in sorted(folder.glob("*.json")):
+            other = _load(path, "request")
+            misses.append([name for name in fields if other.get(name) != fields[name]])
+        if not misses:
             return "the folder holds none"
-        differing = min(
-            ([name for name in asked if other.get(name) != asked[name]] for other in others),
-            key=len,
-        )
-        return f"the nearest one differs in {', '.join(differing)}"
+        return f"the nearest one differs in {', '.join(min(misses, key=len))}"
 
 
 def _load(path: Path, part: str) -> dict[str, Any]:
-    """The "request" or "reply" of a recording; raises UserError for a file that is not one."""
+    """Return the "request" or "reply" of a recording; UserError for a file that is not one."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))[part])
     except (ValueError, LookupError, TypeError) as error:

@@ -54,9 +54,11 @@ def _run(client: Any, queue: list[Job], gpu: bool, reuse: bool, say: jobs.Say) -
     """Hand the jobs out, the first ones first; return the names of those that failed."""
     from distributed import as_completed
 
+    # dask hands out as many of a resource as a worker says that it has
     slot = {"GPU": 1} if gpu else None
     futures = {}
     for number, job in enumerate(queue):
+        # small and plain: a worker may be another machine, with its own checkout
         key = (
             job.profile.name,
             str(job.profile.root),
@@ -81,6 +83,7 @@ def _run(client: Any, queue: list[Job], gpu: bool, reuse: bool, say: jobs.Say) -
 def make(profile: str, root: str, notebook: str, backbone: str, seed: int, reuse: bool) -> str:
     """Run a job on a worker unless it is done; return what went wrong, or an empty string."""
     job = Job(load(profile, Path(root)), notebook, backbone, seed)
+    # dask runs a finished task again when the worker with its result is lost
     if job.done():
         return ""
     lines: list[str] = []

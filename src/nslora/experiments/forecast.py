@@ -36,6 +36,7 @@ class Cost(NamedTuple):
 
 def total(costs: Iterable[Cost]) -> Cost:
     """Add costs up; of memory take the highest."""
+    # the empty cost, so that there is a row to zip
     seconds, tokens, money, peaks = zip(Cost(), *costs, strict=True)
     return Cost(sum(seconds), sum(tokens), sum(money), max(peaks))
 
@@ -57,10 +58,12 @@ def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
 
     A like run counts per move. None where no run is like it.
     """
-    own = [run for run in past if run["run_id"] == cfg.run_id][:1]
-    like = own or [
-        run for run in past if all(run["config"][key] == getattr(cfg, key) for key in LIKE)
-    ]
+    run_id = cfg.run_id
+    # receipts that count more come first in `past`
+    like = [run for run in past if run["run_id"] == run_id][:1]
+    if not like:
+        alike = [getattr(cfg, key) for key in LIKE]
+        like = [run for run in past if [run["config"][key] for key in LIKE] == alike]
     if not like:
         return None
     costs = [_scaled(run, cfg.moves / run["config"]["moves"]) for run in like]
@@ -122,6 +125,7 @@ def table(profile: Profile) -> str:
 
     It follows from the receipts in the profile's results, then from those of the full profile.
     """
+    # the committed table must not depend on what else lies in results/
     results = profile.results.relative_to(profile.root).as_posix()
     past = history(profile, results, "results/full")
     text = HEAD.format(profile=profile.name)

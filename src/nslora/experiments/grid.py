@@ -133,6 +133,7 @@ class Job:
             inputs = [cfg.run_id for cfg in self.configs]
         else:
             receipts = sorted(self.profile.results.glob("records/*/run.json"))
+            # a report is stale once any record is new or made anew
             inputs = [f"{path.parent.name} {_sha256(path.read_bytes())}" for path in receipts]
         return _sha256(json.dumps([cells, self.parameters, inputs]).encode())
 
@@ -156,6 +157,7 @@ def find_root() -> Path:
     """
     here = Path.cwd()
     checkout = Path(__file__).resolve().parents[3]
+    # an editable install finds its own project from anywhere
     for folder in (here, *here.parents, checkout):
         if (folder / "experiments.toml").is_file():
             return folder
@@ -233,6 +235,7 @@ def _check_block(block: dict[str, Any]) -> None:
 
 def _check_studies(runs: dict[str, list[RunConfig]]) -> None:
     """Raise UserError where one run is given to two studies: a receipt names one."""
+    # run_id -> the study and the notebook that named it first
     first: dict[str, tuple[str, str]] = {}
     for notebook, configs in runs.items():
         for cfg in configs:
@@ -276,6 +279,7 @@ def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]
     store = job.profile.store
     runs = configs(profile, notebook, backbone, seed)
     missing = [cfg for cfg in runs if not store.done(cfg)]
+    # the editor and the backbone are the slow things to open
     for _, group in groupby(missing, lambda cfg: (cfg.editor_model, cfg.editor_url, cfg.threads)):
         _run_group(list(group), job)
     for cfg in runs:
@@ -293,6 +297,7 @@ def _run_group(runs: list[RunConfig], job: Job) -> None:
     from nslora.runs.run import make_run, open_editor
 
     store = job.profile.store
+    # equal requests of these runs are answered from the recordings
     with open_editor(runs[0], store) as editor:
         backbone = load_backbone(runs[0].backbone, threads=runs[0].threads)
         for cfg in runs:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 from filelock import BaseFileLock, FileLock, Timeout
@@ -50,6 +51,7 @@ def reproduce(
     repository count as done; without it they are made anew.
     """
     with alone(profile, say):
+        # seen under the lock: another process may just have made some of them
         grid = [job for job in jobs(profile) if job.backbone and not job.done()]
         failed = run_jobs(longest_first(grid), parallel, reuse, say)
         return failed + run_reports(profile, reuse, say)
@@ -57,6 +59,7 @@ def reproduce(
 
 def run_reports(profile: Profile, reuse: bool, say: Say) -> list[str]:
     """Run the reports that are not done, one by one: each sees the records as they are now."""
+    # asked for anew: what ran before them may have changed the records
     reports = [job for job in jobs(profile) if not job.backbone and not job.done()]
     return run_jobs(reports, 1, reuse, say)
 
@@ -82,6 +85,7 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
     if not queue:
         return []
     adopt()
+    # the caller keeps its list
     waiting = list(queue)
     running: list[Running] = []
     failed: list[str] = []
@@ -96,6 +100,7 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
                 else:
                     say(f"{job.name}: runs in another process")
             time.sleep(POLL_S)
+            # a run is told when its job still goes on with the next one
             progress.show()
             for ended in [one for one in running if one.ended or one.late]:
                 running.remove(ended)
@@ -141,6 +146,7 @@ class Running:
 
     def end(self) -> int:
         """Kill whatever is left of the job, give everything back, return its exit status."""
+        # children first, then what they used, then the right to start the job again
         kill_tree(self.token, self.process)
         shutil.rmtree(self.private, ignore_errors=True)
         self.lock.release()
@@ -175,6 +181,7 @@ def _spawn(job: Job, private: Path, token: str) -> subprocess.Popen[bytes]:
         "IPYTHONDIR": str(private),
         TOKEN: token,
     }
+    # kernels of this interpreter only, with the settings of nobody
     environment.pop("JUPYTER_PATH", None)
     key = (job.profile.name, job.notebook, job.backbone, str(job.seed))
     with job.log.open("wb") as log:
@@ -202,6 +209,7 @@ def private_folder(job: Job) -> Path:
 
 def verdict(ended: Running) -> str:
     """End the job; return what went wrong, or "". Only our own done record counts as success."""
+    # asked before `end`, which ends it
     late = not ended.ended
     status = ended.end()
     if late:
@@ -231,6 +239,7 @@ class Progress:
         self.names = {job.name for job in queue}
         self.read = len(self.profile.finished)  # entries that an earlier process made, or we saw
         self.seconds: dict[str, float] = {}  # of each run that finished since
+        # with reuse, a record that came with the repository is not made again
         done = self.profile.store.accept if reuse else self.profile.store.done
         runs = {cfg.run_id: cfg for job in queue for cfg in job.configs}
         self.total = sum(not done(cfg) for cfg in runs.values())
@@ -293,8 +302,11 @@ def kill_tree(token: str, process: subprocess.Popen[bytes] | None = None) -> Non
 
 def main(profile: str, notebook: str, backbone: str, seed: str) -> int:
     """Be a job's process; its standard error is the job's log."""
+    # jsonschema, which reads notebooks, would build a grammar for addresses: a second at each start
+    sys.modules["rfc3987_syntax"] = cast(Any, None)
     from papermill.exceptions import PapermillExecutionError
 
+    # else the job would go on without anybody who sees its limit
     if not _die_with_parent(os.environ[TOKEN]):
         return 143
     try:
@@ -321,12 +333,14 @@ def _die_with_parent(token: str) -> bool:
 
     def stop(*_: object) -> None:
         kill_tree(token)
+        # 128 + SIGTERM; at once, for this is a signal handler
         os._exit(143)
 
     signal.signal(signal.SIGTERM, stop)
     if sys.platform != "linux":
         return True
     ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    # the parent may have died before we asked to be told
     return os.getppid() == int(token.split(":")[0])
 
 

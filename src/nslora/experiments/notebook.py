@@ -14,9 +14,6 @@ from nslora.experiments.grid import Job
 from nslora.runs.store import write_json, write_text
 from nslora.types import UserError
 
-# what stays of the metadata: the rest says when, how fast and by which Python it was executed
-KEPT_OF_NOTEBOOK = ("kernelspec",)
-KEPT_OF_CELL = ("tags",)
 DROPPED_TYPES = (
     "image/svg+xml",  # images are kept as PNG
     "application/pdf",
@@ -25,8 +22,12 @@ DROPPED_TYPES = (
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font-family: sans-serif; line-height: 1.5; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ overflow-x: auto; }} .input pre {{ background: #f6f6f6; padding: .6rem; }}
-.prompt, .anchor-link {{ display: none; }} img {{ max-width: 100%; }} table {{ border-collapse: collapse; }} th, td {{ padding: .2rem .6rem; text-align: right; }}
+pre {{ overflow-x: auto; }}
+.input pre {{ background: #f6f6f6; padding: .6rem; }}
+.prompt, .anchor-link {{ display: none; }}
+img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .2rem .6rem; text-align: right; }}
 tr:nth-child(even) {{ background: #f6f6f6; }}
 </style></head><body>
 {body}
@@ -45,6 +46,7 @@ def work(job: Job) -> None:
     identity = job.identity()
     start = time.monotonic()
     executed = _execute(job)
+    # after a dead kernel papermill calls every cell completed
     for number, cell in enumerate(executed.cells):
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             raise RuntimeError(f"cell {number} of {job.notebook} never ran:\n{cell.source}")
@@ -90,56 +92,37 @@ def publish(notebook: Any, job: Job) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 
-    notebook = clean(notebook, job.profile.root)
+    text = clean(notebook, job.profile.root)
     # the full template adds 280 kB of styles to each page
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    exporter = HTMLExporter(template_name="basic")
+    body, _ = exporter.from_notebook_node(nbformat.reads(text, as_version=4))
     page = PAGE.format(title=html.escape(job.name), body=body)
     write_text(job.executed.with_suffix(".html"), page)
-    write_text(job.executed, nbformat.writes(notebook) + "\n")
+    write_text(job.executed, text)
 
 
-def clean(notebook: Any, root: Path) -> Any:
-    """Return the notebook without what differs between two executions and means nothing.
+def clean(notebook: Any, root: Path) -> str:
+    """Return the notebook as text, without what differs between executions and means nothing.
 
-    These are times, versions, ids, memory addresses, and the folder of the project.
+    These are times, versions, ids, memory addresses, and the folders of this machine.
     """
-    from nbformat import from_dict
+    import nbformat
+    from nbconvert.preprocessors import ClearMetadataPreprocessor
 
-    cells = [_clean_cell(cell, str(number), root) for number, cell in enumerate(notebook.cells)]
-    metadata = _only(notebook.metadata, KEPT_OF_NOTEBOOK)
-    return from_dict({**notebook, "metadata": metadata, "cells": cells})
-
-
-def _clean_cell(cell: Any, number: str, root: Path) -> dict[str, Any]:
-    cleaned = {**cell, "id": number, "metadata": _only(cell.metadata, KEPT_OF_CELL)}
-    if cell.cell_type == "code":
-        cleaned["outputs"] = [_clean_output(output, root) for output in cell.outputs]
-    return cleaned
-
-
-def _clean_output(output: Any, root: Path) -> dict[str, Any]:
-    """Clean one output: `text` of a stream, or `data` by media type."""
-    cleaned = dict(output)
-    if "text" in output:
-        cleaned["text"] = _clean_text(output["text"], root)
-    if "data" in output:
-        cleaned["data"] = {
-            kind: _clean_text(value, root) if isinstance(value, str) else value
-            for kind, value in output["data"].items()
-            if kind not in DROPPED_TYPES
-        }
-    return cleaned
-
-
-def _clean_text(text: str, root: Path) -> str:
-    """Replace folders of this machine and memory addresses."""
-    text = text.replace(str(root), ".")
-    text = text.replace(sys.prefix, ".venv")
-    text = text.replace(str(Path.home()), "~")
+    clear = ClearMetadataPreprocessor(
+        preserve_nb_metadata_mask={"kernelspec"}, preserve_cell_metadata_mask={"tags"}
+    )
+    notebook, _ = clear.preprocess(notebook.copy(), {})
+    for number, cell in enumerate(notebook.cells):
+        cell.id = str(number)
+        for output in cell.get("outputs", ()):
+            for kind in DROPPED_TYPES:
+                output.get("data", {}).pop(kind, None)
+    text = nbformat.writes(notebook) + "\n"
+    folders = {root: ".", sys.prefix: ".venv", Path.home(): "~"}
+    for folder, short in folders.items():
+        # a path is not in the middle of a word, as it may be in a picture's base64
+        text = re.sub(rf"(?<![\w+/]){re.escape(str(folder))}\b", short, text)
     # where a warning of a cell says that it comes from
-    text = re.sub(r"\S*/ipykernel_\d+/\d+\.py", "cell", text)
+    text = re.sub(r"[^\s\"]*/ipykernel_\d+/\d+\.py", "cell", text)
     return re.sub(r" at 0x[0-9a-f]{6,}", "", text)
-
-
-def _only(metadata: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: metadata[name] for name in names if name in metadata}

@@ -56,6 +56,7 @@ def adapt(
     Raises UserError, before anything is downloaded or spent, for wrong input.
     """
     data, out = Path(data), Path(out).absolute()
+    # cheap checks first, then those that read the data
     if "task" in settings:
         raise UserError("setting task cannot be given here: the task is your data.")
     _check_out(out)
@@ -71,7 +72,9 @@ def adapt(
     record = make_run(cfg, store, watch=watch)
     run = json.loads((record / "run.json").read_text(encoding="utf-8"))
     result = Result(out, Prompt(**best_step(record)["prompt"]), run["final"])
-    bundle(cfg, store, out)
+    # renamed when it is whole: `out` holds an adapted model or nothing
+    bundle(cfg, store, work / "bundle")
+    (work / "bundle").replace(out)
     shutil.rmtree(work)
     return result
 

@@ -69,6 +69,7 @@ def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
 def best_step(record: Path) -> dict:
     """Return the line of steps.jsonl that the run returned: its `prompt` and `adapter`."""
     run = json.loads((record / "run.json").read_text(encoding="utf-8"))
+    # step 0 is the start
     number = run["best"]["step"]
     # each phase of a stream counts its moves from 0, and the last phase is what is returned
     steps = reversed(read_jsonl(record / "steps.jsonl"))

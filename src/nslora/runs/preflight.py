@@ -15,28 +15,19 @@ GB = 1e9
 
 def check(configs: Sequence[RunConfig]) -> None:
     """Raise UserError for an unknown backbone, bad data, a missing editor key or a full disk."""
-    for backbone in {cfg.backbone for cfg in configs}:
-        checkpoints.check(backbone)
-    _check_editors(configs)
-    _check_data(configs)
-    _check_disk(configs)
-
-
-def _check_editors(configs: Sequence[RunConfig]) -> None:
     from nslora.editor.client import Editor
 
+    for backbone in {cfg.backbone for cfg in configs}:
+        checkpoints.check(backbone)
     for model, url in {(cfg.editor_model, cfg.editor_url) for cfg in configs}:
         # opening one looks at name, address and key; it starts nothing
         Editor(model, url).close()
+    for cfg in {cfg.task: cfg for cfg in configs}.values():
+        if cfg.task.startswith("own:"):
+            from nslora.tasks.build import build
 
-
-def _check_data(configs: Sequence[RunConfig]) -> None:
-    own = {cfg.task: cfg for cfg in configs if cfg.task.startswith("own:")}
-    if own:
-        from nslora.tasks.build import build
-
-        for cfg in own.values():
             build(cfg)
+    _check_disk(configs)
 
 
 def _check_disk(configs: Sequence[RunConfig]) -> None:

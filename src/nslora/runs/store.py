@@ -33,7 +33,7 @@ FILES = (
     "scores.csv",  # one row per scored item
     "remade.jsonl",  # reusable training pairs
 )
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "split",
     "id",
     "fact",
@@ -113,6 +113,7 @@ class Store:
         staged.mkdir(parents=True)
         for name in FILES:
             shutil.copy2(scratch / name, staged / name)
+        # killed from here on, the run is not done, and begins again
         shutil.rmtree(record, ignore_errors=True)
         record.parent.mkdir(exist_ok=True)
         staged.rename(record)
@@ -172,6 +173,7 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
     """Return the receipt's part on what the run ran on: code, versions, processor, threads."""
+    # what a run executes; results and prose may change
     code = (":/src", ":/notebooks")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return {
