@@ -218,7 +218,7 @@ def write_record(
     names = ("seed", "task", "rule", "backbone", "method", "targets")
     seed = hashlib.sha256(json.dumps([config[name] for name in names]).encode()).digest()
     rng = np.random.default_rng(list(seed[:8]))
-    skill = skill or SKILL[config["method"]]
+    skill = skill or SKILL.get(config["method"], (0.7, 0.7))
     scores, steps = score_rows(config, rng, skill), step_rows(config, rng, skill)
     write_scores(folder, scores)
     for name, rows in zip(("steps", "clock", "hidden"), steps, strict=True):
@@ -245,7 +245,7 @@ def receipt(config: dict[str, Any], run_id: str, scores: Sequence[Row]) -> Row:
         "final": {split: mean for split, mean in means.items() if split not in FACTORIAL},
         "factorial": {split: mean for split, mean in means.items() if split in FACTORIAL},
         "best": {
-            "step": min(3, config["moves"]),
+            "step": min(3, len(schedule_of(config))),
             "prompt": REWRITTEN if edited else START,
             "prompt_diff": PROMPT_DIFF if edited else [["=", "Answer briefly. Be kind."]],
         },

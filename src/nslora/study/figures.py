@@ -165,9 +165,10 @@ def dots(frame: pd.DataFrame, xlabel: str, y: str = "method") -> Figure:
     frame = frame.sort_values("backbone", kind="stable").reset_index(drop=True)
     rows = frame.groupby("row", sort=False)[y].nunique()
     frame = frame.sort_values("row", key=lambda row: row.map(list(rows.index).index), kind="stable")
-    size = (min(PAGE, 1.4 + 2.4 * frame.backbone.nunique()), 0.6 + (0.45 + 0.15 * rows).sum())
+    heights = (0.45 + 0.15 * rows).clip(lower=0.9)
+    size = (min(PAGE, 1.4 + 2.4 * frame.backbone.nunique()), 0.6 + heights.sum())
     fig = Figure(figsize=size, layout="constrained")
-    shape = {"sharex": True, "sharey": "row", "height_ratios": list(0.45 + 0.15 * rows)}
+    shape = {"sharex": True, "sharey": "row", "height_ratios": list(heights)}
     for ax, here in panels(fig, frame, "row", "backbone", **shape):
         names = list(dict.fromkeys(frame[frame.row.isin(here.row)][y]))
         draw_points(ax, here, y, names)

@@ -108,9 +108,13 @@ def flat(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Return a display table as a Markdown table, numbers to the right."""
-    aligned = ["left", *["right"] * table.shape[1]]
-    return flat(table).to_markdown(disable_numparse=True, colalign=aligned) + "\n"
+    """Return a display table as a Markdown table, columns of numbers to the right."""
+    table = flat(table)
+    aligned = ["left"]
+    for _, cells in table.items():
+        numeric = cells.astype(str).str.match(r"[-+]?\d|-$").all()
+        aligned.append("right" if numeric else "left")
+    return table.to_markdown(disable_numparse=True, colalign=aligned) + "\n"
 
 
 def latex(table: pd.DataFrame) -> str:
@@ -193,10 +197,16 @@ def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
 
 
 def plain(frame: pd.DataFrame, index: str) -> pd.DataFrame:
-    """Return a frame of anything as a display table of texts, four digits of a number."""
-    texts = frame.set_index(index).astype(object)
-    shown = texts.map(lambda value: value if isinstance(value, str) else f"{value:,.4g}")
-    return shown.where(texts.notna(), MISSING)
+    """Return a frame of anything as a display table of texts."""
+    values = frame.set_index(index).astype(object)
+    return values.map(shown_as).where(values.notna(), MISSING)
+
+
+def shown_as(value: Any) -> str:
+    """Return a cell as text: whole numbers from 100 on, three digits below."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> list[Path]:

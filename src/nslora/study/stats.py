@@ -1,6 +1,7 @@
 """Intervals and tests from arrays. Pure: no I/O, no torch, no randomness.
 
-Array suffixes: S seeds (runs), B backbones, I items, C clusters of items, D seeds that have a value.
+Array suffixes: S seeds (runs), B backbones, I items, C clusters of items, N their names, D seeds
+that have a value.
 """
 
 from __future__ import annotations
@@ -100,18 +101,19 @@ def item_variance(
     """
     values = np.asarray(values_I, float)
     seeds_D, seed_I = np.unique(np.asarray(seeds_I), return_inverse=True)
-    pairs = np.stack([seed_I, np.unique(np.asarray(clusters_I), return_inverse=True)[1]])
+    names_N, name_I = np.unique(np.asarray(clusters_I), return_inverse=True)
     # a cluster belongs to one seed: the same name under another seed is another draw
-    pairs_C, cluster_I = np.unique(pairs, axis=1, return_inverse=True)
+    pairs_C, cluster_I = np.unique(seed_I * len(names_N) + name_I, return_inverse=True)
+    seed_C = pairs_C // len(names_N)
     items_D = np.bincount(seed_I)
+    clusters_D = np.bincount(seed_C)
     means_D = np.bincount(seed_I, values) / items_D
-    clusters_D = np.bincount(pairs_C[0], minlength=len(seeds_D))
     # the sum over a cluster, scaled by its seed's items per cluster: the mean residual where clusters are of one size
     sums_C = np.bincount(cluster_I, values - means_D[seed_I])
-    residuals_C = sums_C * (clusters_D / items_D)[pairs_C[0]]
+    residuals_C = sums_C * (clusters_D / items_D)[seed_C]
     mean = means_D.mean()
     invented = sum(weight * (value - mean) ** 2 for value, weight in INVENTED[bounds])
-    return float((residuals_C @ residuals_C + invented) / (pairs_C.shape[1] + 2) ** 2)
+    return float((residuals_C @ residuals_C + invented) / (len(pairs_C) + 2) ** 2)
 
 
 def seed_interval(means_S: ArrayLike, floor: float = 0.0, bounds: Bounds = DIFFERENCE) -> Interval:
