@@ -162,7 +162,9 @@ def step_rows(
     for step, letter in enumerate(f"-{schedule_of(config)}"):
         signal: dict[str, float | None] = {"c1": None, "c2": None, "gain": None}
         evidence: Row = {}
-        bill = dict.fromkeys(("train_tokens", "generated_tokens", "editor_calls", "editor_tokens"), 0)
+        bill = dict.fromkeys(
+            ("train_tokens", "generated_tokens", "editor_calls", "editor_tokens"), 0
+        )
         if letter == "N":
             new = loss * (0.45 if step < 3 else 0.97)
             signal |= {"c1": None if step == 1 else (new - loss) / loss, "c2": new + 0.1}

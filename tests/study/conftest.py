@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import write_grid
 
-from nslora.study import records, report
+from nslora.study import claims, records, report
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(grid: Path) -> records.Records:
     """The records of the small study."""
     return records.load(grid)
+
+
+@pytest.fixture(scope="session")
+def judged(loaded: records.Records) -> dict[str, Any]:
+    """All claims of the small study."""
+    return claims.judged(loaded)

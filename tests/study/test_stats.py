@@ -55,11 +55,15 @@ def test_items_variance_of_hand_computed_clusters() -> None:
 def test_wordings_of_one_fact_are_one_thing_and_seeds_are_not() -> None:
     values = np.tile([0.0, 1.0], 12)
     seeds = np.repeat([0, 1], 12)
-    repeated = stats.item_variance(values.repeat(3), seeds.repeat(3), np.arange(24).repeat(3), stats.SHARE)
+    repeated = stats.item_variance(
+        values.repeat(3), seeds.repeat(3), np.arange(24).repeat(3), stats.SHARE
+    )
     once = stats.item_variance(values, seeds, np.arange(24), stats.SHARE)
     assert repeated == pytest.approx(once)
     # the same name under another seed is another draw
-    assert stats.item_variance(values, seeds, np.tile(np.arange(12), 2), stats.SHARE) == pytest.approx(once)
+    assert stats.item_variance(
+        values, seeds, np.tile(np.arange(12), 2), stats.SHARE
+    ) == pytest.approx(once)
     many = stats.item_variance(np.tile(values, 50), np.zeros(1200), np.arange(1200), stats.SHARE)
     assert many == pytest.approx(0.25 / 1200, rel=0.01)
 
@@ -70,7 +74,9 @@ def test_seeds_that_agree_by_chance_have_an_interval_with_a_width() -> None:
     interval = stats.seed_interval([1.0, 1.0, 1.0], floor, stats.SHARE)
     assert 0.8 < interval.low < 0.95 and interval.high == 1.0
     # an interval of a difference: no item changed
-    floor = stats.item_variance(np.zeros(36), np.repeat([0, 1, 2], 12), np.arange(36), stats.DIFFERENCE)
+    floor = stats.item_variance(
+        np.zeros(36), np.repeat([0, 1, 2], 12), np.arange(36), stats.DIFFERENCE
+    )
     same = stats.seed_interval([0.0] * 3, floor)
     assert same.low == pytest.approx(-same.high) and 0.05 < same.high < 0.3
     # whole runs without a floor: nothing is known of the spread

@@ -365,33 +365,30 @@ def judged(records: Records) -> dict[str, Any]:
     (intersection-union); both are adjusted for the number of claims tested (Holm). A claim `holds` below ALPHA, so that
     every 95% interval lies above its bound, and `fails` where one lies below it. Pooled rows decide nothing.
     """
-    rows = {
-        claim.key: [row for c in claim.listed(records) for row in compare(c, records)]
-        for claim in CLAIMS
-    }
+    rows = {}
+    for claim in CLAIMS:
+        rows[claim.key] = [row for c in claim.listed(records) for row in compare(c, records)]
     backbones = sorted({row["backbone"] for own in rows.values() for row in own} - {"all"})
-    # [backbone][claim], "all" for the claim on every backbone
-    p_values = {
-        backbone: stats.holm({key: p_value(own, backbone) for key, own in rows.items()})
-        for backbone in [*backbones, "all"]
-    }
+    adjusted = {}
+    for backbone in ["all", *backbones]:
+        adjusted[backbone] = stats.holm({key: p_value(own, backbone) for key, own in rows.items()})
     claims = []
     for claim in CLAIMS:
-        own = rows[claim.key]
-        due = [name for name in backbones if name in {row["backbone"] for row in own}]
-        verdicts = {
-            name: verdict([row for row in own if row["backbone"] == name], p_values[name][claim.key])
-            for name in due
-        }
-        overall = verdict(on_backbones(own), p_values["all"][claim.key])
+        own = on_backbones(rows[claim.key])
+        here = {name: [row for row in own if row["backbone"] == name] for name in backbones}
+        p = adjusted["all"][claim.key]
         claims.append(
             {
                 "key": claim.key,
                 "claim": claim.text,
-                "verdict": overall,
-                "p": rounded(p_values["all"][claim.key]),
-                "backbones": verdicts,
-                "comparisons": own,
+                "verdict": verdict(own, p),
+                "p": rounded(p),
+                "backbones": {
+                    name: verdict(due, adjusted[name][claim.key])
+                    for name, due in here.items()
+                    if due
+                },
+                "comparisons": rows[claim.key],
             }
         )
     return {"level": stats.LEVEL, "alpha": stats.ALPHA, "claims": claims}

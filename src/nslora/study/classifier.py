@@ -74,10 +74,10 @@ def calibration(records: Records, bins: int = 5) -> pd.DataFrame:
     """Return mean P(content) and the share of content needs per bin of P(content), failing items with one need."""
     rows = one_need(estimated_needs(records))
     edges = np.linspace(0, 1, bins + 1)
-    by_bin = rows.groupby(pd.cut(rows.score.astype(float), edges, include_lowest=True), observed=True)
-    table = by_bin.agg(
-        predicted=("score", "mean"), content=("label", "mean"), n=("label", "size")
+    by_bin = rows.groupby(
+        pd.cut(rows.score.astype(float), edges, include_lowest=True), observed=True
     )
+    table = by_bin.agg(predicted=("score", "mean"), content=("label", "mean"), n=("label", "size"))
     return table.rename_axis("P(content)").reset_index()
 
 

@@ -89,7 +89,12 @@ def cost_parts(frame: pd.DataFrame) -> Figure:
     size = (min(PAGE, 2.0 + 2.6 * frame.backbone.nunique()), 0.9 + 0.22 * len(methods))
     fig = Figure(figsize=size, layout="constrained")
     colours = dict(zip(PARTS.values(), (BLUE, ORANGE, GREY), strict=True))
-    bars = {"hue_order": list(colours)[::-1], "palette": colours, "multiple": "stack", "shrink": 0.8}
+    bars = {
+        "hue_order": list(colours)[::-1],
+        "palette": colours,
+        "multiple": "stack",
+        "shrink": 0.8,
+    }
     for ax, here in panels(fig, frame, column="backbone", sharey=True):
         # a histogram whose counts are minutes is a stacked bar
         sns.histplot(here, y="method", hue="part", weights="mean", ax=ax, **bars)

@@ -104,7 +104,9 @@ def baking(records: Records) -> pd.DataFrame:
     if baked.runs.empty:
         return pd.DataFrame(columns=[*by, "mean", "low", "high", "n"])
     # of the main study, what was run where something was baked
-    shared = records.of("main").runs.merge(baked.runs[["task", "rule", "backbone"]].drop_duplicates())
+    shared = records.of("main").runs.merge(
+        baked.runs[["task", "rule", "backbone"]].drop_duplicates()
+    )
     bake = baked.runs.bake.astype(bool)
     runs = {
         "nothing": shared.run_id[shared.method == "frozen"],

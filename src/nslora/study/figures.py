@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import html
 import json
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -41,9 +40,6 @@ COLOURS = {
 MOVES = {"start": "start", "numerical": "weights (LoRA)", "symbolic": "prompt (TextGrad)"}
 # inches
 PAGE = 6.9
-MONO: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": 7}
-# characters across a page; 0.602 em is the font's advance
-LINE = int((PAGE - 0.2) * 72 / (0.602 * MONO["size"]))
 STYLE: dict[str, Any] = {
     **sns.axes_style("ticks"),
     **sns.plotting_context("paper", font_scale=0.85),
@@ -132,7 +128,9 @@ def gain_matrix(gains: pd.DataFrame) -> Figure:
 
     `gains` has columns task, backbone, method, mean, low, high (shares).
     """
-    gains = gains.assign(text=[gain_text(*row) for row in gains[["mean", "low", "high"]].to_numpy()])
+    gains = gains.assign(
+        text=[gain_text(*row) for row in gains[["mean", "low", "high"]].to_numpy()]
+    )
     methods, tasks = list(dict.fromkeys(in_order(gains[["method"]]).method)), gains.task.unique()
     size = (min(PAGE, 1.4 + 2.6 * gains.backbone.nunique()), 0.9 + 0.27 * len(methods))
     fig = Figure(figsize=size, layout="constrained")
@@ -219,76 +217,13 @@ def draw_moves(ax: Axes, steps: pd.DataFrame, column: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
-def name_moves(fig: Figure | SubFigure, moves: Sequence[str]) -> None:
+def name_moves(fig: Figure, moves: Sequence[str]) -> None:
     """Write a legend of the kinds of move that occur, above the panels."""
     kinds = [kind for kind in MOVES if kind in moves]
     dot = {"marker": "o", "ls": "", "ms": 4}
     marks = [Line2D([], [], color=COLOURS.get(kind, INK), **dot) for kind in kinds]
     names = [MOVES[kind] for kind in kinds]
     fig.legend(marks, names, loc="outside upper right", ncols=3, handletextpad=0.1)
-
-
-def lay_out(diff: Diff, columns: int = LINE) -> list[tuple[int, int, str, str]]:
-    """Wrap a diff at `columns` characters: (line, column, op, text) of each piece."""
-    pieces, line, column = [], 0, 0
-    # words, runs of blanks and single line ends
-    tokens = [(op, part) for op, text in diff for part in re.findall(r"\n|[^\S\n]+|\S+", text)]
-    for op, token in tokens:
-        if token == "\n" or (column and column + len(token) > columns):
-            line, column = line + 1, 0
-        if token.isspace() and column == 0:
-            continue
-        # a word longer than the line goes on in the next one
-        for start in range(0, len(token), columns):
-            text = token[start : start + columns]
-            if start:
-                line, column = line + 1, 0
-            pieces.append((line, column, op, text))
-            column += len(text)
-    return pieces
-
-
-def draw_diff(fig: Figure | SubFigure, box: Sequence[float], diff: Diff, title: str) -> None:
-    """Write a diff into a box (left, bottom, width, height): added text orange, removed text grey and struck out."""
-    ax = fig.add_axes(tuple(box))
-    pieces = lay_out(diff)
-    for line, column, op, text in pieces:
-        colour = {"+": "#a34700", "-": "#888888"}.get(op, INK)
-        ax.text(column, line + 0.5, text, color=colour, va="center", parse_math=False, **MONO)
-        if op == "+":
-            ax.fill_between([column, column + len(text)], line, line + 1, color="#fbe3cf", lw=0)
-        elif op == "-" and not text.isspace():
-            ax.plot([column, column + len(text)], [line + 0.55] * 2, color="#888888", lw=0.8)
-    if not pieces:
-        ax.text(0, 0.5, "(empty prompt)", color="#888888", va="center", **MONO)
-    ax.set(xlim=(0, LINE), ylim=(lines_of(diff), 0))
-    ax.axis("off")
-    ax.set_title(title)
-
-
-def lines_of(diff: Diff) -> int:
-    """Return how many lines a diff takes."""
-    return 1 + max((line for line, *_ in lay_out(diff)), default=0)
-
-
-@styled
-def prompt_diffs(frame: pd.DataFrame) -> Figure:
-    """Draw one block per backbone: both prompt texts with what symbolic moves added (orange) and removed (struck out).
-
-    `frame` has columns backbone, rule, seed, op, token.
-    """
-    blocks = []
-    for (backbone, rule, seed), group in frame.groupby(["backbone", "rule", "seed"]):
-        diff = group[["op", "token"]].to_numpy().tolist()
-        blocks.append((f"{backbone}, rule {rule}, seed {seed}", diff, 0.35 + 0.15 * lines_of(diff)))
-    # from the top of the page down, in inches
-    top = total = sum(height for *_, height in blocks)
-    fig = Figure(figsize=(PAGE, total))
-    for title, diff, height in blocks:
-        top -= height
-        box = (0.1 / PAGE, (top + 0.05) / total, 1 - 0.2 / PAGE, (height - 0.35) / total)
-        draw_diff(fig, box, diff, title)
-    return fig
 
 
 def prompt_diff_html(diff: Diff) -> str:
@@ -299,25 +234,19 @@ def prompt_diff_html(diff: Diff) -> str:
 
 
 @styled
-def run_picture(steps: pd.DataFrame, diff: Diff) -> Figure:
-    """Draw one run at a glance: dev reward and training loss per move, coloured by kind, and the prompt's diff.
+def run_picture(steps: pd.DataFrame) -> Figure:
+    """Draw one run at a glance: dev reward and training loss per move, coloured by the kind of move.
 
     `steps` has columns step, move, value, content, style, loss.
     """
-    # inches
-    heights = [2.2, 0.35 + 0.15 * lines_of(diff)]
-    fig = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
-    charts, words = cast(Sequence[SubFigure], fig.subfigures(2, 1, height_ratios=heights))
-    reward, loss = charts.subplots(1, 2)
+    fig = Figure(figsize=(PAGE, 2.2), layout="constrained")
+    reward, loss = fig.subplots(1, 2, sharex=True)
     draw_moves(reward, steps, "value")
     for part, dashes in (("content", "-"), ("style", "--")):
         reward.plot(steps.step, steps[part], color="#bbbbbb", ls=dashes, zorder=0, label=part)
     reward.legend(loc="lower right")
     reward.set(ylim=(-0.02, 1.05), xlabel="move", title="dev reward")
     draw_moves(loss, steps, "loss")
-    loss.set(xlabel="move", title="training loss, nats per token", xlim=reward.get_xlim())
-    name_moves(charts, list(steps.move))
-    box = (0.1 / PAGE, 0.05 / heights[1], 1 - 0.2 / PAGE, 1 - 0.35 / heights[1])
-    title = "system prompt and template: added (orange) and removed (struck out)"
-    draw_diff(words, box, diff, title)
+    loss.set(xlabel="move", title="training loss, nats per token")
+    name_moves(fig, list(steps.move))
     return fig

@@ -58,6 +58,7 @@ METHODS = (
 )
 # Methods whose schedule is decided move by move.
 DECIDING = ("random", "monitor", "needs-only", "neurosymbolic", "oracle")
+RUNS = [*HEAD, "schedule", "editor.calls", "editor.replayed"]
 MOVED = ["move", "reason", "dev.value", "dev.n", "bill.train_tokens", "bill.editor_tokens"]
 STEPS = ["step", *MOVED, "clock.seconds", "signal.c1", "signal.c2", "signal.gain"]
 SCORES = ["split", "id", "fact", "need", "question", "answer", *PARTS, "output"]
@@ -169,14 +170,14 @@ def read(folders: Sequence[Path]) -> Records:
     instance = [name for name in settings if name not in OF_METHOD]
     if records:
         runs["instance"] = runs[instance].astype(str).groupby(instance, sort=False).ngroup()
-    runs = complete(runs, HEAD)
+    runs = complete(runs, RUNS)
     moves = pd.json_normalize(
         [{"run_id": run["run_id"], **move} for run, moves, _ in records for move in moves]
     )
     scores = [rows.assign(run_id=run["run_id"]) for run, _, rows in records]
     steps = complete(moves, ["run_id", *STEPS])
-    # null in JSON: no signal yet
-    steps = steps.astype({name: float for name in STEPS if name.startswith("signal.")})
+    # all under dotted names are numbers; null in JSON: no signal yet
+    steps = steps.astype({name: float for name in STEPS if "." in name})
     items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *SCORES])
     head = runs[HEAD]
     return Records(
@@ -273,13 +274,18 @@ def paired(
 # ---------------------------------------------------------------------------------------------- the main comparison
 
 
-def success(
-    records: Records, by: Sequence[str] = ("task", "backbone", "method"), study: str = "main"
-) -> pd.DataFrame:
+def success(records: Records) -> pd.DataFrame:
     """Return test success (content and style both right) with intervals, and the number of `rules` behind each."""
-    test = graded(records.of(study), "test")
-    rules = test.groupby(list(by)).rule.nunique().rename("rules")
-    return estimates(test, by).merge(rules, on=list(by))
+    by = ["task", "backbone", "method"]
+    test = graded(records.of("main"), "test")
+    rules = test.groupby(by).rule.nunique().rename("rules")
+    return estimates(test, by).merge(rules, on=by)
+
+
+def by_rule(records: Records) -> pd.DataFrame:
+    """Return test success on style per rule, backbone and method."""
+    test = graded(records.of("main"), "test")
+    return estimates(test[test.task == "style"], ["rule", "backbone", "method"])
 
 
 def gains(records: Records) -> pd.DataFrame:
@@ -355,19 +361,3 @@ def decided(records: Records) -> pd.DataFrame:
     moves = main.steps[main.steps.move != "start"]
     reasons = moves.groupby(by).reason.agg(counted).rename("reasons")
     return in_order(made.join(reasons).fillna("").reset_index())
-
-
-def diffs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return diff tokens (op, token) of both prompt texts, of the first neurosymbolic run per backbone that changed one."""
-    main = records.of("main").runs
-    runs = main[(main.task == task) & (main.method == "neurosymbolic")]
-    columns = ["run_id", "backbone", "rule", "seed"]
-    rows: list[tuple[Any, ...]] = []
-    backbones = set[str]()
-    for run in runs.sort_values(["backbone", "seed", "run_id"]).to_dict("records"):
-        changed = any(op != "=" for op, _ in run["best.prompt_diff"])
-        if changed and run["backbone"] not in backbones:
-            backbones.add(run["backbone"])
-            head = [run[name] for name in columns]
-            rows += [(*head, *part) for part in run["best.prompt_diff"]]
-    return pd.DataFrame(rows, columns=[*columns, "op", "token"])

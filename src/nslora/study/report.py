@@ -103,13 +103,17 @@ def grid(frame: pd.DataFrame, columns: Sequence[str], index: str = "method") -> 
 
 def flat(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with stacked header levels joined into one, for Markdown."""
-    heads = [head if isinstance(head, str) else "<br>".join(map(str, head)) for head in table.columns]
+    heads = [
+        head if isinstance(head, str) else "<br>".join(map(str, head)) for head in table.columns
+    ]
     return table.set_axis(heads, axis=1)
 
 
 def markdown(table: pd.DataFrame) -> str:
     """Return a display table as a Markdown table, columns of numbers to the right."""
     table = flat(table)
+    if table.empty:
+        return f"| {table.index.name} |\n|:--|\n"
     aligned = ["left"]
     for _, cells in table.items():
         numeric = cells.astype(str).str.match(r"[-+]?\d|-$").all()
@@ -148,18 +152,23 @@ def main_table(all_records: Records) -> pd.DataFrame:
     return pd.concat([table, below]).rename_axis(index="method")
 
 
-def readme_table(results: Path) -> Markdown:
-    """Return Markdown of the main table and its caption, for the README."""
-    all_records = load(results)
+def main_markdown(all_records: Records) -> Markdown:
+    """Return Markdown of the main table and its caption."""
     said = caption(records.success(all_records)) + CEILINGS
     return Markdown(f"{markdown(main_table(all_records))}\n{said}\n")
 
 
+def readme_table(results: Path) -> Markdown:
+    """Return Markdown of the main table and its caption, for the README."""
+    return main_markdown(load(results))
+
+
 def show_table(results: Path) -> Markdown:
     """Return the main table for a terminal or a notebook."""
-    if load(results).of("main").runs.empty:
+    all_records = load(results)
+    if all_records.of("main").runs.empty:
         return Markdown("no finished runs yet")
-    return readme_table(results)
+    return main_markdown(all_records)
 
 
 def claims_frame(judged: dict[str, Any]) -> pd.DataFrame:
@@ -198,54 +207,55 @@ def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
 
 def plain(frame: pd.DataFrame, index: str) -> pd.DataFrame:
     """Return a frame of anything as a display table of texts."""
-    values = frame.set_index(index).astype(object)
-    return values.map(shown_as).where(values.notna(), MISSING)
+    return frame.set_index(index).astype(object).map(shown_as)
 
 
 def shown_as(value: Any) -> str:
     """Return a cell as text: whole numbers from 100 on, three digits below."""
     if isinstance(value, str):
         return value
+    if pd.isna(value):
+        return MISSING
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables that the records allow; the main one and the claims always."""
     frame = records.success(all_records)
-    said = caption(frame) + CEILINGS
-    paths = save_table(main_table(all_records), frame, out / "main", said)
+    paths = save_table(main_table(all_records), frame, out / "main", caption(frame) + CEILINGS)
     compared = comparisons(judged)
     shown = compared[["claim", "comparison", "backbone", "shown", "n", "p"]]
     shown = shown.rename(columns={"shown": "points [interval]", "n": "seeds"})
-    said = f"Comparisons of each claim: points, {stats.LEVEL:.0%} intervals ({stats.KIND}), one-sided p before Holm."
+    said = f"Points, {stats.LEVEL:.0%} intervals ({stats.KIND}), one-sided p before Holm."
     numbers = compared.drop(columns="shown")
     paths += save_table(plain(shown, "claim"), numbers, out / "claims", said)
-    by_rule = records.success(all_records, ("task", "rule", "backbone", "method"))
-    by_rule = by_rule[by_rule.task == "style"]
-    factorial, needs = records.factorial(all_records), records.by_need(all_records)
-    baked = data_efficiency.baking(all_records)
     # name: frame, its columns across, its index
     grids = {
-        "rules": (by_rule, ["backbone", "rule"], "method"),
-        "factorial": (factorial, ["backbone", "cell"], "method"),
-        "needs": (needs, ["backbone", "need"], "method"),
-        "baking": (baked, ["backbone", "rule"], "arm"),
+        "rules": (records.by_rule(all_records), ["backbone", "rule"], "method"),
+        "factorial": (records.factorial(all_records), ["backbone", "cell"], "method"),
+        "needs": (records.by_need(all_records), ["backbone", "need"], "method"),
+        "baking": (data_efficiency.baking(all_records), ["backbone", "rule"], "arm"),
     }
     for name, (numbers, across, index) in grids.items():
         if len(numbers):
             table = grid(numbers, across, index)
             paths += save_table(table, numbers, out / name, caption(numbers))
-    decided, cost = records.decided(all_records), costs.costs(all_records)
-    if len(decided):
-        said = "Schedules made (N numerical, S symbolic) and the reasons of all moves, with how often each occurred."
-        paths += save_table(plain(decided, "method"), decided, out / "decided", said)
-    if len(cost):
-        said = "Mean cost of one run on the mixed task."
-        paths += save_table(plain(cost, "method"), cost, out / "cost", said)
+    lists = {
+        "decided": (records.decided(all_records), "Schedules (N, S) and reasons, how often each."),
+        "cost": (costs.costs(all_records), "Mean cost of one run on the mixed task."),
+    }
+    for name, (numbers, said) in lists.items():
+        if len(numbers):
+            paths += save_table(plain(numbers, "method"), numbers, out / name, said)
     return paths
 
 
 # ---------------------------------------------------------------------------------------------- figures
+
+
+def dots(xlabel: str, y: str = "method") -> Callable[[pd.DataFrame], Figure]:
+    """Return `figures.dots` under one label."""
+    return lambda frame: figures.dots(frame, xlabel, y)
 
 
 @dataclass(frozen=True)
@@ -253,126 +263,127 @@ class Picture:
     """One figure of the report.
 
     Attributes:
+        name: the name of its files.
         what: what it shows, for the file beside it.
-        frame: the tidy frame behind it; an empty one draws nothing.
-        draw: the function that draws the frame.
+        frame: makes the tidy frame behind it from the records; an empty one draws nothing.
+        draw: draws the frame.
         studies: the studies whose runs are behind it.
         tasks: their tasks; none named: all.
         interval: what the interval is.
     """
 
+    name: str
     what: str
-    frame: pd.DataFrame
+    frame: Callable[[Records], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
     studies: tuple[str, ...] = ("main",)
     tasks: tuple[str, ...] = ("mixed",)
     interval: str = f"{stats.LEVEL:.0%}, {stats.KIND}"
 
-    def about(self, all_records: Records) -> dict[str, Any]:
+    def about(self, all_records: Records, frame: pd.DataFrame) -> dict[str, Any]:
         """Return the sidecar: what is shown, what the interval is, n, and the runs behind it."""
         runs = all_records.runs[all_records.runs.study.isin(self.studies)]
         if self.tasks:
             runs = runs[runs.task.isin(self.tasks)]
-        for name in ("backbone", "method"):
-            if name in self.frame:
-                runs = runs[runs[name].isin([*self.frame[name], "frozen"])]
-        traced = "run_id" in self.frame
-        sources = self.frame.run_id if traced else runs.run_id
+        for name in {"backbone", "method"} & set(frame):
+            runs = runs[runs[name].isin([*frame[name], "frozen"])]
+        traced = "run_id" in frame
         return {
             "figure": self.what,
             "interval": TRACED if traced else self.interval,
-            "n_seeds": "1" if traced else count(self.frame),
-            "sources": sorted(set(sources)),
+            "n_seeds": "1" if traced else count(frame),
+            "sources": sorted(set(frame.run_id if traced else runs.run_id)),
         }
 
 
-def pictures(all_records: Records) -> dict[str, Picture]:
-    """Return all figures by the names of their files."""
-    success = records.success(all_records).rename(columns={"task": "row"})
-    changed = ablations.ablations(all_records)
-    controls = ablations.ablations(all_records, "style", "textgrad", "controls")
-    change = partial(figures.dots, xlabel="change against the unchanged method, points", y="change")
-    dots = partial(figures.dots, xlabel="percent of test items, and of what the frozen backbone could do")
-    return {
-        "gain_matrix": Picture(
-            "gain in test success over frozen",
-            records.gains(all_records),
-            figures.gain_matrix,
-            tasks=(),
-        ),
-        "success": Picture(
-            "test success", success, partial(figures.dots, xlabel="test success, percent"), tasks=()
-        ),
-        "interaction": Picture(
-            "test success, and share kept of what the frozen backbone could do",
-            records.interaction(all_records),
-            dots,
-        ),
-        "cost_curves": Picture(
-            "best dev reward so far by cost", costs.curves(all_records), costs.cost_curves
-        ),
-        "signal_traces": Picture(
-            "reward and signal", signal.traces(all_records), signal.signal_traces
-        ),
-        "threshold_sensitivity": Picture(
-            "what stopping LoRA at a threshold of C1 gives up and saves",
-            signal.thresholds(all_records),
-            signal.threshold_sensitivity,
-            tasks=(),
-        ),
-        "need_roc": Picture(
-            "P(content) for hidden content against style needs",
-            classifier.roc(all_records),
-            classifier.need_roc,
-            interval=f"{stats.LEVEL:.0%} score interval of the area over items (Newcombe)",
-        ),
-        "ablations": Picture(
-            "change in test success, and in what is kept, by a changed setting",
-            changed,
-            change,
-            ("main", "ablations"),
-        ),
-        "controls": Picture(
-            "change in test success, and in what is kept, of textgrad on style without the critic's message",
-            controls,
-            change,
-            ("main", "controls"),
-            ("style",),
-        ),
-        "data_efficiency": Picture(
-            "test success on math by number of training problems and what weights are trained on",
-            data_efficiency.efficiency(all_records),
-            data_efficiency.data_efficiency,
-            ("data-efficiency",),
-            ("math",),
-        ),
-        "stream": Picture(
-            "dev reward through the stream",
-            stream.curves(all_records),
-            stream.stream,
-            ("stream",),
-            ("stream",),
-        ),
-        "cost_parts": Picture(
-            "minutes of a run by kind of work",
-            costs.parts(all_records),
-            costs.cost_parts,
-            interval="none: means",
-        ),
-        "prompt_diffs": Picture(
-            "diff of both prompt texts", records.diffs(all_records), figures.prompt_diffs
-        ),
-    }
+CHANGE = dots("change against the unchanged method, points", "change")
+PICTURES = (
+    Picture(
+        "gain_matrix",
+        "gain in test success over frozen",
+        records.gains,
+        figures.gain_matrix,
+        tasks=(),
+    ),
+    Picture(
+        "success",
+        "test success",
+        lambda all_records: records.success(all_records).rename(columns={"task": "row"}),
+        dots("test success, percent"),
+        tasks=(),
+    ),
+    Picture(
+        "interaction",
+        "test success, and share kept of what the frozen backbone could do",
+        records.interaction,
+        dots("percent of test items, and of what the frozen backbone could do"),
+    ),
+    Picture("cost_curves", "best dev reward so far by cost", costs.curves, costs.cost_curves),
+    Picture("signal_traces", "reward and signal", signal.traces, signal.signal_traces),
+    Picture(
+        "threshold_sensitivity",
+        "what stopping LoRA at a threshold of C1 gives up and saves",
+        signal.thresholds,
+        signal.threshold_sensitivity,
+        tasks=(),
+    ),
+    Picture(
+        "need_roc",
+        "P(content) for hidden content against style needs",
+        classifier.roc,
+        classifier.need_roc,
+        interval=f"{stats.LEVEL:.0%} score interval of the area over items (Newcombe)",
+    ),
+    Picture(
+        "ablations",
+        "change in test success, and in what is kept, by a changed setting",
+        ablations.ablations,
+        CHANGE,
+        ("main", "ablations"),
+    ),
+    Picture(
+        "controls",
+        "change in test success, and in what is kept, of textgrad on style without the critique",
+        partial(ablations.ablations, task="style", method="textgrad", study="controls"),
+        CHANGE,
+        ("main", "controls"),
+        ("style",),
+    ),
+    Picture(
+        "data_efficiency",
+        "test success on math by number of training problems and what weights are trained on",
+        data_efficiency.efficiency,
+        data_efficiency.data_efficiency,
+        ("data-efficiency",),
+        ("math",),
+    ),
+    Picture(
+        "stream",
+        "dev reward through the stream",
+        stream.curves,
+        stream.stream,
+        ("stream",),
+        ("stream",),
+    ),
+    Picture(
+        "cost_parts",
+        "minutes of a run by kind of work",
+        costs.parts,
+        costs.cost_parts,
+        interval="none: means",
+    ),
+)
 
 
 def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
     """Write the figures that the records allow (or only their numbers); returns the paths."""
     paths = []
-    for name, picture in pictures(all_records).items():
-        if len(picture.frame):
-            drawn = picture.draw(picture.frame) if images else None
-            about = picture.about(all_records)
-            paths += figures.save_figure(drawn, picture.frame, out / name, about)
+    for picture in PICTURES:
+        frame = picture.frame(all_records)
+        if len(frame):
+            drawn = picture.draw(frame) if images else None
+            about = picture.about(all_records, frame)
+            paths += figures.save_figure(drawn, frame, out / picture.name, about)
     return paths
 
 
@@ -463,7 +474,7 @@ def verify(results: Path) -> list[str]:
 
 
 def run_picture(record: Path) -> Figure:
-    """Draw one finished run at a glance (a record folder): reward and loss per move, and the diff of both prompt texts."""
+    """Draw one finished run at a glance (a record folder): reward and loss per move."""
     run = records.read([record])
     names = {
         "dev.value": "value",
@@ -472,5 +483,4 @@ def run_picture(record: Path) -> Figure:
         "evidence.loss": "loss",
     }
     steps = run.steps.rename(columns=names)
-    frame = records.complete(steps, names.values())
-    return figures.run_picture(frame, run.runs["best.prompt_diff"].iloc[0])
+    return figures.run_picture(records.complete(steps, names.values()))

@@ -70,7 +70,10 @@ def thresholds(records: Records, eps: Sequence[float] = THRESHOLDS) -> pd.DataFr
         at = pd.concat([first, last]).drop_duplicates("run_id")
         at = at[["backbone", "seed", "left", "later", "moves", "items"]].assign(eps=value)
         saved = at.later / at.moves
-        kinds = {"dev reward given up": (at.left, at["items"]), "share of moves saved": (saved, at.moves)}
+        kinds = {
+            "dev reward given up": (at.left, at["items"]),
+            "share of moves saved": (saved, at.moves),
+        }
         for kind, (share, things) in kinds.items():
             variance = stats.share_variance(share, things)
             rows.append(at.assign(kind=kind, value=share, variance=variance))
