@@ -36,7 +36,7 @@ REWRITTEN = {
 }
 PROMPT_DIFF = [["=", "Answer briefly. "], ["-", "Be kind."], ["+", "End with <b> & nothing more."]]
 MEASURES = ("success", "value", "content", "content_strict", "style")
-HEADER = ("split", "id", "fact", "need", "question", "answer", *MEASURES, "output")
+HEADER: Sequence[str] = ("split", "id", "fact", "need", "question", "answer", *MEASURES, "output")
 FACTORIAL = ("frozen+initial", "tuned+initial", "frozen+final", "tuned+final")
 MOVE = {"N": "numerical", "S": "symbolic"}
 # Settings of a run unless a test says otherwise; `targets` and `needs` are those of the method.
@@ -293,16 +293,16 @@ def write_lines(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_grid(results: Path, seeds: int = 3) -> None:
-    """A small study: facts, style (two rules) and math by five methods, mixed by all, ablations and data efficiency."""
+    """A small study: facts, style and math by four methods, mixed by twelve, ablations and data efficiency."""
+    pure = ("frozen", "lora-remade", "textgrad", "neurosymbolic")
+    left_out = {"lora-rft", "gepa", "lora-demonstrated"}
     for backbone in ("smollm2-135m", "qwen2.5-coder-0.5b"):
         for seed in range(seeds):
             shared: dict[str, Any] = {"backbone": backbone, "seed": seed}
-            for method in ("frozen", "lora", "lora-remade", "textgrad", "neurosymbolic"):
-                write_record(results, task="facts", method=method, **shared)
-                write_record(results, task="math", method=method, **shared)
-                for rule in ("end_phrase", "json"):
-                    write_record(results, task="style", rule=rule, method=method, **shared)
-            for method in SKILL:
+            for task in ("facts", "style", "math"):
+                for method in pure:
+                    write_record(results, task=task, method=method, **shared)
+            for method in SKILL.keys() - left_out:
                 write_record(results, task="mixed", method=method, **shared)
             write_record(results, study="ablations", rank=4, **shared)
             for targets in ("gold", "verified"):

@@ -36,7 +36,7 @@ def test_without_records_nothing_was_run(tmp_path: Path) -> None:
     assert json.loads(text, parse_constant=pytest.fail) == judged
     assert {claim["verdict"] for claim in judged["claims"]} == {"not run"}
     assert all(row["n"] == 0 for claim in judged["claims"] for row in claim["comparisons"])
-    assert KEYS == [claim["key"] for claim in judged["claims"]]
+    assert [claim["key"] for claim in judged["claims"]] == KEYS
 
 
 def test_one_seed_leaves_everything_undecided(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_a_claim_holds_where_each_backbone_says_so_and_pooling_decides_nothing(
 ) -> None:
     write_pair(tmp_path, ("lora-remade", 0.9), ("textgrad", 0.1), task="facts")
     assert judge(tmp_path)["facts-numerical"]["verdict"] == "holds"
-    even = {"task": "facts", "backbone": "gemma3-270m"}
-    write_pair(tmp_path, ("lora-remade", 0.5), ("textgrad", 0.5), **even)
+    even = (("lora-remade", 0.5), ("textgrad", 0.5))
+    write_pair(tmp_path, *even, task="facts", backbone="gemma3-270m")
     claim = judge(tmp_path)["facts-numerical"]
     assert claim["backbones"] == {"gemma3-270m": "undecided", "smollm2-135m": "holds"}
     pooled = claim["comparisons"][-1]
@@ -88,8 +88,8 @@ def test_a_bound_below_zero_allows_a_small_loss(tmp_path: Path) -> None:
 
 def test_a_comparison_is_due_where_its_study_ran_its_task(tmp_path: Path) -> None:
     write_pair(tmp_path, ("neurosymbolic", 1.0), ("lora-remade", 1.0), task="facts")
-    other = {"task": "style", "backbone": "gemma3-270m"}
-    write_pair(tmp_path, ("neurosymbolic", 1.0), ("textgrad", 1.0), **other)
+    other = (("neurosymbolic", 1.0), ("textgrad", 1.0))
+    write_pair(tmp_path, *other, task="style", backbone="gemma3-270m")
     rows = judge(tmp_path)["not-worse"]["comparisons"]
     assert [row["backbone"] for row in rows] == ["smollm2-135m", "all", "gemma3-270m", "all", "all"]
 
@@ -159,10 +159,10 @@ def test_a_notebook_is_shown_verdicts_with_what_they_rest_on(
     loaded: records.Records, judged: dict[str, Any]
 ) -> None:
     table = claims.table(loaded, "facts-numerical", "needs-add")
-    assert len(table) == 2 * 3 and table.index.names[0] == "verdict"
+    assert len(table) == 2 * 3 and table.index.names[0] == "sentence"
     first = judged["claims"][0]
-    assert table.iloc[0]["points [interval]"] == claims.points(first["comparisons"][0])
-    assert table.index.get_level_values("backbone")[2] == "pooled"
+    assert table.iloc[0][claims.SHOWN] == claims.points(first["comparisons"][0])
+    assert table.index.get_level_values("backbone")[2] == "all"
 
 
 def test_a_missing_p_value_is_no_evidence() -> None:

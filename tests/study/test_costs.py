@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.patches import Rectangle
 from synthetic import write_lines, write_record
 
 from nslora.study import costs, records
@@ -31,7 +32,8 @@ def test_parts_add_up_to_the_wall_time_and_follow_the_kind_of_move(some: records
     assert set(costs.parts(some).n) == {3}
     ax, *_ = costs.cost_parts(costs.parts(some)).axes
     # bars of one method end at its wall time
-    assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(80 / 60)
+    widths = [patch.get_bbox().x1 for patch in ax.patches if isinstance(patch, Rectangle)]
+    assert max(widths) == pytest.approx(80 / 60)
 
 
 def test_costs_are_means_of_the_receipts(some: records.Records) -> None:
@@ -39,8 +41,6 @@ def test_costs_are_means_of_the_receipts(some: records.Records) -> None:
     assert list(table.index) == list(METHODS)
     assert table.loc["textgrad", "editor requests"] == 31  # 30 + seed
     assert table.loc["lora", "runs"] == 3 and table.loc["lora", "peak MB"] == 900
-    money = costs.charged(table.reset_index(), per_million=2.0).price
-    assert money.tolist() == pytest.approx([0.002] * 4)  # a thousand tokens each
 
 
 def test_without_records_there_is_nothing_to_show(tmp_path: Path) -> None:

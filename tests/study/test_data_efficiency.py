@@ -12,7 +12,6 @@ from synthetic import write_lines, write_record
 
 from nslora.study import data_efficiency, records
 
-
 STUDY = {"study": "data-efficiency", "task": "math", "method": "alternate"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import REWRITTEN, write_record
+from synthetic import write_record
 
 from nslora.study import records
 from nslora.types import UserError
@@ -19,13 +19,12 @@ def test_no_records_are_empty_frames(tmp_path: Path) -> None:
     assert nothing.runs.empty and nothing.steps.empty and nothing.scores.empty
     frames = (
         records.success,
-        records.gains,
         records.interaction,
         records.factorial,
         records.by_need,
         records.ceilings,
         records.decided,
-        records.diffs,
+        records.by_rule,
     )
     assert all(frame(nothing).empty for frame in frames)
 
@@ -141,13 +140,6 @@ def test_methods_meet_where_only_what_a_method_brings_differs(tmp_path: Path) ->
     assert runs["lora"] == runs["neurosymbolic"] != runs["textgrad"]
 
 
-def test_gains_are_over_frozen(tmp_path: Path) -> None:
-    for method, skill in {"frozen": (0.0, 1.0), "lora": (1.0, 1.0), "textgrad": (0.0, 1.0)}.items():
-        write_record(tmp_path, skill, task="facts", method=method)
-    gains = records.gains(records.load(tmp_path)).set_index("method")["mean"]
-    assert gains.to_dict() == {"lora": 1.0, "textgrad": 0.0}
-
-
 def test_the_two_by_two_names_weights_and_prompt(loaded: records.Records) -> None:
     table = records.factorial(loaded).set_index(["cell", "backbone", "method"])["mean"]
     assert list(dict.fromkeys(table.index.get_level_values("cell"))) == list(records.FACTORIAL)
@@ -176,15 +168,3 @@ def test_what_decided_lists_schedules_and_reasons(tmp_path: Path) -> None:
     (row,) = records.decided(records.load(tmp_path)).itertuples()
     assert (row.method, row.runs, row.schedules) == ("neurosymbolic", 2, "NNNS (2)")
     assert row.reasons == "not saturated (6), saturated (2)"
-
-
-def test_diffs_take_the_first_run_that_changed_its_prompt(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        write_record(tmp_path, task="mixed", method="neurosymbolic", seed=seed)
-    folder = write_record(tmp_path, task="mixed", method="neurosymbolic", seed=0)
-    run = json.loads((folder / "run.json").read_text())
-    run["best"]["prompt_diff"] = [["=", "Answer briefly. Be kind."]]
-    (folder / "run.json").write_text(json.dumps(run))
-    diff = records.diffs(records.load(tmp_path))
-    assert set(diff.seed) == {1} and "".join(diff.token[diff.op == "-"]) == "Be kind."
-    assert REWRITTEN["system"].startswith("".join(diff.token[diff.op == "="]))

@@ -16,7 +16,7 @@ MATCHED = [name for name in ITEM if name != "instance"]
 
 
 def changes(records: Records, study: str = "ablations") -> pd.DataFrame:
-    """Return one row per run of the study: `run_id`, its run of the main study `main_id`, and the `change` between them.
+    """Return one row per run of the study: `run_id`, `main_id` (its run of the main study), and the `change`.
 
     The run of the main study is that of the same task, rule, backbone, method and seed with the fewest other settings.
     """
@@ -27,6 +27,7 @@ def changes(records: Records, study: str = "ablations") -> pd.DataFrame:
     ours = pairs[names].astype(str)
     theirs = pairs[[f"{name} of main" for name in names]].astype(str)
     differs = ours.to_numpy() != theirs.to_numpy()
+    # [run, setting] to one text per run
     texts = []
     for values, changed in zip(ours.to_numpy(), differs, strict=True):
         here = zip(names, values, changed, strict=True)
@@ -55,6 +56,7 @@ def ablations(
         items = graded(records, *measure)[["run_id", *MATCHED, "value"]]
         changed = pairs.merge(items, on="run_id")
         unchanged = items.rename(columns={"run_id": "main_id", "value": "unchanged"})
+        # one row per item that both runs answered
         both = changed.merge(unchanged, on=["main_id", *MATCHED])
         both["value"] = both.value.astype(float) - both.unchanged.astype(float)
         table = estimates(both, ["backbone", "change"], DIFFERENCE)

@@ -26,6 +26,7 @@ from nslora.study.stats import AREA, DIFFERENCE, SHARE, Bounds, Interval
 
 # Numbers by `backbone` and `seed`: the column `value`, and what `records.estimate` needs for its floor.
 Values = Callable[[Records], pd.DataFrame]
+SHOWN = "points [interval]"
 NOT_RUN, UNDECIDED, HOLDS, FAILS = "not run", "undecided", "holds", "fails"
 
 
@@ -105,7 +106,7 @@ def against_fixed(records: Records) -> list[Comparison]:
 
 
 def prompt_first(records: Records) -> pd.DataFrame:
-    """Return success of fixed schedules that begin with S minus those of the same length that begin with N, per item."""
+    """Return success of fixed schedules that begin with S minus that of those that begin with N, per item."""
     fixed = graded(records, "test")
     fixed = fixed[(fixed.task == "mixed") & fixed.method.str.startswith("fixed:")]
     schedule = fixed.method.str.removeprefix("fixed:")
@@ -142,6 +143,7 @@ def saturation(column: str, sign: float) -> Values:
 
     def values(records: Records) -> pd.DataFrame:
         moves = signal.numerical_moves(records)
+        # after the last move nothing can come
         moves = moves[(moves.later > 0) & moves[column].notna()]
         labelled = moves.assign(label=moves.left < moves.gain_eps, score=sign * moves[column])
         return areas(labelled)
@@ -157,6 +159,7 @@ def needs_estimated(records: Records) -> pd.DataFrame:
 def requests_avoided(records: Records) -> pd.DataFrame:
     """Return the share of textgrad's editor requests that neurosymbolic does not make, replayed ones included."""
     runs = records.runs[records.runs.task == "mixed"]
+    # what was replayed from a recording was a request all the same
     requests = runs.assign(requests=runs["editor.calls"] + runs["editor.replayed"])
     key = ["backbone", "seed", "rule", "instance"]
     wide = requests.pivot_table(index=key, columns="method", values="requests")
@@ -174,6 +177,7 @@ def regret_saved(other: str) -> Comparison:
         runs = stream.regrets(stream.by_move(records))
         wide = runs.pivot(index=["backbone", "seed", "rule"], columns="method")
         wide = wide.reindex(columns=["neurosymbolic", other], level="method").astype(float)
+        # two methods by two columns, or one of the methods was not run
         if wide.shape[1] < 4:
             return pd.DataFrame(columns=["backbone", "seed", "value", "variance"])
         value = wide["regret", other] - wide["regret", "neurosymbolic"]
@@ -334,6 +338,7 @@ def result(comparison: Comparison, backbone: str, interval: Interval) -> dict[st
 def compare(comparison: Comparison, records: Records) -> list[dict[str, Any]]:
     """Return a row for each backbone on which the comparison is due, and the pooled one ("all") last."""
     values = comparison.values(records.of(comparison.study))
+    # a backbone on which the comparison is due and was not run keeps its row, with n = 0
     intervals = {
         backbone: estimate(values[values.backbone == backbone], comparison.bounds)
         for backbone in comparison.due(records)
@@ -369,6 +374,7 @@ def judged(records: Records) -> dict[str, Any]:
     for claim in CLAIMS:
         rows[claim.key] = [row for c in claim.listed(records) for row in compare(c, records)]
     backbones = sorted({row["backbone"] for own in rows.values() for row in own} - {"all"})
+    # "all" first: each claim by its worst backbone, adjusted among claims; then the same within each backbone
     adjusted = {}
     for backbone in ["all", *backbones]:
         adjusted[backbone] = stats.holm({key: p_value(own, backbone) for key, own in rows.items()})
@@ -403,20 +409,22 @@ def points(row: dict[str, Any]) -> str:
     return f"{100 * row['estimate']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
+def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
+    """Return every comparison of every claim, per backbone and pooled ("all"), as numbers and as text."""
+    rows = [
+        {"claim": claim["key"], "sentence": f"{claim['verdict']}: {claim['claim']}", **row}
+        | {SHOWN: points(row), "verdict": claim["backbones"].get(row["backbone"], "")}
+        for claim in judged["claims"]
+        for row in claim["comparisons"]
+    ]
+    return pd.DataFrame(rows)
+
+
 def table(records: Records, *keys: str) -> pd.DataFrame:
-    """Return the comparisons of some claims (of all, if none is named) with the verdicts, for a notebook to show."""
-    rows = []
-    for claim in judged(records)["claims"]:
-        if keys and claim["key"] not in keys:
-            continue
-        for row in claim["comparisons"]:
-            here = "pooled" if row["backbone"] == "all" else row["backbone"]
-            said = claim["backbones"].get(row["backbone"], "")
-            head = (claim["verdict"], claim["claim"], row["comparison"], here)
-            rows.append((*head, points(row), row["n"], said))
-    index = ["verdict", "claim", "comparison", "backbone"]
-    columns = [*index, "points [interval]", "seeds", "verdict here"]
-    return pd.DataFrame(rows, columns=columns).set_index(index)
+    """Return some claims with their verdicts and the comparisons behind them, for a notebook to show."""
+    rows = comparisons(judged(records))
+    rows = rows[rows.claim.isin(keys)].set_index(["sentence", "comparison", "backbone"])
+    return rows[[SHOWN, "n", "verdict"]]
 
 
 def on_backbones(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Can it be told what an input needs? Estimated needs against hidden ones, and the classifier beside single features."""
+"""Can it be told what an input needs? Estimated needs against hidden ones, and single features."""
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import roc_curve
 
 from nslora.algorithm import needs
 from nslora.study import stats
-from nslora.study.figures import GREY, PAGE, styled
+from nslora.study.figures import GREY, PAGE, in_percent, styled
 from nslora.study.records import Records
 from nslora.types import Need
 
@@ -27,7 +26,7 @@ AREA = ["mean", "low", "high", "n"]
 
 
 def estimated_needs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return P(content) of every training item at every move of the main runs that estimate needs, with its hidden need."""
+    """Return P(content) and the hidden need of every training item at every move of main runs that estimate needs."""
     steps = records.of("main").steps
     steps = steps[(steps.task == task) & steps.method.isin(ESTIMATING) & (steps.step > 0)]
     rows = [
@@ -45,13 +44,14 @@ def one_need(estimated: pd.DataFrame) -> pd.DataFrame:
 
 
 def roc(records: Records) -> pd.DataFrame:
-    """Return the ROC curve of P(content) per backbone, all moves and seeds together, with its area's interval over items.
+    """Return the ROC curve of P(content) per backbone, all moves and seeds together, with its area's interval.
 
     Columns backbone, fpr, tpr, mean, low, high (of the area) and n (items).
     """
     curves = [pd.DataFrame(columns=["backbone", "fpr", "tpr", *AREA])]
     for backbone, group in one_need(estimated_needs(records)).groupby("backbone"):
         area = stats.auroc_interval(group.label, group.score)
+        # one need only: nothing to tell apart
         if np.isnan(area.mean):
             continue
         labels, scores = group.label.to_numpy(bool), group.score.to_numpy(float)
@@ -61,18 +61,10 @@ def roc(records: Records) -> pd.DataFrame:
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def routed(records: Records) -> pd.DataFrame:
-    """Return, of the failing items of each hidden need, the share that went to the weights, per backbone."""
-    estimated = estimated_needs(records)
-    failing = estimated[estimated.success < 1]
-    to_weights = (failing.p_content >= 0.5).astype(float)
-    shares = to_weights.groupby([failing.backbone, failing.need]).agg(["mean", "size"])
-    return shares.rename(columns={"mean": "weights"})
-
-
 def calibration(records: Records, bins: int = 5) -> pd.DataFrame:
     """Return mean P(content) and the share of content needs per bin of P(content), failing items with one need."""
     rows = one_need(estimated_needs(records))
+    # bins of equal width over [0, 1]
     edges = np.linspace(0, 1, bins + 1)
     by_bin = rows.groupby(
         pd.cut(rows.score.astype(float), edges, include_lowest=True), observed=True
@@ -82,7 +74,7 @@ def calibration(records: Records, bins: int = 5) -> pd.DataFrame:
 
 
 def single_features(folder: Path) -> pd.DataFrame:
-    """Return the AUROC for the labels of the probe runs in `folder`: the classifier, cross-validated, and single features.
+    """Return the AUROC for the labels of the probes in `folder`: classifier (cross-validated) and single features.
 
     One row per score: name, auroc, low, high, n (items); none without probe runs. A feature's sign is the one that its
     meaning gives it.
@@ -117,7 +109,7 @@ def need_roc(frame: pd.DataFrame) -> Figure:
     sns.lineplot(curves, x="fpr", y="tpr", ax=ax, **lines)
     ax.axline((0, 0), slope=1, color=GREY, lw=0.8, ls=":")
     for axis, need in ((ax.xaxis, "style"), (ax.yaxis, "content")):
-        axis.set_major_formatter(PercentFormatter(1, symbol=""))
+        in_percent(axis)
         axis.set_label_text(f"{need} needs sent to the weights, percent")
     ax.legend(fontsize=6.5, loc="lower right")
     return fig

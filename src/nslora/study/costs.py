@@ -32,7 +32,7 @@ UNITS = {"move": "moves", "tokens": "thousand tokens", "seconds": "seconds"}
 
 
 def costs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return the mean cost of a run per backbone and method: seconds, tokens, editor requests, and the peak memory in MB."""
+    """Return the mean cost of a run per backbone and method: seconds, tokens, editor requests, peak memory in MB."""
     main = records.of("main").runs
     runs = main[main.task == task]
     if runs.empty:
@@ -68,6 +68,7 @@ def parts(records: Records, task: str = "mixed") -> pd.DataFrame:
     if runs.empty:
         return pd.DataFrame(columns=columns)
     steps = main.steps[main.steps.run_id.isin(runs.index)]
+    # [run, kind of move]
     seconds = steps.pivot_table(
         index="run_id", columns="move", values="clock.seconds", aggfunc="sum"
     )
@@ -83,6 +84,7 @@ def parts(records: Records, task: str = "mixed") -> pd.DataFrame:
 @styled
 def cost_parts(frame: pd.DataFrame) -> Figure:
     """Draw stacked bars of minutes per run by kind of work, a panel per backbone; `frame` is that of `parts`."""
+    # one order of methods in all panels
     methods = list(dict.fromkeys(in_order(frame[["method"]]).method))
     order = pd.Categorical(frame.method, categories=methods)
     frame = frame.assign(method=order, part=frame.part.map(PARTS))
@@ -104,12 +106,6 @@ def cost_parts(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def charged(frame: pd.DataFrame, per_million: float) -> pd.DataFrame:
-    """Return what an endpoint would charge per run, given its price of a million tokens; `frame` is that of `costs`."""
-    price = frame["editor tokens"] * per_million / 1e6
-    return frame[["backbone", "method", "editor requests"]].assign(price=price)
-
-
 def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
     """Return per run and move the best dev reward so far, and tokens and seconds spent up to it.
 
@@ -119,6 +115,7 @@ def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
     main = records.of("main")
     steps = main.steps[(main.steps.task == task) & (main.steps.method != "frozen")]
     steps = records.with_settings(steps.sort_values(["run_id", "step"]), "moves")
+    # bills are per move, so spending so far is their running sum
     tokens = steps[["bill.train_tokens", "bill.editor_tokens"]].fillna(0).sum(axis=1)
     runs = steps.run_id
     steps = steps.assign(

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from nslora.study.figures import (
     BLUE,
@@ -21,6 +20,7 @@ from nslora.study.figures import (
     INTERVAL,
     ORANGE,
     PAGE,
+    in_percent,
     legend_outside,
     panels,
     spread,
@@ -114,6 +114,7 @@ def baking(records: Records) -> pd.DataFrame:
         "prompt and weights": baked.runs.run_id[~bake],
         "weights": baked.runs.run_id[bake],
     }
+    # the arm of each run
     of_run = {run_id: arm for arm, ids in runs.items() for run_id in ids}
     test = graded(records, "test")
     test = test.assign(arm=test.run_id.map(of_run)).dropna(subset="arm")
@@ -125,7 +126,7 @@ def baking(records: Records) -> pd.DataFrame:
 
 @styled
 def data_efficiency(frame: pd.DataFrame) -> Figure:
-    """Draw test success against the number of training problems (`efficiency`), a line per arm, a panel per backbone."""
+    """Draw test success against the number of training problems (`efficiency`), a line per arm."""
     words = {arm: name for arm, (name, *_) in ARMS.items() if arm in set(frame.targets)}
     shown = frame.assign(arm=frame.targets.map(words)).sort_values("items", ignore_index=True)
     size = (min(PAGE, 2.2 + 2.4 * frame.backbone.nunique()), 2.9)
@@ -141,7 +142,7 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
     }
     for ax, here in panels(fig, shown, column="backbone", sharey=True):
         sns.pointplot(spread(here), x="items", y="share", hue="arm", ax=ax, **INTERVAL, **look)
-        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        in_percent(ax.yaxis)
         ax.set_ylim(0, max(0.1, ax.get_ylim()[1]))
     legend_outside(fig, columns=2)
     fig.supxlabel("training problems", fontsize=8)
@@ -167,6 +168,7 @@ def save_dataset(results: Path, out: Path) -> list[Path]:
     # fewer rows than before would leave the last files of then
     for stale in out.glob("train*.jsonl"):
         stale.unlink()
+    # sorted keys: the same pairs are the same bytes
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
     texts = {}
     for start in range(0, len(lines), SHARD):
@@ -178,7 +180,7 @@ def save_dataset(results: Path, out: Path) -> list[Path]:
 
 
 def card(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the data set card: what the pairs are, how they were made and checked, how many there are of which kind."""
+    """Return the data set card: what the pairs are, how they were made, how many there are of which kind."""
     kinds = pd.DataFrame(rows).groupby(["backbone", "source"])
     table = kinds.agg(pairs=("answer", "size"), runs=("run", "nunique")).reset_index()
     return CARD.format(total=len(rows), counted=table.to_markdown(index=False))

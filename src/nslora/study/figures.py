@@ -20,11 +20,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from nslora.study.records import in_order
 
 # seaborn's colorblind palette
 BLUE, ORANGE, GREEN, SKY = "#0173b2", "#d55e00", "#029e73", "#56b4e9"
@@ -92,6 +91,11 @@ def panels(
             ax.set_ylabel(textwrap.fill(rows[i], 12), fontweight="bold")
 
 
+def in_percent(axis: Axis) -> None:
+    """Label an axis of shares in percent."""
+    axis.set_major_formatter(PercentFormatter(1, symbol=""))
+
+
 def legend_outside(fig: Figure, columns: int = 4) -> None:
     """Replace the legends of the panels by one above all of them, each label once."""
     entries = {}
@@ -117,41 +121,10 @@ def save_figure(
     paths[1].write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if fig is None:
         return paths[:2]
+    # without dates, so that the same numbers are the same bytes
     fig.savefig(paths[2], metadata={"CreationDate": None, "Producer": None, "Creator": None})
     fig.savefig(paths[3], metadata={"Software": None})
     return paths
-
-
-@styled
-def gain_matrix(gains: pd.DataFrame) -> Figure:
-    """Draw a heat map per backbone: methods by tasks, gain over frozen in points with the ends of the interval.
-
-    `gains` has columns task, backbone, method, mean, low, high (shares).
-    """
-    gains = gains.assign(
-        text=[gain_text(*row) for row in gains[["mean", "low", "high"]].to_numpy()]
-    )
-    methods, tasks = list(dict.fromkeys(in_order(gains[["method"]]).method)), gains.task.unique()
-    size = (min(PAGE, 1.4 + 2.6 * gains.backbone.nunique()), 0.9 + 0.27 * len(methods))
-    fig = Figure(figsize=size, layout="constrained")
-    for ax, here in panels(fig, gains, column="backbone", sharey=True):
-        cells = here.set_index(["method", "task"])[["mean", "text"]].unstack()
-        cells = cells.reindex(index=methods)
-        means = cells["mean"].astype(float).reindex(columns=tasks)
-        texts = cells["text"].fillna("").reindex(columns=tasks)
-        # not `center=`: the colour bar is symmetrical already
-        shades = {"cmap": "PRGn", "vmin": -1, "vmax": 1, "cbar": False, "linewidths": 1}
-        sns.heatmap(means, annot=texts, fmt="", annot_kws={"size": 6.5}, ax=ax, **shades)
-        ax.tick_params(length=0, labelrotation=0)
-    fig.supxlabel("gain in test success over the frozen backbone, points [interval]", fontsize=8)
-    return fig
-
-
-def gain_text(mean: float, low: float, high: float) -> str:
-    """Return the text of one cell of the heat map, in points."""
-    if np.isnan(mean):
-        return ""
-    return f"{100 * mean:+.0f}" + ("" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]")
 
 
 @styled
@@ -161,6 +134,7 @@ def dots(frame: pd.DataFrame, xlabel: str, y: str = "method") -> Figure:
     `frame` has columns row, backbone, mean, low, high (shares, shown in percent) and the one that `y` names.
     """
     frame = frame.sort_values("backbone", kind="stable").reset_index(drop=True)
+    # a row of panels is as high as it has names
     rows = frame.groupby("row", sort=False)[y].nunique()
     frame = frame.sort_values("row", key=lambda row: row.map(list(rows.index).index), kind="stable")
     heights = (0.45 + 0.15 * rows).clip(lower=0.9)
@@ -170,13 +144,11 @@ def dots(frame: pd.DataFrame, xlabel: str, y: str = "method") -> Figure:
     for ax, here in panels(fig, frame, "row", "backbone", **shape):
         names = list(dict.fromkeys(frame[frame.row.isin(here.row)][y]))
         draw_points(ax, here, y, names)
-        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        in_percent(ax.xaxis)
         ax.grid(axis="y", color="#eeeeee")
         ax.tick_params(axis="y", length=0)
-    low, high = fig.axes[0].get_xlim()
     if frame["low"].min() < 0:
-        # a change: zero is marked, and an axis without any change spans a point
-        fig.axes[0].set_xlim(min(low, -0.01), max(high, 0.01))
+        # a change, to be read from zero
         for ax in fig.axes:
             ax.axvline(0, color="#cccccc", lw=1, zorder=0)
     fig.supxlabel(xlabel, fontsize=8)
@@ -199,6 +171,7 @@ def draw_lines(ax: Axes, here: pd.DataFrame, x: str, **more: Any) -> None:
     if not ours.all():
         thin = {"units": "method", "estimator": None, "color": GREY, "lw": 0.7}
         sns.lineplot(here[~ours], x=x, y="mean", label="other methods", ax=ax, **thin)
+    # in the order of the frame
     names = list(dict.fromkeys(here[ours].method))
     hues = {"hue": "method", "hue_order": names, "palette": palette(names)}
     sns.lineplot(spread(here[ours]), x=x, y="share", ax=ax, **INTERVAL, **hues, **more)
@@ -206,6 +179,7 @@ def draw_lines(ax: Axes, here: pd.DataFrame, x: str, **more: Any) -> None:
 
 def draw_moves(ax: Axes, steps: pd.DataFrame, column: str) -> None:
     """Draw a line of `column` over the moves, marks coloured by the kind of move, dotted where the kind changes."""
+    # a move of the other kind has no loss or signal of this one
     shown = steps[np.isfinite(steps[column].astype(float))]
     ax.plot(shown.step, shown[column], color="#bbbbbb", lw=1, zorder=1)
     colours = [COLOURS.get(move, INK) for move in shown.move]

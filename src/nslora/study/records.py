@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nslora.study import stats
-from nslora.study.stats import DIFFERENCE, SHARE, Bounds
+from nslora.study.stats import SHARE, Bounds
 from nslora.types import UserError
 
 SCHEMA = 2
@@ -109,6 +109,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_moves(folder: Path) -> list[dict[str, Any]]:
     """Read the moves of a run, each with its time (`clock`) and what no method sees (`hidden`)."""
+    # by step, to which the other two files add
     steps = {row["step"]: row for row in read_lines(folder / "steps.jsonl")}
     for name in ("clock", "hidden"):
         for row in read_lines(folder / f"{name}.jsonl"):
@@ -166,6 +167,7 @@ def read(folders: Sequence[Path]) -> Records:
     # settings go by their bare names, all else under dotted ones
     runs = runs.drop(columns="config.study", errors="ignore")
     runs.columns = [name.removeprefix("config.") for name in runs.columns]
+    # in the order of the first record, those that only later ones have last
     settings = tuple(dict.fromkeys(name for run, *_ in records for name in run["config"]))
     instance = [name for name in settings if name not in OF_METHOD]
     if records:
@@ -174,6 +176,7 @@ def read(folders: Sequence[Path]) -> Records:
     moves = pd.json_normalize(
         [{"run_id": run["run_id"], **move} for run, moves, _ in records for move in moves]
     )
+    # one frame of all items; texts are read as texts, so the types agree
     scores = [rows.assign(run_id=run["run_id"]) for run, _, rows in records]
     steps = complete(moves, ["run_id", *STEPS])
     # all under dotted names are numbers; null in JSON: no signal yet
@@ -199,6 +202,7 @@ def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 def rank_of(name: str) -> tuple[int, str]:
     """Return the sort key of a task, a method or a backbone, by the order of TASKS and METHODS, then by name."""
+    # what is neither a known task nor a method comes last, by its name
     known = [*TASKS, *METHODS]
     stem = "fixed:" if name.startswith("fixed:") else name
     return (known.index(stem) if stem in known else len(known), name)
@@ -217,6 +221,7 @@ def estimate(values: pd.DataFrame, bounds: Bounds = SHARE) -> stats.Interval:
     The floor of its variance comes from items where the frame has a column `fact`, and from a column `variance` (the
     sampling variance of each value) where values are of whole runs.
     """
+    # arrays from here on: a table has hundreds of groups, and each is small
     shown = values.value.to_numpy(float)
     has_value = ~np.isnan(shown)
     shown, values = shown[has_value], values[has_value]
@@ -267,6 +272,7 @@ def paired(
     chosen = scores[(scores.split == split) & scores[factor].isin((a, b))]
     index = ITEM if factor == "method" else [*ITEM, "method"]
     wide = chosen.pivot(index=index, columns=factor, values=metric)
+    # an item that either lacks is left out
     wide = wide.reindex(columns=[a, b]).astype(float)
     return (wide[a] - wide[b]).dropna().rename("value").reset_index()
 
@@ -278,6 +284,7 @@ def success(records: Records) -> pd.DataFrame:
     """Return test success (content and style both right) with intervals, and the number of `rules` behind each."""
     by = ["task", "backbone", "method"]
     test = graded(records.of("main"), "test")
+    # a mean over fewer rules than another method's is marked in the table
     rules = test.groupby(by).rule.nunique().rename("rules")
     return estimates(test, by).merge(rules, on=by)
 
@@ -286,15 +293,6 @@ def by_rule(records: Records) -> pd.DataFrame:
     """Return test success on style per rule, backbone and method."""
     test = graded(records.of("main"), "test")
     return estimates(test[test.task == "style"], ["rule", "backbone", "method"])
-
-
-def gains(records: Records) -> pd.DataFrame:
-    """Return what each method gains in test success over the frozen backbone, paired by seed and item."""
-    scores = records.of("main").scores
-    methods = sorted(set(scores.method) - {"frozen"})
-    parts = [paired(scores, method, "frozen").assign(method=method) for method in methods]
-    empty = pd.DataFrame(columns=[*ITEM, "value", "method"])
-    return estimates(pd.concat(parts or [empty]), ["task", "backbone", "method"], DIFFERENCE)
 
 
 def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
@@ -328,13 +326,14 @@ def by_need(records: Records, task: str = "mixed") -> pd.DataFrame:
 
 
 def ceilings(records: Records) -> pd.DataFrame:
-    """Return the best that a pure method can reach by construction, per task and backbone, as rows like those of `success`.
+    """Return the best that a pure method can reach by construction, as rows like those of `success`.
 
     Bare gold answers bring no style and a prompt brings no new fact, so each reaches the items without the other need.
     """
     scores = records.of("main").scores
     test = scores[scores.split == "test"]
     both = test.groupby(["task", "backbone"]).need.agg(lambda need: need.nunique() > 1)
+    # tasks with one need have no ceiling worth a row
     shares = test.groupby(["task", "backbone"]).need.value_counts(normalize=True)
     rows = [
         (task, backbone, f"ceiling of {words}", shares.get((task, backbone, need), 0.0))
@@ -356,6 +355,7 @@ def decided(records: Records) -> pd.DataFrame:
     by = ["task", "backbone", "method"]
     if main.runs.empty:
         return pd.DataFrame(columns=[*by, "runs", "schedules", "reasons"])
+    # per run its schedule, per move its reason
     made = main.runs.groupby(by).schedule.agg(["size", counted])
     made = made.set_axis(["runs", "schedules"], axis=1)
     moves = main.steps[main.steps.move != "start"]

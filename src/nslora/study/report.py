@@ -38,7 +38,7 @@ MISSING = "-"
 MADE = ("tables", "figures", "remade")
 CAPTION = (
     "Test success (content and style both right), percent: mean [{level:.0%} interval, {kind}]; seeds: {n}. "
-    "`-`: not run; a value without an interval has one seed; where other methods have more style rules, how many it has."
+    "`-`: not run; a value without an interval has one seed; where others have more style rules, how many it has."
 )
 CEILINGS = (
     " A ceiling is what a method reaches by construction at most: items that need the other kind of move are lost to "
@@ -74,7 +74,7 @@ def caption(frame: pd.DataFrame) -> str:
 
 
 def cell(row: Any, most: int) -> str:
-    """Return `mean [low, high]` in percent; with n below the `most` seeds of the table, and its rules below its column's."""
+    """Return `mean [low, high]` in percent, with n below the table's `most` seeds, and rules below its column's."""
     text = percent(row.mean)
     if not np.isnan(row.low):
         text += f" [{percent(row.low)}, {percent(row.high)}]"
@@ -146,6 +146,7 @@ def main_table(all_records: Records) -> pd.DataFrame:
     ceilings = records.ceilings(all_records)
     if ceilings.empty:
         return table
+    # below the methods, in the columns of tasks that have a ceiling
     shares = ceilings.set_index(["method", "task", "backbone"])["mean"].map(percent)
     below = shares.unstack(["task", "backbone"]).reindex(columns=table.columns)
     below = below.astype(object).fillna(MISSING)
@@ -188,21 +189,11 @@ def readme_claims(results: Path) -> Markdown:
     """Return Markdown of the claims for the README: verdict, that on each backbone, pooled estimate with interval."""
     judged = claims.judged(load(results))
     said = (
-        "A claim holds if all its comparisons do on every backbone on which they were run (intersection-union; one-sided "
+        "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
         f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
         f"intervals ({stats.KIND}); they decide nothing."
     )
     return Markdown(f"{markdown(claims_frame(judged))}\n{said}\n")
-
-
-def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
-    """Return every comparison of every claim, per backbone and pooled, as numbers."""
-    rows = [
-        {"claim": claim["key"], **row, "shown": claims.points(row)}
-        for claim in judged["claims"]
-        for row in claim["comparisons"]
-    ]
-    return pd.DataFrame(rows)
 
 
 def plain(frame: pd.DataFrame, index: str) -> pd.DataFrame:
@@ -223,11 +214,10 @@ def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> lis
     """Write the tables that the records allow; the main one and the claims always."""
     frame = records.success(all_records)
     paths = save_table(main_table(all_records), frame, out / "main", caption(frame) + CEILINGS)
-    compared = comparisons(judged)
-    shown = compared[["claim", "comparison", "backbone", "shown", "n", "p"]]
-    shown = shown.rename(columns={"shown": "points [interval]", "n": "seeds"})
+    compared = claims.comparisons(judged)
+    shown = compared[["claim", "comparison", "backbone", claims.SHOWN, "n", "p"]]
     said = f"Points, {stats.LEVEL:.0%} intervals ({stats.KIND}), one-sided p before Holm."
-    numbers = compared.drop(columns="shown")
+    numbers = compared.drop(columns=[claims.SHOWN, "sentence"])
     paths += save_table(plain(shown, "claim"), numbers, out / "claims", said)
     # name: frame, its columns across, its index
     grids = {
@@ -283,6 +273,7 @@ class Picture:
     def about(self, all_records: Records, frame: pd.DataFrame) -> dict[str, Any]:
         """Return the sidecar: what is shown, what the interval is, n, and the runs behind it."""
         runs = all_records.runs[all_records.runs.study.isin(self.studies)]
+        # what is behind a figure: the runs of its backbones and methods, and the frozen references
         if self.tasks:
             runs = runs[runs.task.isin(self.tasks)]
         for name in {"backbone", "method"} & set(frame):
@@ -298,13 +289,6 @@ class Picture:
 
 CHANGE = dots("change against the unchanged method, points", "change")
 PICTURES = (
-    Picture(
-        "gain_matrix",
-        "gain in test success over frozen",
-        records.gains,
-        figures.gain_matrix,
-        tasks=(),
-    ),
     Picture(
         "success",
         "test success",
@@ -391,7 +375,7 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
 
 
 def macro(*words: object) -> str:
-    """Return a LaTeX command name, letters only, each run of letters capitalised but the first: 0.5b becomes ZeroFiveB."""
+    """Return a LaTeX command name: letters only, each run of them capitalised but the first; 0.5b is ZeroFiveB."""
     name = ""
     for part in re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words))):
         name += DIGITS[int(part)] if part.isdigit() else part[0].upper() + part[1:]
@@ -405,7 +389,6 @@ def numbers(all_records: Records, judged: dict[str, Any]) -> str:
         name = macro("success", row.task, row.backbone, row.method)
         ends = {"": row.mean, "Low": row.low, "High": row.high}
         values |= {name + end: percent(value) for end, value in ends.items()}
-        values[f"{name}Seeds"] = str(row.n)
     for claim in judged["claims"]:
         values[macro("claim", claim["key"], "verdict")] = claim["verdict"]
         for backbone, said in claim["backbones"].items():
@@ -449,19 +432,22 @@ def disagreements(all_records: Records) -> list[str]:
     for (run_id, split), row in means.iterrows():
         place = "factorial" if split in records.FACTORIAL else "final"
         for part, mean in row.items():
-            stored = runs[f"{place}.{split}.{part}"][run_id]
+            column = f"{place}.{split}.{part}"
+            stored = runs[column][run_id] if column in runs else np.nan
+            # `not <=`, so that a missing number is a disagreement
             if not abs(mean - stored) <= 1e-6:
                 said.append(f"{run_id}: run.json and scores.csv disagree on {split} {part}.")
     return said
 
 
 def verify(results: Path) -> list[str]:
-    """Return differences between what is stored and what the records give, one sentence each; images are not compared."""
+    """Return where stored files differ from what the records give, one sentence each; images are not compared."""
     differences = disagreements(load(results))
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         fresh = {path.relative_to(made) for path in build(results, made, images=False)}
         stored = {path.relative_to(results) for name in MADE for path in results.glob(f"{name}/*")}
+        # images are made anew by `build`, not compared
         stored = {path for path in stored if path.suffix not in (".pdf", ".png")}
         for path in sorted(fresh | stored):
             if path not in fresh:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from nslora.study import stats
 from nslora.study.figures import (
@@ -19,6 +18,7 @@ from nslora.study.figures import (
     INTERVAL,
     PAGE,
     draw_moves,
+    in_percent,
     legend_outside,
     name_moves,
     panels,
@@ -44,6 +44,7 @@ def numerical_moves(records: Records) -> pd.DataFrame:
     steps = records.of("main").steps
     steps = steps[steps.method.isin(NUMERICAL)].sort_values(["run_id", "step"])
     steps = records.with_settings(steps, "gain_eps")
+    # of each run
     runs = steps.groupby("run_id")
     moves = steps.assign(
         c1=steps["signal.c1"],
@@ -66,6 +67,7 @@ def thresholds(records: Records, eps: Sequence[float] = THRESHOLDS) -> pd.DataFr
     last = moves.drop_duplicates("run_id", keep="last")
     rows = [pd.DataFrame(columns=["backbone", "kind", "eps", "seed", "value", "variance"])]
     for value in eps:
+        # where the run would have stopped, and its end where it would not
         first = moves[moves.c1 > -value].drop_duplicates("run_id")
         at = pd.concat([first, last]).drop_duplicates("run_id")
         at = at[["backbone", "seed", "left", "later", "moves", "items"]].assign(eps=value)
@@ -88,7 +90,7 @@ def threshold_sensitivity(frame: pd.DataFrame) -> Figure:
     for ax, here in panels(fig, frame, column="kind", sharey=True):
         lines = {"hue": "backbone", "marker": "o", "palette": "colorblind", **INTERVAL}
         sns.lineplot(spread(here), x="eps", y="share", ax=ax, **lines)
-        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        in_percent(ax.yaxis)
     legend_outside(fig)
     fig.supxlabel("eps: stop when C1 > -eps", fontsize=8)
     fig.supylabel("percent", fontsize=8)

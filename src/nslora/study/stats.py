@@ -86,6 +86,7 @@ class Interval:
 def share_variance(share: ArrayLike, items: ArrayLike) -> Array:
     """Return the sampling variance of a share of `items` independent things, with one success and one failure added."""
     share, items = np.asarray(share, float), np.asarray(items, float)
+    # nearer to a half than the share itself
     nearer = (share * items + 1) / (items + 2)
     return nearer * (1 - nearer) / (items + 2)
 
@@ -126,6 +127,7 @@ def seed_interval(means_S: ArrayLike, floor: float = 0.0, bounds: Bounds = DIFFE
     means = means[~np.isnan(means)]
     if means.size < 2:
         return Interval(float(means[0]) if means.size else np.nan, n=means.size, bounds=bounds)
+    # [S] means: their own spread, or that of their items where it is larger
     variance = max(means.var(ddof=1) / means.size, floor)
     error = float(np.sqrt(variance)) if variance > 0 else np.nan
     return Interval(float(means.mean()), error, means.size - 1, means.size, bounds)
@@ -141,6 +143,7 @@ def pooled(strata_B: Sequence[Interval]) -> Interval:
         return Interval(np.nan)
     variances = np.array([stratum.error**2 for stratum in strata_B])
     dfs = np.array([stratum.df for stratum in strata_B])
+    # of a sum of independent means with variances of their own
     df = variances.sum() ** 2 / (variances**2 / dfs).sum()
     return Interval(
         float(np.mean([stratum.mean for stratum in strata_B])),
@@ -155,6 +158,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return the p-values adjusted for their number (Holm 1979); NaN, not tested, counts for nothing and stays."""
     tested = sorted((p, key) for key, p in p_values.items() if not np.isnan(p))
     adjusted = dict(p_values)
+    # the smallest p-value counts for all tests, the next for all but one; none may fall below an earlier one
     highest = 0.0
     for rank, (p, key) in enumerate(tested):
         highest = max(highest, min(1.0, p * (len(tested) - rank)))
@@ -187,7 +191,7 @@ class Area:
 
 
 def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Area:
-    """Return the AUROC of independent items with a score interval (Newcombe 2006, part 2, method 5): never of zero width.
+    """Return the AUROC of independent items with a score interval (Newcombe 2006, part 2, method 5).
 
     Its ends are the areas A with |auroc - A| = z sqrt(V(A)), V the Hanley-McNeil variance with both class sizes in
     its numerator replaced by their mean.
@@ -196,6 +200,7 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Area:
     if np.isnan(area):
         return Area(np.nan, np.nan, np.nan, labels.size)
     z, half_n = stats.norm.ppf((1 + LEVEL) / 2), labels.size / 2 - 1
+    # what both roots share
     pairs = labels.sum() * (~labels).sum()
 
     def excess(a: float) -> float:

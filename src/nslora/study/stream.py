@@ -32,6 +32,7 @@ def by_move(records: Records) -> pd.DataFrame:
     steps = steps.assign(phase=(steps.move == "start").groupby(steps.run_id).cumsum())
     rows = [pd.DataFrame(columns=columns)]
     for _, part in steps.groupby(["run_id", "phase"]):
+        # the best so far, since a run returns its best candidate
         best = part.assign(value=part["dev.value"].cummax(), items=part["dev.n"])
         best = best[[*RUN, "phase", "value", "items"]].reset_index(drop=True)
         spent = range(part.moves.iloc[0] + 1)
@@ -73,6 +74,7 @@ def retention(records: Records) -> pd.DataFrame:
     facts = scores[(scores.need == "both") & scores.split.isin(("test-1", "test"))]
     means = facts.pivot_table(index=[*RUN, "fact"], columns="split", values="content")
     means = means.reindex(columns=["test-1", "test"])
+    # a fact counts as learned when all its wordings are right
     learned = means[means["test-1"] == 1]
     kept = (learned["test"] == 1).groupby(RUN).mean()
     runs = pd.MultiIndex.from_frame(stream.runs[RUN])
@@ -80,7 +82,7 @@ def retention(records: Records) -> pd.DataFrame:
 
 
 def regrets(rewards: pd.DataFrame) -> pd.DataFrame:
-    """Return the dev reward missing on average over all moves, per run (rows of `by_move`): `regret`, and its `variance`."""
+    """Return the dev reward missing on average over all moves, per run (rows of `by_move`): `regret`, `variance`."""
     missing = rewards.assign(regret=1 - rewards.value.astype(float))
     means = missing.groupby(RUN)[["regret", "items"]].mean().astype(float)
     means["variance"] = stats.share_variance(means.regret, means["items"])
@@ -114,6 +116,7 @@ def summary(records: Records) -> pd.DataFrame:
 @styled
 def stream(frame: pd.DataFrame) -> Figure:
     """Draw dev reward by move through the phases (`curves`), a panel per backbone and a line per method."""
+    # phases beside each other, each as wide as its moves and its start
     width = int(frame.move.max()) + 1
     frame = frame.assign(position=frame.move + (frame.phase - 1) * width).reset_index(drop=True)
     frame = frame.astype({"position": float, "phase": int})
