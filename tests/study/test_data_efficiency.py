@@ -123,3 +123,9 @@ def test_the_remade_pairs_of_all_runs_are_one_dataset_with_a_card(
     assert list((tmp_path / "parts").glob("train-*.jsonl")) == [whole], (
         "no file of a larger data set is left"
     )
+
+
+def test_one_arm_alone_is_drawn(study: records.Records) -> None:
+    frame = data_efficiency.efficiency(study)
+    fig = data_efficiency.data_efficiency(frame[frame.targets == "gold"])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["bare results"]

@@ -136,7 +136,7 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
         "palette": {name: colour for name, colour, _ in ARMS.values()},
         "linestyles": [ARMS[arm][2] for arm in words],
         # beside each other, so that intervals can be told apart
-        "dodge": 0.3,
+        "dodge": 0.3 if len(words) > 1 else False,
         "markersize": 3,
         "linewidth": 1.2,
     }
