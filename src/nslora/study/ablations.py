@@ -1,96 +1,64 @@
-"""Which parts matter: runs with one setting changed, against the runs of the main comparison. Without torch."""
+"""Which parts matter: runs with a setting changed, against the runs of the main study."""
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
-import json
-import textwrap
-
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from nslora.study.figures import GREEN, PAGE, styled
-from nslora.study.records import MEASURES, Records, by_measure, estimates, paired
+from nslora.study.records import IDENTITY, ITEM, MEASURES, Records, estimates, graded
+from nslora.study.stats import DIFFERENCE
 
-COLUMNS = ["row", "backbone", "change", "mean", "low", "high", "half", "n", "interval", "method"]
-
-
-def change(settings: str, main: str) -> dict[str, object]:
-    """The settings (both given as JSON) that differ from the main ones."""
-    ours, theirs = json.loads(settings), json.loads(main)
-    return {name: value for name, value in ours.items() if value != theirs[name]}
+COLUMNS = ["row", "backbone", "change", "mean", "low", "high", "n", "method"]
+# An instance is another one where a setting is changed, so items are matched without it.
+MATCHED = [name for name in ITEM if name != "instance"]
 
 
-def ablations(records: Records, task: str = "mixed", method: str = "neurosymbolic") -> pd.DataFrame:
-    """What one changed setting does to a method: its runs minus its main ones, paired by seed and item.
+def changes(records: Records, study: str = "ablations") -> pd.DataFrame:
+    """Return one row per run of the study: `run_id`, `main_id` (its run of the main study), and the `change`.
 
-    One row per measure (`row`, see records.MEASURES), backbone and change, shares with intervals. Runs that differ in
-    several settings are left out.
+    The run of the main study is that of the same task, rule, backbone, method and seed with the fewest other settings.
     """
-    scores, reference = records.scores, records.main.runs
-    parts = {}
-    for backbone, group in scores[(scores.task == task) & (scores.method == method)].groupby(
-        "backbone"
-    ):
-        main = reference.settings[(reference.task == task) & (reference.backbone == backbone)].iloc[
-            0
-        ]
-        for settings in sorted(set(group.settings) - {main}):
-            changed = change(settings, main)
-            if len(changed) == 1 and main in set(group.settings):
-                ((name, value),) = changed.items()
-                for row, (split, metric) in MEASURES.items():
-                    differences = paired(group, settings, main, "settings", metric, split)
-                    parts[row, backbone, f"{name} = {json.dumps(value)}"] = differences.droplevel(
-                        "backbone"
-                    )
-    if not parts:
-        return pd.DataFrame(columns=COLUMNS)
-    table = estimates(
-        pd.concat(parts, names=["row", "backbone", "change"]), ["row", "backbone", "change"]
+    names = [name for name in records.settings if name not in ("study", *IDENTITY)]
+    pairs = records.of(study).runs.merge(
+        records.of("main").runs, on=IDENTITY, suffixes=("", " of main")
     )
-    return by_measure(table).assign(method=method)
+    ours = pairs[names].astype(str)
+    theirs = pairs[[f"{name} of main" for name in names]].astype(str)
+    differs = ours.to_numpy() != theirs.to_numpy()
+    # [run, setting] to one text per run
+    texts = []
+    for values, changed in zip(ours.to_numpy(), differs, strict=True):
+        here = zip(names, values, changed, strict=True)
+        texts.append(", ".join(f"{name} = {value}" for name, value, change in here if change))
+    pairs = pairs.assign(change=texts, count=differs.sum(axis=1))
+    # a run without a change is the main one again
+    nearest = pairs[pairs["count"] > 0].sort_values("count").drop_duplicates("run_id")
+    return nearest.rename(columns={"run_id of main": "main_id"})[["run_id", "main_id", "change"]]
 
 
-@styled
-def ablation_dots(frame: pd.DataFrame) -> Figure:
-    """A dot and an interval per change, in points; rows by backbone, columns by measure.
+def ablations(
+    records: Records,
+    task: str = "mixed",
+    method: str = "neurosymbolic",
+    study: str = "ablations",
+) -> pd.DataFrame:
+    """Return what a change of settings does to a method: its runs minus the main ones, paired by seed and item.
 
-    Left of zero, the part that was changed mattered. A backbone without an ability to keep has an empty field.
-    Intervals of few seeds may leave what is possible; they are drawn up to 100 points.
+    One row per measure (`row`, see records.MEASURES), backbone and change, shares with intervals.
     """
-    backbones, measures = (
-        sorted(set(frame.backbone)),
-        [row for row in MEASURES if row in set(frame.row)],
-    )
-    changes = frame[frame.row == measures[0]].groupby("change")["mean"].mean().sort_values().index
-    size = (
-        min(PAGE, 2.0 + 1.8 * len(measures)),
-        0.5 + max(0.8, 0.4 + 0.18 * len(changes)) * len(backbones),
-    )
-    fig = Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(len(backbones), len(measures), squeeze=False, sharey=True, sharex="col")
-    for (i, j), ax in np.ndenumerate(axes):
-        here = frame[(frame.backbone == backbones[i]) & (frame.row == measures[j])]
-        rows = here.set_index("change").reindex(changes)
-        ax.axvline(0, color="#dddddd", lw=1, zorder=0)
-        ax.hlines(
-            range(len(rows)),
-            *(100 * rows[end].clip(-1, 1) for end in ("low", "high")),
-            color=GREEN,
-            alpha=0.7,
-        )
-        ax.plot(100 * rows["mean"], range(len(rows)), "o", color=GREEN, ms=4.5)
-        ax.set(title=measures[j] if i == 0 else "", ylim=(len(rows) - 0.5, -0.5))
-        ax.set_xlim(
-            min(ax.get_xlim()[0], -1), max(ax.get_xlim()[1], 1)
-        )  # no ticks in hundredths of a point
-        ax.set_yticks(range(len(rows)), changes)
-        ax.tick_params(axis="y", length=0)
-        if j == 0:
-            ax.set_ylabel(textwrap.fill(backbones[i], 9), fontweight="bold")
-    fig.supxlabel("change against the unchanged method, points", fontsize=8)
-    return fig
+    pairs = changes(records, study)
+    chosen = records.runs[(records.runs.task == task) & (records.runs.method == method)]
+    pairs = pairs[pairs.run_id.isin(chosen.run_id)]
+    parts = []
+    for row, measure in MEASURES.items():
+        items = graded(records, *measure)[["run_id", *MATCHED, "value"]]
+        changed = pairs.merge(items, on="run_id")
+        unchanged = items.rename(columns={"run_id": "main_id", "value": "unchanged"})
+        # one row per item that both runs answered
+        both = changed.merge(unchanged, on=["main_id", *MATCHED])
+        both["value"] = both.value.astype(float) - both.unchanged.astype(float)
+        table = estimates(both, ["backbone", "change"], DIFFERENCE)
+        parts.append(table.assign(row=row, method=method))
+    return pd.concat(parts, ignore_index=True)[COLUMNS]

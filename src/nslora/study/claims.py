@@ -1,178 +1,295 @@
-"""The paper's claims, and five of ours, as data: each a comparison of run records, with an interval and a verdict."""
+"""What we claim, as data: each claim is comparisons of run records, judged backbone by backbone."""
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nslora.study import data_efficiency, signal, stats, stream
-from nslora.study.records import MEASURES, UNIT, Records, estimate, paired
+from nslora.study import classifier, signal, stats, stream
+from nslora.study.records import (
+    ITEM,
+    MEASURES,
+    Records,
+    estimate,
+    graded,
+    paired,
+    rank_of,
+)
+from nslora.study.stats import AREA, DIFFERENCE, SHARE, Bounds, Interval
 
-Values = Callable[[Records], pd.Series]  # numbers indexed by backbone, seed and anything else
+# Numbers by `backbone` and `seed`: the column `value`, and what `records.estimate` needs for its floor.
+Values = Callable[[Records], pd.DataFrame]
+SHOWN = "points [interval]"
+NOT_RUN, UNDECIDED, HOLDS, FAILS = "not run", "undecided", "holds", "fails"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A number that the claim says is above `least`; `words` say what it is."""
+    """A number that a claim says is above a bound.
+
+    Attributes:
+        words: what the number is.
+        values: the number per run or item, from the records of `study`.
+        bound: what it has to exceed.
+        bounds: its possible range.
+        task: the comparison is due on the backbones on which the study ran this task; empty for any task.
+        study: the study whose runs it compares.
+    """
 
     words: str
     values: Values
-    least: float = 0.0
+    bound: float = 0.0
+    bounds: Bounds = DIFFERENCE
+    task: str = "mixed"
+    study: str = "main"
 
     @property
     def text(self) -> str:
-        """The words, with the bound where it is not 0."""
-        return f"{self.words} (above {100 * self.least:.0f} points)" if self.least else self.words
+        """Return the words, with the bound where it is not 0."""
+        return f"{self.words} (above {100 * self.bound:.0f} points)" if self.bound else self.words
+
+    def due(self, records: Records) -> list[str]:
+        """Return the backbones on which the study ran the task."""
+        runs = records.of(self.study).runs
+        return sorted(set(runs.backbone[(runs.task == self.task) | (self.task == "")]))
+
+
+# The comparisons of a claim, some of which depend on the methods that were run.
+Comparisons = Callable[[Records], list[Comparison]]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that holds if every comparison does, and fails if any does."""
+    """A sentence that holds on a backbone if every one of its comparisons does there."""
 
     key: str
     text: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Comparison, ...] | Comparisons
+
+    def listed(self, records: Records) -> list[Comparison]:
+        """Return the comparisons that these records allow."""
+        listed = self.comparisons
+        return list(listed) if isinstance(listed, tuple) else listed(records)
 
 
-def methods(a: str, b: str, task: str, least: float = 0.0) -> Comparison:
-    """Test success of method `a` minus method `b`, paired by seed and item, in the main comparison."""
+# ---------------------------------------------------------------------------------------------- comparisons
 
-    def values(records: Records) -> pd.Series:
-        scores = records.main.scores
+
+def methods(a: str, b: str, task: str = "mixed", bound: float = 0.0) -> Comparison:
+    """Compare test success of method `a` with that of `b` in the main study, paired by seed and item."""
+
+    def values(records: Records) -> pd.DataFrame:
+        scores = records.scores
         return paired(scores[scores.task == task], a, b)
 
-    return Comparison(f"test success on {task}: {a} - {b}", values, least)
+    return Comparison(f"test success on {task}: {a} - {b}", values, bound, task=task)
 
 
-def known_kept(records: Records) -> pd.Series:
-    """Per item that the frozen backbone gets right: is it still right after neurosymbolic adaptation (task mixed)?"""
-    scores = records.main.scores
-    split, metric = MEASURES["known facts kept"]
-    kept = (scores.task == "mixed") & (scores.split == split) & (scores.method == "neurosymbolic")
-    return scores[kept].set_index(UNIT)[metric]
+def fixed_methods(records: Records) -> list[str]:
+    """Return the methods of the main study with a schedule that is given in advance."""
+    main = records.of("main").runs
+    names = set(main.method[main.task == "mixed"])
+    fixed = {name for name in names if name.startswith("fixed:")} | names & {"alternate"}
+    return sorted(fixed, key=rank_of)
 
 
-def without(settings: pd.Series, *names: str) -> pd.Series:
-    """Settings (JSON) less the named ones, so that runs which differ in nothing else can be paired."""
-    return settings.str.replace(rf'"({"|".join(names)})": ("\w+"|\d+)', "", regex=True)
+def against_fixed(records: Records) -> list[Comparison]:
+    """Compare neurosymbolic with every method whose schedule is given in advance, at least with `alternate`."""
+    return [methods("neurosymbolic", name) for name in fixed_methods(records) or ["alternate"]]
 
 
-def remade(records: Records) -> pd.Series:
-    """Test success on math: trained on remade answers minus raw ones, paired by all other settings, seed and item."""
-    scores = records.scores[records.scores.task == "math"]
-    target = scores.settings.str.extract(r'"targets": "(\w+)"', expand=False)
-    rest = without(scores.settings, "targets")
-    return paired(
-        scores.assign(targets=target, settings=rest), "verified", "gold", factor="targets"
-    )
+def prompt_first(records: Records) -> pd.DataFrame:
+    """Return success of fixed schedules that begin with S minus that of those that begin with N, per item."""
+    fixed = graded(records, "test")
+    fixed = fixed[(fixed.task == "mixed") & fixed.method.str.startswith("fixed:")]
+    schedule = fixed.method.str.removeprefix("fixed:")
+    fixed = fixed.assign(length=schedule.str.len(), first=schedule.str[:1])
+    # schedules with the same first letter are averaged
+    wide = fixed.pivot_table(index=[*ITEM, "length"], columns="first", values="value")
+    wide = wide.reindex(columns=["S", "N"]).astype(float)
+    return (wide.S - wide.N).dropna().rename("value").reset_index()
 
 
-def remade_again(records: Records) -> pd.Series:
-    """Test success on math of remade answers alone: two rounds minus one of as many epochs, paired by item."""
-    scores = data_efficiency.study(records)
-    scores = scores.assign(settings=without(scores.settings, "moves", "epochs"))[
-        scores.targets == "verified"
-    ]
-    return paired(scores, *data_efficiency.AGAIN, factor="schedule")
+def facts_kept(records: Records) -> pd.DataFrame:
+    """Return, per item that the frozen backbone gets right, whether neurosymbolic adaptation still does."""
+    rows = graded(records, *MEASURES["facts kept"])
+    return rows[(rows.task == "mixed") & (rows.method == "neurosymbolic")]
 
 
-def area(rows: pd.DataFrame) -> pd.Series:
-    """AUROC - 0.5 of `score` for `label` per backbone and seed; those with one class only are left out."""
-    groups = {
-        key: stats.auroc(group.label, group.score) - 0.5
-        for key, group in rows.groupby(["backbone", "seed"])
-    }
-    index = (
-        pd.MultiIndex.from_tuples(list(groups), names=["backbone", "seed"])
-        if groups
-        else area_index()
-    )
-    return pd.Series(list(groups.values()), index, dtype=float).dropna()
+def remade(records: Records) -> pd.DataFrame:
+    """Return success on math of weights trained on own verified working minus on bare results, per item."""
+    scores = records.with_settings(records.scores, "targets")
+    return paired(scores[scores.task == "math"], "verified", "gold", "targets")
 
 
-def area_index() -> pd.MultiIndex:
-    """No backbone and no seed."""
-    return pd.MultiIndex.from_arrays([[], []], names=["backbone", "seed"])
+def areas(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return AUROC - 0.5 of `score` for `label` per backbone and seed, without those of one class only."""
+    values = []
+    for key, group in rows.groupby(["backbone", "seed"]):
+        area = stats.auroc_interval(group.label, group.score)
+        values.append((*key, area.mean - 0.5, area.variance))
+    return pd.DataFrame(values, columns=["backbone", "seed", "value", "variance"]).dropna()
 
 
 def saturation(column: str, sign: float) -> Values:
-    """How well a signal of `lora` runs tells that later moves bring less than gain_eps of dev reward (any task)."""
+    """Return how well a signal tells that later moves of a purely numerical run bring less than `gain_eps` on dev."""
 
-    def values(records: Records) -> pd.Series:
-        moves = signal.lora_moves(records)
-        known = moves[(moves.later > 0) & moves[column].notna()]
-        return area(known.assign(label=known.left < known.gain_eps, score=sign * known[column]))
+    def values(records: Records) -> pd.DataFrame:
+        moves = signal.numerical_moves(records)
+        # after the last move nothing can come
+        moves = moves[(moves.later > 0) & moves[column].notna()]
+        labelled = moves.assign(label=moves.left < moves.gain_eps, score=sign * moves[column])
+        return areas(labelled)
 
     return values
 
 
-def needs_told(records: Records) -> pd.Series:
-    """How well P(content) of failing training items tells hidden content needs from style needs (task mixed)."""
-    return area(signal.one_need(signal.predicted_needs(records)))
+def needs_estimated(records: Records) -> pd.DataFrame:
+    """Return how well P(content) of failing training items tells hidden content needs from style needs."""
+    return areas(classifier.one_need(classifier.estimated_needs(records)))
 
 
-def calls_avoided(records: Records) -> pd.Series:
-    """Share of textgrad's editor requests that neurosymbolic does not make (task mixed), replayed ones included."""
-    runs = records.main.runs
-    runs = runs[(runs.task == "mixed") & runs.method.isin(("neurosymbolic", "textgrad"))]
-    if runs.empty:
-        return pd.Series(index=area_index(), dtype=float)
-    requests = (runs["editor.calls"] + runs["editor.replayed"]).astype(float)
-    wide = runs.assign(requests=requests).pivot(
-        index=["backbone", "seed", "rule"], columns="method", values="requests"
-    )
-    wide = wide.reindex(columns=["neurosymbolic", "textgrad"])
-    return (1 - wide.neurosymbolic / wide.textgrad.where(wide.textgrad > 0)).dropna()
+def requests_avoided(records: Records) -> pd.DataFrame:
+    """Return the share of textgrad's editor requests that neurosymbolic does not make, replayed ones included."""
+    runs = records.runs[records.runs.task == "mixed"]
+    # what was replayed from a recording was a request all the same
+    requests = runs.assign(requests=runs["editor.calls"] + runs["editor.replayed"])
+    key = ["backbone", "seed", "rule", "instance"]
+    wide = requests.pivot_table(index=key, columns="method", values="requests")
+    wide = wide.reindex(columns=["neurosymbolic", "textgrad"]).astype(float).dropna()
+    # a method that asks more often than textgrad avoids nothing
+    avoided = (1 - wide.neurosymbolic / wide.textgrad.clip(lower=1)).clip(lower=0)
+    variance = stats.share_variance(avoided, wide.textgrad)
+    return pd.DataFrame({"value": avoided, "variance": variance}).reset_index()
 
 
 def regret_saved(other: str) -> Comparison:
-    """Regret of method `other` minus that of neurosymbolic on the stream, by backbone, rule and seed."""
+    """Compare regret of method `other` on the stream with that of neurosymbolic, by backbone, rule and seed."""
 
-    def values(records: Records) -> pd.Series:
+    def values(records: Records) -> pd.DataFrame:
         runs = stream.regrets(stream.by_move(records))
-        wide = runs.pivot(index=["backbone", "seed", "rule"], columns="method", values="regret")
-        wide = wide.reindex(columns=["neurosymbolic", other]).astype(float)
-        return (wide[other] - wide.neurosymbolic).dropna()
+        wide = runs.pivot(index=["backbone", "seed", "rule"], columns="method")
+        wide = wide.reindex(columns=["neurosymbolic", other], level="method").astype(float)
+        # two methods by two columns, or one of the methods was not run
+        if wide.shape[1] < 4:
+            return pd.DataFrame(columns=["backbone", "seed", "value", "variance"])
+        value = wide["regret", other] - wide["regret", "neurosymbolic"]
+        variance = wide["variance", other] + wide["variance", "neurosymbolic"]
+        return pd.DataFrame({"value": value, "variance": variance}).dropna().reset_index()
 
-    return Comparison(f"regret on the stream: {other} - neurosymbolic", values)
+    words = f"regret on the stream: {other} - neurosymbolic"
+    return Comparison(words, values, task="stream", study="stream")
 
 
 CLAIMS = (
     Claim(
         "facts-numerical",
         "New facts are learned by tuning weights rather than by rewriting prompts.",
-        (methods("lora", "textgrad", "facts"),),
+        (methods("lora-remade", "textgrad", "facts"),),
     ),
     Claim(
         "style-symbolic",
         "Style rules are learned by rewriting prompts rather than by tuning weights.",
-        (methods("textgrad", "lora", "style"),),
+        (methods("textgrad", "lora-remade", "style"),),
+    ),
+    Claim(
+        "beats-both",
+        "Deciding between both moves beats weights alone and prompts alone, all with the same targets.",
+        (methods("neurosymbolic", "lora-remade"), methods("neurosymbolic", "textgrad")),
+    ),
+    Claim(
+        "beats-fixed",
+        "Deciding beats every schedule that is fixed in advance.",
+        against_fixed,
+    ),
+    Claim(
+        "prompt-first",
+        "Where facts and style are asked for, rewriting the prompt first beats tuning the weights first.",
+        (
+            Comparison(
+                "test success on mixed: fixed schedules S... - N..., of equal length", prompt_first
+            ),
+        ),
+    ),
+    # until all schedules of an instance are known, a coin stands for "not deciding"
+    Claim(
+        "deciding-pays",
+        "Deciding beats tossing a coin for each move.",
+        (methods("neurosymbolic", "random"),),
+    ),
+    Claim(
+        "signal-adds",
+        "The monitoring signal adds to what needs alone decide.",
+        (methods("neurosymbolic", "needs-only"),),
+    ),
+    Claim(
+        "needs-add",
+        "Estimated needs add to what the monitoring signal alone decides.",
+        (methods("neurosymbolic", "monitor"),),
+    ),
+    Claim(
+        "remade-data",
+        "A model's own verified working trains it better than bare results (math).",
+        (
+            Comparison(
+                "test success on math: own verified working - bare results",
+                remade,
+                task="math",
+                study="data-efficiency",
+            ),
+        ),
+    ),
+    Claim(
+        "not-worse",
+        "Where one kind of move is enough, deciding between both loses at most 3 points against it.",
+        (
+            methods("neurosymbolic", "lora-remade", "facts", bound=-0.03),
+            methods("neurosymbolic", "textgrad", "style", bound=-0.03),
+            methods("neurosymbolic", "lora-remade", "math", bound=-0.03),
+        ),
+    ),
+    Claim(
+        "knowledge-kept",
+        "Neurosymbolic adaptation keeps nine tenths of what the backbone knew.",
+        (
+            Comparison(
+                "share of facts kept by neurosymbolic on mixed", facts_kept, 0.9, bounds=SHARE
+            ),
+        ),
     ),
     Claim(
         "saturation-signal",
-        "A small relative change of the loss and a small gradient norm tell that LoRA saturated.",
+        "A small relative change of the loss and a small gradient norm tell that LoRA is saturated.",
         (
             Comparison(
-                "AUROC - 0.5 of C1 for 'later LoRA moves bring nothing'", saturation("c1", 1.0)
+                "AUROC - 0.5 of C1 for 'later LoRA moves bring nothing'",
+                saturation("c1", 1.0),
+                bounds=AREA,
+                task="",
             ),
             Comparison(
-                "AUROC - 0.5 of -C2 for 'later LoRA moves bring nothing'", saturation("c2", -1.0)
+                "AUROC - 0.5 of -C2 for 'later LoRA moves bring nothing'",
+                saturation("c2", -1.0),
+                bounds=AREA,
+                task="",
             ),
         ),
     ),
     Claim(
         "need-classifier",
-        "A classifier of rewards tells which inputs need content and which need style.",
+        "Which inputs need content and which need style can be told from the reward.",
         (
             Comparison(
-                "AUROC - 0.5 of P(content) for hidden content versus style needs", needs_told
+                "AUROC - 0.5 of P(content) for hidden content against style needs",
+                needs_estimated,
+                bounds=AREA,
             ),
         ),
     ),
@@ -181,126 +298,147 @@ CLAIMS = (
         "The external LLM is called only when it is needed.",
         (
             Comparison(
-                "share of textgrad's editor requests avoided by neurosymbolic on mixed",
-                calls_avoided,
+                "share of textgrad's editor requests that neurosymbolic avoids on mixed",
+                requests_avoided,
+                bounds=SHARE,
             ),
         ),
     ),
     Claim(
-        "remade-data",
-        "Data remade under refined prompts trains better than raw data where data are scarce (math).",
-        (Comparison("test success on math: remade - raw answers", remade),),
-    ),
-    Claim(
-        "beats-both",
-        "Neurosymbolic adaptation beats purely numerical and purely symbolic adaptation.",
-        (methods("neurosymbolic", "lora", "mixed"), methods("neurosymbolic", "textgrad", "mixed")),
-    ),
-    Claim(
         "adaptability",
         "When facts arrive and the style changes, both moves together lose less than either alone.",
-        (regret_saved("lora"), regret_saved("textgrad")),
-    ),
-    Claim(
-        "not-worse",
-        "Where one kind of move is enough, deciding between both loses nothing against it.",
-        (
-            methods("neurosymbolic", "lora", "facts", least=-0.03),
-            methods("neurosymbolic", "textgrad", "style", least=-0.03),
-            methods("neurosymbolic", "lora", "style", least=-0.03),
-            methods("neurosymbolic", "lora", "math", least=-0.03),
-            methods("neurosymbolic", "textgrad", "math", least=-0.03),
-        ),
-    ),
-    Claim(
-        "remade-again",
-        "Remaking and training a second time adds to the first (math).",
-        (Comparison("test success on math: remade twice - once, as many epochs", remade_again),),
-    ),
-    Claim(
-        "near-demonstrated",
-        "Shown no styled answer, both moves together come close to LoRA that is shown them.",
-        (methods("neurosymbolic", "lora-demonstrated", "mixed", least=-0.05),),
-    ),
-    Claim(
-        "knowledge-kept",
-        "Neurosymbolic adaptation keeps what the backbone knew.",
-        (Comparison("share of known facts kept by neurosymbolic on mixed", known_kept, least=0.9),),
+        (regret_saved("lora-remade"), regret_saved("textgrad")),
     ),
 )
 
 
-def pooled(values: pd.Series) -> pd.Series:
-    """The values of backbones with at least LEAST_SEEDS seeds (of all, if none has), at the seeds they share."""
-    seeds = {
-        key: set(group.index.get_level_values("seed")) for key, group in values.groupby("backbone")
-    }
-    seeds = {key: own for key, own in seeds.items() if len(own) >= stats.LEAST_SEEDS} or seeds
-    shared = set.intersection(*seeds.values()) if seeds else set()
-    levels = values.index.get_level_values
-    return values[levels("backbone").isin(list(seeds)) & levels("seed").isin(list(shared))]
+# ---------------------------------------------------------------------------------------------- verdicts
 
 
 def rounded(value: float) -> float | None:
-    """Six decimals, and None for what is not known, so that JSON stays strict and alike on every machine."""
+    """Return six decimals, and None for NaN, so that JSON stays strict and alike on every machine."""
     return None if np.isnan(value) else round(value, 6) + 0.0
 
 
-def result(comparison: Comparison, backbone: str, values: pd.Series) -> dict[str, Any]:
-    """One row of claims.json; `n` counts seeds."""
-    interval = estimate(values)
+def result(comparison: Comparison, backbone: str, interval: Interval) -> dict[str, Any]:
+    """Return one row of claims.json; `n` counts seeds, `p` is the one-sided p-value before Holm's adjustment."""
     return {
         "comparison": comparison.text,
         "backbone": backbone,
-        "backbones": sorted(set(values.index.get_level_values("backbone"))),
-        "difference": rounded(interval.mean),
+        "estimate": rounded(interval.mean),
         "low": rounded(interval.low),
         "high": rounded(interval.high),
         "n": interval.n,
-        "interval": interval.kind,
-        "least": comparison.least,
-        "verdict": stats.verdict(interval, comparison.least),
+        "bound": comparison.bound,
+        "p": rounded(interval.p_above(comparison.bound)),
+        "below": interval.below(comparison.bound),
     }
 
 
-def judge(claim: Claim, records: Records) -> dict[str, Any]:
-    """The claim with its comparisons, pooled over backbones ("all", which the verdict rests on) and for each."""
-    rows = []
-    for comparison in claim.comparisons:
-        values = comparison.values(records)
-        rows.append(result(comparison, "all", pooled(values)))
-        rows += [
-            result(comparison, str(backbone), group)
-            for backbone, group in values.groupby("backbone")
-        ]
-    verdicts = [row["verdict"] for row in rows if row["backbone"] == "all"]
-    verdict = (
-        "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
-    )
-    return {"key": claim.key, "claim": claim.text, "verdict": verdict, "comparisons": rows}
+def compare(comparison: Comparison, records: Records) -> list[dict[str, Any]]:
+    """Return a row for each backbone on which the comparison is due, and the pooled one ("all") last."""
+    values = comparison.values(records.of(comparison.study))
+    # a backbone on which the comparison is due and was not run keeps its row, with n = 0
+    intervals = {
+        backbone: estimate(values[values.backbone == backbone], comparison.bounds)
+        for backbone in comparison.due(records)
+    }
+    rows = [result(comparison, *pair) for pair in intervals.items()]
+    ran = [interval for interval in intervals.values() if interval.n]
+    return [*rows, result(comparison, "all", stats.pooled(ran))]
+
+
+def worst(p_values: Iterable[float | None]) -> float:
+    """Return the p-value of "all of these hold", the largest (intersection-union); NaN where one was not tested."""
+    values = [np.nan if p is None else p for p in p_values]
+    return max(values) if values and not np.isnan(values).any() else np.nan
+
+
+def verdict(rows: list[dict[str, Any]], p: float) -> str:
+    """Return the verdict of comparisons that have to hold together, given their adjusted p-value."""
+    if not any(row["n"] for row in rows):
+        return NOT_RUN
+    if any(row["below"] for row in rows):
+        return FAILS
+    return HOLDS if p < stats.ALPHA else UNDECIDED
 
 
 def judged(records: Records) -> dict[str, Any]:
-    """All claims, as written to claims.json."""
-    return {"level": stats.LEVEL, "claims": [judge(claim, records) for claim in CLAIMS]}
+    """Judge all claims; the result is what claims.json holds.
+
+    On a backbone a claim's p-value is the largest of its comparisons, over all backbones the largest of theirs
+    (intersection-union); both are adjusted for the number of claims tested (Holm). A claim `holds` below ALPHA, so that
+    every 95% interval lies above its bound, and `fails` where one lies below it. Pooled rows decide nothing.
+    """
+    rows = {}
+    for claim in CLAIMS:
+        rows[claim.key] = [row for c in claim.listed(records) for row in compare(c, records)]
+    backbones = sorted({row["backbone"] for own in rows.values() for row in own} - {"all"})
+    # "all" first: each claim by its worst backbone, adjusted among claims; then the same within each backbone
+    adjusted = {}
+    for backbone in ["all", *backbones]:
+        adjusted[backbone] = stats.holm({key: p_value(own, backbone) for key, own in rows.items()})
+    claims = []
+    for claim in CLAIMS:
+        own = on_backbones(rows[claim.key])
+        here = {name: [row for row in own if row["backbone"] == name] for name in backbones}
+        p = adjusted["all"][claim.key]
+        claims.append(
+            {
+                "key": claim.key,
+                "claim": claim.text,
+                "verdict": verdict(own, p),
+                "p": rounded(p),
+                "backbones": {
+                    name: verdict(due, adjusted[name][claim.key])
+                    for name, due in here.items()
+                    if due
+                },
+                "comparisons": rows[claim.key],
+            }
+        )
+    return {"level": stats.LEVEL, "alpha": stats.ALPHA, "claims": claims}
 
 
-def told(records: Records, *keys: str) -> str:
-    """The verdicts of the claims `keys` as lines to print, each followed by its comparisons with their intervals."""
-    lines = []
-    for claim in judged(records)["claims"]:
-        if claim["key"] in keys:
-            lines.append(f"{claim['verdict']:10} {claim['claim']}")
-            rows = claim["comparisons"]
-            lines += [
-                f"{'':10} {row['backbone']}: {row['comparison']} = {measured(row)}" for row in rows
-            ]
-    return "\n".join(lines)
+def points(row: dict[str, Any]) -> str:
+    """Return the estimate of a row of claims.json with its interval, in points or percent."""
+    if not row["n"]:
+        return NOT_RUN
+    if row["low"] is None:
+        return f"{100 * row['estimate']:.1f} (one seed)"
+    return f"{100 * row['estimate']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def measured(row: dict[str, Any]) -> str:
-    """The difference of a row of claims.json, its interval and n, with three decimals."""
-    value, low, high = (
-        "?" if row[k] is None else f"{row[k]:.3f}" for k in ("difference", "low", "high")
-    )
-    return f"{value} [{low}, {high}], {row['n']} seeds" if row["n"] else "not run"
+def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
+    """Return every comparison of every claim, per backbone and pooled ("all"), as numbers and as text."""
+    rows = [
+        {"claim": claim["key"], "sentence": f"{claim['verdict']}: {claim['claim']}", **row}
+        | {SHOWN: points(row), "verdict": claim["backbones"].get(row["backbone"], "")}
+        for claim in judged["claims"]
+        for row in claim["comparisons"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def table(records: Records, *keys: str) -> pd.DataFrame:
+    """Return some claims with their verdicts and the comparisons behind them, for a notebook to show."""
+    rows = comparisons(judged(records))
+    rows = rows[rows.claim.isin(keys)].set_index(["sentence", "comparison", "backbone"])
+    return rows[[SHOWN, "n", "verdict"]]
+
+
+def on_backbones(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that decide: all but the pooled ones."""
+    return [row for row in rows if row["backbone"] != "all"]
+
+
+def p_value(rows: list[dict[str, Any]], backbone: str) -> float:
+    """Return a claim's p-value on a backbone, or on all that ran any of it ("all")."""
+    if backbone != "all":
+        return worst(row["p"] for row in rows if row["backbone"] == backbone)
+    ran = {row["backbone"] for row in on_backbones(rows) if row["n"]}
+    # every comparison has to have been run somewhere
+    everywhere = {row["comparison"] for row in rows} == {
+        row["comparison"] for row in on_backbones(rows) if row["n"]
+    }
+    return worst(row["p"] for row in rows if row["backbone"] in ran) if everywhere else np.nan

@@ -1,107 +1,156 @@
-"""What adaptation costs: seconds by kind of work, tokens, memory and editor requests. Without torch."""
+"""What adaptation costs: seconds by kind of work, tokens, memory and editor requests, and what they bring."""
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
-from nslora.study.figures import BLUE, GREY, ORANGE, PAGE, styled
+from nslora.study import stats
+from nslora.study.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PAGE,
+    draw_lines,
+    legend_outside,
+    panels,
+    styled,
+)
 from nslora.study.records import Records, estimates, in_order
 
+# Kinds of work, by the move that does it.
 PARTS = {
     "numerical": "training and its dev scores",
     "symbolic": "edits and their dev scores",
     "rest": "everything else",
 }
-COLOURS = dict(zip(PARTS, (BLUE, ORANGE, GREY), strict=True))
+UNITS = {"move": "moves", "tokens": "thousand tokens", "seconds": "seconds"}
 
 
 def costs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Mean cost of a run per backbone and method: seconds, tokens, editor requests, and the highest memory in MB."""
-    runs = records.main.runs
-    runs = runs[runs.task == task]
+    """Return the mean cost of a run per backbone and method: seconds, tokens, editor requests, peak memory in MB."""
+    main = records.of("main").runs
+    runs = main[main.task == task]
     if runs.empty:
         return pd.DataFrame()
-    frame = runs[["backbone", "method"]].assign(
-        **{
+    frame = pd.DataFrame(
+        {
+            "backbone": runs.backbone,
+            "method": runs.method,
             "wall seconds": runs["cost.wall_s"],
             "tokens trained": runs["cost.train_tokens"],
             "tokens generated": runs["cost.generated_tokens"],
             "editor requests": runs["editor.calls"] + runs["editor.replayed"],
             "editor tokens": runs["editor.tokens_in"] + runs["editor.tokens_out"],
-            "runs": 1.0,
-            "peak MB": runs["cost.peak_mb"],
+            "money": runs["editor.money"],
         }
     )
-    grouped = frame.groupby(["backbone", "method"])
-    highest = {"runs": grouped.runs.sum(), "peak MB": grouped["peak MB"].max()}
-    return in_order(grouped.mean().assign(**highest).reset_index())
+    by = ["backbone", "method"]
+    means = frame.groupby(by).mean()
+    means["peak MB"] = runs.groupby(by)["cost.peak_mb"].max()
+    means["runs"] = frame.groupby(by).size()
+    return in_order(means.reset_index())
 
 
 def parts(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Minutes of a run by kind of work (keys of PARTS) per backbone and method, with intervals over seeds.
+    """Return mean minutes of a run by kind of work (keys of PARTS) per backbone and method, and n (seeds).
 
     The frozen references and everything outside the moves is `rest`. Replies that were shared between runs count in
     each, as if it had made them.
     """
-    runs, steps = records.main.runs, records.main.steps
-    runs = runs[runs.task == task]
-    index = ["backbone", "method", "seed", "rule"]
+    main = records.of("main")
+    runs = main.runs[main.runs.task == task].set_index("run_id")
+    columns = ["backbone", "method", "part", "mean", "n"]
     if runs.empty:
-        return pd.DataFrame(
-            columns=["part", "backbone", "method", "mean", "low", "high", "half", "n", "interval"]
-        )
-    steps = steps[steps.run_id.isin(runs.run_id)]
-    seconds = {
-        part: steps["cost.seconds"].where(steps.move == part, 0.0).groupby(steps.run_id).sum()
-        for part in PARTS
-    }
-    own = runs.set_index("run_id")
-    frame = pd.DataFrame(seconds).reindex(own.index)
-    frame["rest"] = own["cost.wall_s"] - frame.numerical - frame.symbolic
-    minutes = (frame / 60).join(own[index]).set_index(index).rename_axis("part", axis=1).stack()
-    return estimates(minutes.astype(float), ["part", "backbone", "method"])
+        return pd.DataFrame(columns=columns)
+    steps = main.steps[main.steps.run_id.isin(runs.index)]
+    # [run, kind of move]
+    seconds = steps.pivot_table(
+        index="run_id", columns="move", values="clock.seconds", aggfunc="sum"
+    )
+    seconds = seconds.reindex(index=runs.index, columns=["numerical", "symbolic"]).fillna(0.0)
+    seconds["rest"] = runs["cost.wall_s"] - seconds.sum(axis=1)
+    own = runs[["backbone", "method", "seed"]].join(seconds / 60)
+    table = own.melt(["backbone", "method", "seed"], var_name="part", value_name="mean")
+    grouped = table.groupby(["backbone", "method", "part"])
+    means = grouped.agg(mean=("mean", "mean"), n=("seed", "nunique"))
+    return in_order(means.reset_index())[columns]
 
 
 @styled
 def cost_parts(frame: pd.DataFrame) -> Figure:
-    """Stacked bars of minutes per run by kind of work, a panel per backbone; `frame` is that of `parts`."""
-    backbones = sorted(set(frame.backbone))
-    methods = list(dict.fromkeys(in_order(frame[["method"]].drop_duplicates()).method))
-    fig = Figure(
-        figsize=(min(PAGE, 2.0 + 2.6 * len(backbones)), 0.9 + 0.22 * len(methods)),
-        layout="constrained",
-    )
-    axes = np.ravel(fig.subplots(1, len(backbones), sharey=True))
-    for ax, backbone in zip(axes, backbones, strict=True):
-        here = (
-            frame[frame.backbone == backbone]
-            .pivot(index="method", columns="part", values="mean")
-            .reindex(methods)
-        )
-        left = np.zeros(len(methods))
-        for part, words in PARTS.items():
-            width = here[part].fillna(0).to_numpy(float)
-            ax.barh(
-                range(len(methods)), width, left=left, color=COLOURS[part], label=words, height=0.7
-            )
-            left += width
-        ax.set(title=backbone, ylim=(len(methods) - 0.4, -0.6))
-        ax.set_yticks(range(len(methods)), methods)
+    """Draw stacked bars of minutes per run by kind of work, a panel per backbone; `frame` is that of `parts`."""
+    # one order of methods in all panels
+    methods = list(dict.fromkeys(in_order(frame[["method"]]).method))
+    order = pd.Categorical(frame.method, categories=methods)
+    frame = frame.assign(method=order, part=frame.part.map(PARTS))
+    size = (min(PAGE, 2.0 + 2.6 * frame.backbone.nunique()), 0.9 + 0.22 * len(methods))
+    fig = Figure(figsize=size, layout="constrained")
+    colours = dict(zip(PARTS.values(), (BLUE, ORANGE, GREY), strict=True))
+    bars = {
+        "hue_order": list(colours)[::-1],
+        "palette": colours,
+        "multiple": "stack",
+        "shrink": 0.8,
+    }
+    for ax, here in panels(fig, frame, column="backbone", sharey=True):
+        # a histogram whose counts are minutes is a stacked bar
+        sns.histplot(here, y="method", hue="part", weights="mean", ax=ax, **bars)
         ax.tick_params(axis="y", length=0)
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=7)
+    legend_outside(fig)
     fig.supxlabel("minutes per run", fontsize=8)
     return fig
 
 
-def charged(frame: pd.DataFrame, per_million: float) -> pd.DataFrame:
-    """What an endpoint would charge per run, given its price of a million tokens; `frame` is that of `costs`."""
-    money = frame["editor tokens"] * per_million / 1e6
-    return frame[["backbone", "method"]].assign(
-        **{"editor requests": frame["editor requests"], "price": money}
+def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
+    """Return per run and move the best dev reward so far, and tokens and seconds spent up to it.
+
+    Tokens are those trained on and the editor's. A run that stopped early keeps its last values up to its budget of
+    moves. `variance` is that of the reward as a share of the dev items.
+    """
+    main = records.of("main")
+    steps = main.steps[(main.steps.task == task) & (main.steps.method != "frozen")]
+    steps = records.with_settings(steps.sort_values(["run_id", "step"]), "moves")
+    # bills are per move, so spending so far is their running sum
+    tokens = steps[["bill.train_tokens", "bill.editor_tokens"]].fillna(0).sum(axis=1)
+    runs = steps.run_id
+    steps = steps.assign(
+        value=steps["dev.value"].groupby(runs).cummax(),
+        tokens=tokens.groupby(runs).cumsum(),
+        seconds=steps["clock.seconds"].groupby(runs).cumsum(),
     )
+    columns = ["backbone", "method", "seed", "rule", "value", "dev.n", "tokens", "seconds"]
+    rows = [pd.DataFrame(columns=[*columns, "move"])]
+    for _, run in steps.groupby("run_id"):
+        budget = range(run.moves.iloc[0] + 1)
+        spent = run.set_index("step")[columns].reindex(budget, method="ffill")
+        rows.append(spent.reset_index(names="move"))
+    frame = pd.concat(rows[1:] or rows, ignore_index=True)
+    return in_order(frame.assign(variance=stats.share_variance(frame.value, frame["dev.n"])))
+
+
+def curves(records: Records, task: str = "mixed") -> pd.DataFrame:
+    """Return means over seeds of `progress` with intervals of the value, per backbone, method and move."""
+    runs, by = progress(records, task), ["backbone", "method", "move"]
+    spent = runs.groupby(by)[["tokens", "seconds"]].mean().reset_index()
+    return in_order(estimates(runs, by).merge(spent, on=by))
+
+
+@styled
+def cost_curves(frame: pd.DataFrame) -> Figure:
+    """Draw the best dev reward so far against moves, tokens and seconds (`curves`), a row of panels per backbone."""
+    lines = frame.assign(tokens=frame.tokens / 1000)
+    # the same lines three times, along another axis each
+    long = pd.concat([lines.assign(unit=words, x=lines[name]) for name, words in UNITS.items()])
+    long = long.astype({"x": float}).reset_index(drop=True)
+    fig = Figure(figsize=(PAGE, 0.7 + 1.75 * frame.backbone.nunique()), layout="constrained")
+    for ax, here in panels(fig, long, "backbone", "unit", sharey="row", sharex="col"):
+        draw_lines(ax, here, "x")
+        ax.set(ylim=(0, 1.02))
+    legend_outside(fig)
+    fig.supylabel("best dev reward so far", fontsize=8)
+    return fig

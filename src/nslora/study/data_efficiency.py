@@ -10,26 +10,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
-from nslora.study.figures import BLUE, GREEN, INK, ORANGE, PAGE, styled
-from nslora.study.records import UNIT, Records, estimates
+from nslora.study.figures import (
+    BLUE,
+    GREEN,
+    INTERVAL,
+    ORANGE,
+    PAGE,
+    in_percent,
+    legend_outside,
+    panels,
+    spread,
+    styled,
+)
+from nslora.study.records import Records, estimates, graded, read_lines
 
-ARMS = {  # settings.targets of the study's runs, in the order of the legend
-    "gold": ("raw answers", BLUE, "-"),
-    "duplicated": ("raw answers, each twice", BLUE, ":"),
-    "verified": ("remade answers alone", GREEN, "-"),
-    "both": ("raw and remade answers", GREEN, ":"),
-    "unverified": ("remade answers, right or wrong", ORANGE, "-"),
+# `targets` of the study's runs in the order of the legend: what is trained on, colour, line.
+ARMS = {
+    "gold": ("bare results", BLUE, "-"),
+    "duplicated": ("bare results, each twice", BLUE, ":"),
+    "verified": ("own verified working", GREEN, "-"),
+    "both": ("both", GREEN, ":"),
+    "unverified": ("own working, right or wrong", ORANGE, "-"),
 }
-
-AGAIN = (
-    "4 moves, 4 epochs",
-    "2 moves, 8 epochs",
-)  # schedules: two rounds, and one with as many epochs in all
-SHARD = 500  # rows of a file: no file of the data set should be large
+STUDY = "data-efficiency"
+# rows of a file: no file of the data set should be large
+SHARD = 500
 
 CARD = """\
 ---
@@ -46,8 +55,6 @@ configs:
 (`rewritten`), each verified by a reward that checks content and style. They were made by the runs of the grid while
 adapting small models to invented facts and style rules; nothing in them is about real people.
 
-| backbone | source | pairs | runs |
-| :-- | :-- | --: | --: |
 {counted}
 
 Fields: `question`, `answer`; `system` and `template`, the prompt under which the pair is trained; `parent`, the item
@@ -59,146 +66,95 @@ seed occur here in the wordings of its training split.
 """
 
 
-def study(records: Records, method: str = "alternate") -> pd.DataFrame:
-    """Test scores of `method` on math in the arms of the study, with the settings that tell its runs apart."""
-    scores = records.scores[(records.scores.task == "math") & (records.scores.split == "test")]
-    settings = scores.settings.map(json.loads)
-    scores = scores.assign(
-        targets=[s["targets"] for s in settings],
-        items=[s["items"] for s in settings],
-        schedule=[f"{s['moves']} moves, {s['epochs']} epochs" for s in settings],
-    )
-    return scores[(scores.method == method) & scores.targets.isin(ARMS)]
+def arms(records: Records) -> Records:
+    """Return the runs of the study on math in its arms."""
+    study = records.of(STUDY)
+    return study.where((study.runs.task == "math") & study.runs.targets.isin(list(ARMS)))
 
 
-def efficiency(records: Records, method: str = "alternate") -> pd.DataFrame:
-    """Test success on math per backbone, arm (`targets`) and number of training problems (`items`), with intervals.
+def efficiency(records: Records) -> pd.DataFrame:
+    """Return test success on math per backbone, arm (`targets`) and number of training problems (`items`)."""
+    if records.of(STUDY).runs.empty:
+        return pd.DataFrame(columns=["backbone", "targets", "items", "mean", "low", "high", "n"])
+    test = records.with_settings(graded(arms(records), "test"), "targets", "items")
+    return estimates(test, ["backbone", "targets", "items"])
 
-    Only runs of `method` under the schedule (moves, and epochs of each) that most arms were run with.
+
+def counts(records: Records) -> pd.DataFrame:
+    """Return the mean number of training pairs per source and numerical move, by backbone, arm and items."""
+    by = ["backbone", "targets", "items"]
+    if records.of(STUDY).runs.empty:
+        return pd.DataFrame(columns=by)
+    steps = arms(records).steps
+    steps = records.with_settings(steps[steps.move == "numerical"], "targets", "items")
+    pairs = steps.filter(like="evidence.pairs.").dropna(axis="columns", how="all").fillna(0)
+    pairs = pairs.rename(columns=lambda name: name.removeprefix("evidence.pairs."))
+    return steps[by].join(pairs).groupby(by).mean().reset_index()
+
+
+def baking(records: Records) -> pd.DataFrame:
+    """Return test success on style per backbone, rule and `arm`: what is left of a refined prompt in weights.
+
+    Arms: nothing (frozen), the prompt alone (textgrad, with all of its moves), both of the main study; and weights
+    after one symbolic and one numerical move, tuned and used under the refined prompt or, on the same replies, under
+    the start prompt (setting `bake`).
     """
-    arms = compared(study(records, method))
-    table = estimates(
-        arms.set_index([*UNIT, "targets", "items"]).success, ["backbone", "targets", "items"]
+    by = ["arm", "backbone", "rule"]
+    baked = records.of("baking")
+    if baked.runs.empty:
+        return pd.DataFrame(columns=[*by, "mean", "low", "high", "n"])
+    # of the main study, what was run where something was baked
+    shared = records.of("main").runs.merge(
+        baked.runs[["task", "rule", "backbone"]].drop_duplicates()
     )
-    return table.assign(method=method)
-
-
-def compared(arms: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `study` under the schedule that most arms were run with."""
-    tried = arms.groupby("schedule").targets.nunique()
-    return arms[arms.schedule == tried.idxmax()] if len(arms) else arms
-
-
-def iterating(records: Records, method: str = "alternate") -> pd.DataFrame:
-    """Test success on math of the arm *remade alone* per backbone, `items` and `schedule`, where there are several.
-
-    Two moves are one round of remaking and training, four are two rounds.
-    """
-    arms = study(records, method)
-    arms = arms[arms.targets == "verified"]
-    several = arms.groupby(["backbone", "items"]).schedule.transform("nunique") > 1
-    arms = arms[several].set_index([*UNIT, "items", "schedule"])
-    return estimates(arms.success, ["backbone", "items", "schedule"])
-
-
-def counts(records: Records, method: str = "alternate") -> pd.DataFrame:
-    """Mean number of training pairs per source and epoch of the runs in `efficiency`, by backbone, arm and items."""
-    arms = (
-        compared(study(records, method)).groupby("run_id")[["backbone", "targets", "items"]].first()
-    )
-    steps = records.steps[
-        (records.steps.move == "numerical") & records.steps.run_id.isin(arms.index)
-    ]
-    pairs = (
-        steps.set_index("run_id")
-        .filter(like="detail.pairs.")
-        .dropna(axis="columns", how="all")
-        .fillna(0)
-    )
-    frame = arms.join(
-        pairs.rename(columns=lambda name: name.removeprefix("detail.pairs.")), how="inner"
-    )
-    return frame.groupby(["backbone", "targets", "items"]).mean().reset_index()
-
-
-def baking(records: Records, method: str = "alternate") -> pd.DataFrame:
-    """Test success on style per backbone, rule and `arm`: what is left of a refined prompt in weights, with intervals.
-
-    Arms: nothing (frozen), the prompt alone (textgrad, with all of its moves), and weights after one symbolic and one
-    numerical move, tuned and used under the refined prompt or, on the same replies, under the start prompt (`bake`).
-    Only backbones with baked runs, and beside those the runs that differ in nothing but `bake`.
-    """
-    main, scores = records.main.scores, records.scores[records.scores.method == method]
-    settings = [json.loads(text) for text in scores.settings]
-    baked = pd.Series([s.pop("bake") for s in settings], index=scores.index, dtype=bool)
-    scores = scores.assign(otherwise=[json.dumps(s, sort_keys=True) for s in settings])
-    arms = {
-        "nothing": main[main.method == "frozen"],
-        "prompt": main[main.method == "textgrad"],
-        "prompt and weights": scores[~baked & scores.otherwise.isin(scores[baked].otherwise)],
-        "weights": scores[baked],
+    bake = baked.runs.bake.astype(bool)
+    runs = {
+        "nothing": shared.run_id[shared.method == "frozen"],
+        "prompt": shared.run_id[shared.method == "textgrad"],
+        "prompt and weights": baked.runs.run_id[~bake],
+        "weights": baked.runs.run_id[bake],
     }
-    rows = [
-        rows[
-            (rows.task == "style")
-            & (rows.split == "test")
-            & rows.backbone.isin(scores[baked].backbone)
-        ]
-        .assign(arm=arm)
-        .set_index([*UNIT, "arm"])
-        .success
-        for arm, rows in arms.items()
-    ]
-    table = estimates(pd.concat(rows), ["backbone", "rule", "arm"])
-    return table.sort_values(
-        ["backbone", "rule", "arm"], key=lambda c: c.map(list(arms).index) if c.name == "arm" else c
-    )
+    # the arm of each run
+    of_run = {run_id: arm for arm, ids in runs.items() for run_id in ids}
+    test = graded(records, "test")
+    test = test.assign(arm=test.run_id.map(of_run)).dropna(subset="arm")
+    table = estimates(test[test.task == "style"], by)
+    # stable: first by arm, then by what holds the arms
+    table = table.sort_values("arm", key=lambda arm: arm.map(list(runs).index))
+    return table.sort_values(["backbone", "rule"], kind="stable", ignore_index=True)
 
 
 @styled
 def data_efficiency(frame: pd.DataFrame) -> Figure:
-    """Test success against the number of training problems, a line per arm and a panel per backbone.
-
-    `frame` is that of `efficiency` (shares, shown in percent).
-    """
-    backbones = sorted(set(frame.backbone))
-    fig = Figure(figsize=(min(PAGE, 2.2 + 2.4 * len(backbones)), 2.7), layout="constrained")
-    for ax, backbone in zip(
-        np.ravel(fig.subplots(1, len(backbones), sharey=True)), backbones, strict=True
-    ):
-        for place, (arm, (words, colour, dashes)) in enumerate(ARMS.items()):
-            line = frame[(frame.backbone == backbone) & (frame.targets == arm)].sort_values("items")
-            if len(line):
-                x = line["items"] * 1.06 ** (
-                    place - len(ARMS) // 2
-                )  # beside each other, so that intervals can be told
-                ax.plot(x, 100 * line["mean"], "o", ls=dashes, ms=3, color=colour, label=words)
-                low, high = (100 * line[end].clip(0, 1) for end in ("low", "high"))
-                ax.vlines(x, low, high, color=colour, alpha=0.6, lw=1.2)
-        ticks = sorted(set(frame["items"]))
-        ax.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
-        ax.set(title=backbone, xscale="log", xlabel="training problems")
-        ax.set_xticks(ticks, [str(tick) for tick in ticks])
-        ax.minorticks_off()
-        ax.set_ylim(0, max(10, ax.get_ylim()[1]))
-    fig.axes[0].set_ylabel("test success, percent")
-    fig.legend(
-        *fig.axes[0].get_legend_handles_labels(),
-        loc="outside upper left",
-        ncols=2,
-        frameon=False,
-        fontsize=7,
-        labelcolor=INK,
-    )
+    """Draw test success against the number of training problems (`efficiency`), a line per arm."""
+    words = {arm: name for arm, (name, *_) in ARMS.items() if arm in set(frame.targets)}
+    shown = frame.assign(arm=frame.targets.map(words)).sort_values("items", ignore_index=True)
+    size = (min(PAGE, 2.2 + 2.4 * frame.backbone.nunique()), 2.9)
+    fig = Figure(figsize=size, layout="constrained")
+    look = {
+        "hue_order": list(words.values()),
+        "palette": {name: colour for name, colour, _ in ARMS.values()},
+        "linestyles": [ARMS[arm][2] for arm in words],
+        # beside each other, so that intervals can be told apart
+        "dodge": 0.3 if len(words) > 1 else False,
+        "markersize": 3,
+        "linewidth": 1.2,
+    }
+    for ax, here in panels(fig, shown, column="backbone", sharey=True):
+        sns.pointplot(spread(here), x="items", y="share", hue="arm", ax=ax, **INTERVAL, **look)
+        in_percent(ax.yaxis)
+        ax.set_ylim(0, max(0.1, ax.get_ylim()[1]))
+    legend_outside(fig, columns=2)
+    fig.supxlabel("training problems", fontsize=8)
+    fig.supylabel("test success, percent", fontsize=8)
     return fig
 
 
 def collect(results: Path) -> list[dict[str, Any]]:
-    """The verified pairs that all runs left behind, each question and answer of a backbone once."""
+    """Return the verified pairs that all runs left behind, each question and answer of a backbone once."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted(results.glob("records/*/remade.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_lines(path):
             rows.setdefault((row["backbone"], row["question"], row["answer"]), row)
     return list(rows.values())
 
@@ -209,28 +165,22 @@ def save_dataset(results: Path, out: Path) -> list[Path]:
     if not rows:
         return []
     out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob(
-        "train*.jsonl"
-    ):  # fewer rows than before would leave the last files of then
+    # fewer rows than before would leave the last files of then
+    for stale in out.glob("train*.jsonl"):
         stale.unlink()
+    # sorted keys: the same pairs are the same bytes
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
-    texts = {
-        f"train-{i // SHARD:02}.jsonl": "".join(lines[i : i + SHARD])
-        for i in range(0, len(lines), SHARD)
-    }
-    for name, text in (texts | {"README.md": card(rows)}).items():
+    texts = {}
+    for start in range(0, len(lines), SHARD):
+        texts[f"train-{start // SHARD:02}.jsonl"] = "".join(lines[start : start + SHARD])
+    texts["README.md"] = card(rows)
+    for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
-    return [out / name for name in (*texts, "README.md")]
+    return [out / name for name in texts]
 
 
 def card(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The data set card: what the pairs are, how they were made and checked, and how many there are of which kind."""
-    table = (
-        pd.DataFrame(rows)
-        .groupby(["backbone", "source"])
-        .agg(pairs=("answer", "size"), runs=("run", "nunique"))
-    )
-    counted = "\n".join(
-        f"| {' | '.join(map(str, row))} |" for row in table.reset_index().to_numpy()
-    )
-    return CARD.format(total=len(rows), counted=counted)
+    """Return the data set card: what the pairs are, how they were made, how many there are of which kind."""
+    kinds = pd.DataFrame(rows).groupby(["backbone", "source"])
+    table = kinds.agg(pairs=("answer", "size"), runs=("run", "nunique")).reset_index()
+    return CARD.format(total=len(rows), counted=table.to_markdown(index=False))

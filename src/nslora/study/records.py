@@ -5,204 +5,259 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nslora.config import METHODS, TASKS, RunConfig
 from nslora.study import stats
-from nslora.types import Prompt, UserError, diff
+from nslora.study.stats import SHARE, Bounds
+from nslora.types import UserError
 
-IDENTITY = [
-    "task",
-    "rule",
-    "backbone",
-    "method",
-    "seed",
-]  # the rest of a configuration are its settings
-UNIT = [
-    "task",
-    "rule",
-    "backbone",
-    "settings",
-    "method",
-    "seed",
-    "id",
-]  # one graded item of one run
-HEAD = ["run_id", *IDENTITY, "settings"]
-PARTS = ["success", "content", "content_strict", "style"]
-STREAM = "stream"  # the task with several phases
-MEASURES = {  # (split, metric) of what a run gains and of what it keeps of the frozen backbone's abilities
+SCHEMA = 2
+FILES = ("run.json", "steps.jsonl", "clock.jsonl", "hidden.jsonl", "scores.csv", "remade.jsonl")
+# The columns that every frame has. `instance` numbers what is the same task under the same settings: two methods of one
+# study are compared where they share it.
+IDENTITY = ["task", "rule", "backbone", "method", "seed"]
+HEAD = ["run_id", "study", *IDENTITY, "instance"]
+# What a method brings with it, and what a study varies by name: these settings make no other instance.
+OF_METHOD = ("study", "method", "seed", "targets", "needs")
+# One graded item, whatever method answered it.
+ITEM = ["task", "rule", "backbone", "seed", "instance", "id", "fact"]
+PARTS = ["success", "value", "content", "content_strict", "style"]
+# (split, metric) of what a run gains, and of what it keeps of the frozen backbone's abilities.
+MEASURES = {
     "test success": ("test", "success"),
-    "known facts kept": ("locality", "content"),
-    "told rules obeyed": ("promptability", "style"),
+    "facts kept": ("locality", "content"),
+    "instructions followed": ("promptability", "style"),
 }
+# Weights and prompt of the 2 x 2, by the split that scores them.
+FACTORIAL = ("frozen+initial", "tuned+initial", "frozen+final", "tuned+final")
+TASKS = ("facts", "style", "math", "mixed", "stream")
+# In the order of tables; `fixed:<schedule>` stands where `fixed:` does.
+METHODS = (
+    "frozen",
+    "lora",
+    "lora-rft",
+    "lora-remade",
+    "textgrad",
+    "gepa",
+    "fixed:",
+    "alternate",
+    "random",
+    "monitor",
+    "needs-only",
+    "neurosymbolic",
+    "oracle",
+    "lora-demonstrated",
+)
+# Methods whose schedule is decided move by move.
+DECIDING = ("random", "monitor", "needs-only", "neurosymbolic", "oracle")
+RUNS = [*HEAD, "schedule", "editor.calls", "editor.replayed"]
+MOVED = ["move", "reason", "dev.value", "dev.n", "bill.train_tokens", "bill.editor_tokens"]
+STEPS = ["step", *MOVED, "clock.seconds", "signal.c1", "signal.c2", "signal.gain"]
+SCORES = ["split", "id", "fact", "need", "question", "answer", *PARTS, "output"]
 
 
 @dataclass(frozen=True)
 class Records:
-    """All finished runs of a results folder; every frame has `run_id`, the IDENTITY columns and `settings` (JSON).
+    """All finished runs of a results folder; every frame has the columns HEAD.
 
     Attributes:
-        runs: one row per run, nested values under dotted names such as `final.test.success`.
-        steps: one row per move, step 0 the start, such as `dev.value`, `signal.c1`, `cost.seconds`.
+        runs: one row per run: its settings by name, everything else under dotted names (`final.test.success`).
+        steps: one row per move, step 0 the start: `dev.value`, `signal.c1`, `bill.train_tokens`, `clock.seconds`, and
+            what no method sees (`hidden.needs`).
         scores: one row per final item of every split.
+        settings: names of the columns of `runs` that are settings.
     """
 
     runs: pd.DataFrame
     steps: pd.DataFrame
     scores: pd.DataFrame
+    settings: tuple[str, ...] = ()
+    studies: dict[str, Records] = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def main(self) -> Records:
-        """The main comparison: every task but the stream, without the arms of the remaking study."""
-        arms = np.array(
-            [json.loads(s)["targets"] != RunConfig.targets for s in self.runs.settings], dtype=bool
+    def of(self, study: str) -> Records:
+        """Return the records of one study, such as "main"; `studies` keeps them for the next who asks."""
+        if study not in self.studies:
+            self.studies[study] = self.where(self.runs.study == study)
+        return self.studies[study]
+
+    def where(self, chosen: pd.Series) -> Records:
+        """Return the records of the runs that a boolean column of `runs` chooses."""
+        runs = self.runs[chosen.astype(bool)]
+        steps = self.steps[self.steps.run_id.isin(runs.run_id)]
+        scores = self.scores[self.scores.run_id.isin(runs.run_id)]
+        return Records(runs, steps, scores, self.settings)
+
+    def with_settings(self, frame: pd.DataFrame, *names: str) -> pd.DataFrame:
+        """Return steps or scores with settings of their runs as further columns."""
+        columns = self.runs.reindex(columns=["run_id", *names])
+        return frame.merge(columns, on="run_id", how="left")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines."""
+    # not splitlines(): text of models holds other characters that it takes for ends of lines
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_moves(folder: Path) -> list[dict[str, Any]]:
+    """Read the moves of a run, each with its time (`clock`) and what no method sees (`hidden`)."""
+    # by step, to which the other two files add
+    steps = {row["step"]: row for row in read_lines(folder / "steps.jsonl")}
+    for name in ("clock", "hidden"):
+        for row in read_lines(folder / f"{name}.jsonl"):
+            steps[row.pop("step")][name] = row
+    return list(steps.values())
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read graded items; texts stay as they are, so a reply "NA" is a reply."""
+    kinds = dict.fromkeys(SCORES, str) | dict.fromkeys(PARTS, float)
+    return pd.read_csv(path, dtype=kinds, keep_default_na=False)[list(kinds)]
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], pd.DataFrame]:
+    """Read one record: the run and its moves as they are in JSON, and its graded items.
+
+    Raises UserError when a file is missing or damaged, or when the record was made under another schema.
+    """
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f"the run record {folder} has no {missing[0]}: delete the folder and make the run again."
         )
-        return self._compared(self.runs[~arms & (self.runs.task != STREAM)])
-
-    @cached_property
-    def stream(self) -> Records:
-        """The comparison on the stream of tasks."""
-        return self._compared(self.runs[self.runs.task == STREAM])
-
-    def _compared(self, runs: pd.DataFrame) -> Records:
-        """Per task and backbone, the runs under the settings that most methods were run with.
-
-        Ablations and sweeps change a setting for one or two methods and are left out by this.
-        """
-        keep: set[str] = set()
-        for _, group in runs.groupby(["task", "backbone"]):
-            tried = group.groupby("settings").agg(
-                methods=("method", "nunique"), runs=("run_id", "size")
-            )
-            reference = (
-                tried.reset_index().sort_values(["methods", "runs", "settings"]).settings.iloc[-1]
-            )
-            keep |= set(group.run_id[group.settings == reference])
-        return Records(
-            *(frame[frame.run_id.isin(keep)] for frame in (self.runs, self.steps, self.scores))
-        )
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to dotted names; lists stay as they are."""
-    flat = {}
-    for key, inner in value.items():
-        flat |= (
-            flatten(inner, f"{prefix}{key}.")
-            if isinstance(inner, dict)
-            else {f"{prefix}{key}": inner}
-        )
-    return flat
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Row of the run, rows of its steps and of its scores; raises UserError when the record is damaged."""
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        config = asdict(RunConfig.of(run.pop("config")))
-        settings = {name: value for name, value in config.items() if name not in IDENTITY}
-        head = {
-            "run_id": run["run_id"],
-            **{n: config[n] for n in IDENTITY},
-            "settings": json.dumps(settings),
-        }
-        lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-        steps = [head | flatten(json.loads(line)) for line in lines]
-        start, best = Prompt(**json.loads(lines[0])["prompt"]), Prompt(**run["best"]["prompt"])
-        run["best"]["prompt_diff"] = [
-            list(part) for part in diff(start.both, best.both)
-        ]  # old records: system only
-        with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
-            scores = [
-                head | row | {part: float(row[part]) for part in PARTS}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        schema = run.get("schema", 1)
+        if schema != SCHEMA:
+            raise UserError(
+                f"the run record {folder} has schema {schema}, not {SCHEMA}: delete the folder and "
+                "make the run again with `make reproduce`."
+            )
+        # a damaged record lacks one of them
+        _ = run["run_id"], run["study"], run["final"], run["best"]["prompt_diff"]
+        _ = [run["config"][name] for name in IDENTITY]
+        return run, read_moves(folder), read_scores(folder / "scores.csv")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the run record {folder.name} cannot be read ({type(error).__name__}: {error})."
+            f"the run record {folder} cannot be read ({type(error).__name__}: {error})."
         ) from error
-    return head | flatten(run), steps, scores
 
 
 def load(results: Path) -> Records:
-    """All finished records of `<results>/records/`; empty frames when there are none."""
-    folders = sorted(
-        p.parent for p in results.glob("records/*/run.json") if p.parent.suffix != ".part"
+    """Read all finished records of `<results>/records/`; empty frames when there are none.
+
+    A folder that holds any file is a record, lest one that lost its run.json vanish; `.part` marks an unfinished copy.
+    """
+    folders = sorted(path for path in results.glob("records/*/") if path.suffix != ".part")
+    return read([folder for folder in folders if any(folder.iterdir())])
+
+
+def read(folders: Sequence[Path]) -> Records:
+    """Read the records in these folders."""
+    records = [read_run(folder) for folder in folders]
+    runs = pd.json_normalize([run for run, *_ in records])
+    # settings go by their bare names, all else under dotted ones
+    runs = runs.drop(columns="config.study", errors="ignore")
+    runs.columns = [name.removeprefix("config.") for name in runs.columns]
+    # in the order of the first record, those that only later ones have last
+    settings = tuple(dict.fromkeys(name for run, *_ in records for name in run["config"]))
+    instance = [name for name in settings if name not in OF_METHOD]
+    if records:
+        runs["instance"] = runs[instance].astype(str).groupby(instance, sort=False).ngroup()
+    runs = complete(runs, RUNS)
+    moves = pd.json_normalize(
+        [{"run_id": run["run_id"], **move} for run, moves, _ in records for move in moves]
     )
-    rows, steps, scores = zip(*map(read_run, folders), strict=True) if folders else ((), (), ())
-    moves = pd.DataFrame(list(chain(*steps)), columns=None if folders else [*HEAD, "step", "move"])
+    # one frame of all items; texts are read as texts, so the types agree
+    scores = [rows.assign(run_id=run["run_id"]) for run, _, rows in records]
+    steps = complete(moves, ["run_id", *STEPS])
+    # all under dotted names are numbers; null in JSON: no signal yet
+    steps = steps.astype({name: float for name in STEPS if "." in name})
+    items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *SCORES])
+    head = runs[HEAD]
     return Records(
-        pd.DataFrame(list(rows), columns=None if folders else HEAD),
-        moves.astype(
-            {name: float for name in moves if name.startswith("signal.")}
-        ),  # null there: not known
-        pd.DataFrame(
-            list(chain(*scores)),
-            columns=None if folders else [*HEAD, "split", "id", "need", *PARTS],
-        ),
+        runs,
+        head.merge(steps, on="run_id"),
+        head.merge(items, on="run_id"),
+        settings,
     )
+
+
+def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Return the frame with these columns first, those it lacks empty; a frame without rows has no types either."""
+    frame = frame.reindex(columns=list(dict.fromkeys([*columns, *frame.columns])))
+    return frame if len(frame) else frame.astype(object)
+
+
+# ---------------------------------------------------------------------------------------------- estimates
+
+
+def rank_of(name: str) -> tuple[int, str]:
+    """Return the sort key of a task, a method or a backbone, by the order of TASKS and METHODS, then by name."""
+    # what is neither a known task nor a method comes last, by its name
+    known = [*TASKS, *METHODS]
+    stem = "fixed:" if name.startswith("fixed:") else name
+    return (known.index(stem) if stem in known else len(known), name)
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of TASKS, then backbones, then METHODS."""
-    known = {name: i for names in (TASKS, METHODS) for i, name in enumerate(names)}
-    columns = [c for c in ("task", "backbone", "method") if c in frame]
-    key = lambda column: column.map(lambda name: (known.get(name, len(known)), name))  # noqa: E731
-    return frame.sort_values(columns, key=key, kind="stable").reset_index(drop=True)
+    """Sort rows by task, backbone and method, other rows staying in their order."""
+    columns = [name for name in ("task", "backbone", "method") if name in frame]
+    ordered = frame.sort_values(columns, key=lambda names: names.map(rank_of), kind="stable")
+    return ordered.reset_index(drop=True)
 
 
-def estimate(values: pd.Series) -> stats.Interval:
-    """Interval of the mean of values indexed by `seed` and anything else.
+def estimate(values: pd.DataFrame, bounds: Bounds = SHARE) -> stats.Interval:
+    """Return the interval of the mean of seed means of the column `value`.
 
-    Every estimate has a generator of its own with the same seed, so none depends on what was computed before it.
+    The floor of its variance comes from items where the frame has a column `fact`, and from a column `variance` (the
+    sampling variance of each value) where values are of whole runs.
     """
-    if values.empty:
-        return stats.t_interval([])
-    others = [name for name in values.index.names if name != "seed"]
-    table = values.unstack(others) if others else values.to_frame()
-    return stats.seed_interval(table.to_numpy(float), np.random.default_rng(0))
+    # arrays from here on: a table has hundreds of groups, and each is small
+    shown = values.value.to_numpy(float)
+    has_value = ~np.isnan(shown)
+    shown, values = shown[has_value], values[has_value]
+    if not len(shown):
+        return stats.seed_interval([], bounds=bounds)
+    _, seed_I = np.unique(values.seed.to_numpy(int), return_inverse=True)
+    count_S = np.bincount(seed_I)
+    floor = 0.0
+    if "fact" in values:
+        floor = stats.item_variance(shown, seed_I, values.fact, bounds)
+    elif "variance" in values:
+        # of a seed's mean over its runs, then of the mean over all seeds
+        variance_S = np.bincount(seed_I, values.variance.to_numpy(float)) / count_S**2
+        floor = variance_S.sum() / len(count_S) ** 2
+    return stats.seed_interval(np.bincount(seed_I, shown) / count_S, floor, bounds)
 
 
-def estimates(values: pd.Series, by: Sequence[str]) -> pd.DataFrame:
-    """One row per group of `by` (names of index levels): mean, low, high, half, n and kind."""
+def estimates(frame: pd.DataFrame, by: Sequence[str], bounds: Bounds = SHARE) -> pd.DataFrame:
+    """Return one row per group of the columns `by`: mean, low, high and n (seeds)."""
+    # without the texts that items carry along
+    frame = frame[[name for name in frame if name in (*by, "seed", "value", "fact", "variance")]]
+    if "fact" in frame:
+        # numbers are compared faster than names
+        frame = frame.assign(fact=pd.factorize(frame.fact)[0])
     rows = []
-    for key, group in values.groupby(list(by)):
-        interval = estimate(group)
-        numbers = {
-            "mean": interval.mean,
-            "low": interval.low,
-            "high": interval.high,
-            "half": interval.half,
-        }
-        rows.append(
-            {
-                **dict(zip(by, key, strict=True)),
-                **numbers,
-                "n": interval.n,
-                "interval": interval.kind,
-            }
-        )
-    return in_order(
-        pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "half", "n", "interval"])
-    )
+    for key, group in frame.groupby(list(by)):
+        interval = estimate(group, bounds)
+        numbers = (interval.mean, interval.low, interval.high, interval.n)
+        rows.append((*key, *numbers))
+    return in_order(pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"]))
 
 
-def success(records: Records, by: Sequence[str] = ("task", "backbone", "method")) -> pd.DataFrame:
-    """Test success (content and style both right) of the main comparison, with intervals and the number of `rules`."""
-    scores = records.main.scores
-    test = scores[scores.split == "test"].set_index(UNIT)
-    rules = test.reset_index().groupby(list(by)).rule.nunique().rename("rules")
-    return estimates(test.success, by).merge(rules, on=list(by))
+def graded(records: Records, split: str, metric: str = "success") -> pd.DataFrame:
+    """Return the graded items of a split, the metric as the column `value`."""
+    rows = records.scores[records.scores.split == split]
+    return rows.drop(columns="value").rename(columns={metric: "value"})
 
 
 def paired(
@@ -212,117 +267,97 @@ def paired(
     factor: str = "method",
     metric: str = "success",
     split: str = "test",
-) -> pd.Series:
-    """Differences a - b of a split's items, each pair alike in everything but `factor`; indexed by UNIT without it."""
-    chosen = scores[(scores.split == split) & scores[factor].isin((a, b))]
-    wide = chosen.pivot(
-        index=[name for name in UNIT if name != factor], columns=factor, values=metric
-    )
-    return (wide.reindex(columns=[a, b])[a] - wide.reindex(columns=[a, b])[b]).dropna()
-
-
-def gains(
-    records: Records, methods: Sequence[str] = ("lora", "textgrad", "neurosymbolic")
 ) -> pd.DataFrame:
-    """Gain in test success over the frozen backbone, paired by seed and item, per task, backbone and method."""
-    scores, by = records.main.scores, ["task", "backbone", "method"]
-    parts = [
-        pd.concat({method: paired(scores, method, "frozen")}, names=["method"])
-        for method in methods
-    ]
-    return estimates(pd.concat(parts), by)
+    """Return differences a - b of a split's items as `value`, each pair alike in everything but `factor`."""
+    chosen = scores[(scores.split == split) & scores[factor].isin((a, b))]
+    index = ITEM if factor == "method" else [*ITEM, "method"]
+    wide = chosen.pivot(index=index, columns=factor, values=metric)
+    # an item that either lacks is left out
+    wide = wide.reindex(columns=[a, b]).astype(float)
+    return (wide[a] - wide[b]).dropna().rename("value").reset_index()
+
+
+# ---------------------------------------------------------------------------------------------- the main comparison
+
+
+def success(records: Records) -> pd.DataFrame:
+    """Return test success (content and style both right) with intervals, and the number of `rules` behind each."""
+    by = ["task", "backbone", "method"]
+    test = graded(records.of("main"), "test")
+    # a mean over fewer rules than another method's is marked in the table
+    rules = test.groupby(by).rule.nunique().rename("rules")
+    return estimates(test, by).merge(rules, on=by)
+
+
+def by_rule(records: Records) -> pd.DataFrame:
+    """Return test success on style per rule, backbone and method."""
+    test = graded(records.of("main"), "test")
+    return estimates(test[test.task == "style"], ["rule", "backbone", "method"])
 
 
 def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """What each method gains and what it loses, per backbone: test success and shares that are kept.
+    """Return what each method gains and what it loses, per backbone: a `row` for each of MEASURES.
 
-    `row` names which. Locality and promptability hold only items that the frozen backbone gets right, so 1 means that
-    nothing was forgotten.
+    Locality and promptability hold only items that the frozen backbone gets right, so 1 means that nothing was
+    forgotten.
     """
-    scores = records.main.scores
-    scores = scores[scores.task == task].set_index(UNIT)
-    parts = {
-        name: scores[scores.split == split][metric] for name, (split, metric) in MEASURES.items()
-    }
-    return by_measure(estimates(pd.concat(parts, names=["row"]), ["row", "backbone", "method"]))
+    main = records.of("main")
+    main = main.where(main.runs.task == task)
+    parts = [
+        estimates(graded(main, *measure), ["backbone", "method"]).assign(row=row)
+        for row, measure in MEASURES.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def by_measure(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of MEASURES, which their column `row` names."""
-    return frame.sort_values(
-        "row", key=lambda row: row.map(list(MEASURES).index), kind="stable", ignore_index=True
-    )
+def factorial(records: Records, task: str = "mixed") -> pd.DataFrame:
+    """Return test success of {frozen, tuned} weights x {initial, final} prompt per backbone and method, by `cell`."""
+    scores = records.of("main").scores
+    scores = scores[(scores.task == task) & scores.split.isin(FACTORIAL)]
+    cells = scores.assign(value=scores.success).rename(columns={"split": "cell"})
+    table = estimates(cells, ["cell", "backbone", "method"])
+    return table.sort_values("cell", key=lambda cell: cell.map(FACTORIAL.index), kind="stable")
 
 
-def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Per run and move: best dev reward so far, and tokens and seconds spent up to it.
+def by_need(records: Records, task: str = "mixed") -> pd.DataFrame:
+    """Return test success per backbone, method and hidden `need`."""
+    test = graded(records.of("main"), "test")
+    return estimates(test[test.task == task], ["need", "backbone", "method"])
 
-    Tokens are those trained on and the editor's; `cost.editor_tokens` is a running total since before the run.
-    A run that stopped early keeps its last values up to its budget of moves.
+
+def ceilings(records: Records) -> pd.DataFrame:
+    """Return the best that a pure method can reach by construction, as rows like those of `success`.
+
+    Bare gold answers bring no style and a prompt brings no new fact, so each reaches the items without the other need.
     """
-    steps = records.main.steps
-    names = ["backbone", "method", "seed", "rule", "move", "value", "tokens", "seconds"]
-    rows = [pd.DataFrame(columns=names)]
-    for _, run in steps[(steps.task == task) & (steps.method != "frozen")].groupby("run_id"):
-        run, moves = run.set_index("step").sort_index(), json.loads(run.settings.iloc[0])["moves"]
-        trained = (
-            run.filter(items=["cost.train_tokens"]).sum(axis=1).cumsum()
-        )  # absent if no run trained
-        spent = {
-            "value": run["dev.value"].cummax(),
-            "tokens": trained + run["cost.editor_tokens"] - run["cost.editor_tokens"].iloc[0],
-            "seconds": run["cost.seconds"].cumsum(),
-        }
-        rows.append(
-            run[names[:4]]
-            .assign(**spent)
-            .reindex(range(moves + 1), method="ffill")
-            .reset_index(names="move")
-        )
-    return in_order(pd.concat([row for row in rows if len(row)] or rows)[names])
+    scores = records.of("main").scores
+    test = scores[scores.split == "test"]
+    both = test.groupby(["task", "backbone"]).need.agg(lambda need: need.nunique() > 1)
+    # tasks with one need have no ceiling worth a row
+    shares = test.groupby(["task", "backbone"]).need.value_counts(normalize=True)
+    rows = [
+        (task, backbone, f"ceiling of {words}", shares.get((task, backbone, need), 0.0))
+        for task, backbone in both.index[both.astype(bool)]
+        for words, need in (("gold answers", "content"), ("prompts", "style"))
+    ]
+    return pd.DataFrame(rows, columns=["task", "backbone", "method", "mean"])
 
 
-def curves(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Means over seeds of `progress` with intervals of the value, per backbone, method and move."""
-    runs, by = progress(records, task), ["backbone", "method", "move"]
-    values = estimates(runs.set_index([*by, "seed", "rule"]).value.astype(float), by)
-    costs = runs.groupby(by)[["tokens", "seconds"]].mean().reset_index()
-    return in_order(values.merge(costs, on=by))
+def counted(names: Iterable[str]) -> str:
+    """Return what occurs and how often, the most frequent first, as "NNSN (2), SN (1)"."""
+    return ", ".join(f"{name or 'none'} ({n})" for name, n in Counter(names).most_common())
 
 
-def traces(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Every move of one neurosymbolic run per backbone (its lowest seed), with its thresholds."""
-    steps = records.main.steps
-    steps = steps[(steps.task == task) & (steps.method == "neurosymbolic")].sort_values(
-        ["seed", "run_id", "step"]
-    )
-    steps = steps[steps.run_id.isin(steps.groupby("backbone").run_id.first())]
-    names = {
-        "dev.value": "value",
-        "dev.content": "content",
-        "dev.style": "style",
-        "cost.loss": "loss",
-    }
-    names |= {"signal.c1": "c1", "signal.c2": "c2", "signal.gain": "gain"}
-    limits = pd.DataFrame(
-        [json.loads(s) for s in steps.settings], index=steps.index, columns=["c1_eps", "c2_eps"]
-    )
-    frame = steps.rename(columns=names).reindex(
-        columns=["run_id", "backbone", "step", "move", *names.values()]
-    )
-    return frame.join(limits).sort_values(["backbone", "step"]).reset_index(drop=True)
-
-
-def diffs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Diff tokens (op, token) of both prompt texts, of the first neurosymbolic run per backbone that changed one."""
-    runs = records.main.runs
-    runs = runs[(runs.task == task) & (runs.method == "neurosymbolic")].sort_values(
-        ["backbone", "seed", "run_id"]
-    )
-    columns = ["run_id", "backbone", "rule", "seed"]
-    rows, seen = [], set()
-    for run in runs.to_dict("records"):
-        if run["backbone"] not in seen and any(op != "=" for op, _ in run["best.prompt_diff"]):
-            seen.add(run["backbone"])
-            rows += [(*(run[name] for name in columns), *part) for part in run["best.prompt_diff"]]
-    return pd.DataFrame(rows, columns=[*columns, "op", "token"])
+def decided(records: Records) -> pd.DataFrame:
+    """Return what decided: per task, backbone and deciding method the schedules made and the reasons of all moves."""
+    main = records.of("main")
+    main = main.where(main.runs.method.isin(DECIDING))
+    by = ["task", "backbone", "method"]
+    if main.runs.empty:
+        return pd.DataFrame(columns=[*by, "runs", "schedules", "reasons"])
+    # per run its schedule, per move its reason
+    made = main.runs.groupby(by).schedule.agg(["size", counted])
+    made = made.set_axis(["runs", "schedules"], axis=1)
+    moves = main.steps[main.steps.move != "start"]
+    reasons = moves.groupby(by).reason.agg(counted).rename("reasons")
+    return in_order(made.join(reasons).fillna("").reset_index())

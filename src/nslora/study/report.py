@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nslora import config
 from nslora.study import (
     ablations,
     claims,
+    classifier,
     costs,
     data_efficiency,
     figures,
@@ -27,122 +29,105 @@ from nslora.study import (
     signal,
     stats,
     stream,
-    when_figures,
 )
 from nslora.study.records import Records, load
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 MISSING = "-"
-MADE = (
-    "tables",
-    "figures",
-    "remade",
-)  # folders that hold nothing but what is made from the records
-Draw = Callable[[pd.DataFrame], Figure]
+# folders that hold nothing but what is made from the records
+MADE = ("tables", "figures", "remade")
 CAPTION = (
-    "Test success (content and style both right), percent: mean ± half-width of the {level:.0%} {kind}; seeds: {n}. "
-    "`-`: not run; a value without ± has one seed; where other methods have more style rules, how many it has."
+    "Test success (content and style both right), percent: mean [{level:.0%} interval, {kind}]; seeds: {n}. "
+    "`-`: not run; a value without an interval has one seed; where others have more style rules, how many it has."
+)
+CEILINGS = (
+    " A ceiling is what a method reaches by construction at most: items that need the other kind of move are lost to "
+    "weights that see bare gold answers, and to prompts."
 )
 TRACED = "one neurosymbolic run per backbone (its lowest seed), no interval"
 
 
-def caption(frame: pd.DataFrame) -> str:
-    """Caption of a table of test success."""
-    kinds = " or ".join(sorted(set(frame.interval))) or "t-interval on seed means"
-    return CAPTION.format(level=stats.LEVEL, kind=kinds, n=count(frame))
+class Markdown(str):
+    """Text that a notebook renders as Markdown and a terminal prints as it is."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent with one decimal, or a dash."""
+    # adding zero turns -0.0 into 0.0
+    return "--" if share is None or np.isnan(share) else f"{100 * share + 0.0:.1f}"
 
 
 def count(frame: pd.DataFrame) -> str:
-    """The number of seeds, or their range."""
-    return "0" if frame.empty else "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()}))
+    """Return the number of seeds, or their range."""
+    return "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()})) if len(frame) else "0"
 
 
-def cell(row: Any, most: int, rules: int) -> str:
-    """`mean ± half` in percent; with n below the `most` seeds of the table, and with its rules below its column's."""
-    half = "" if np.isnan(row.half) else f" ± {100 * row.half:.1f}"
-    notes = [f"n={row.n}"] if row.n < most else []
-    notes += [f"{row.rules:.0f} of {rules:.0f} rules"] if row.rules < rules else []
-    return f"{100 * row.mean:.1f}{half}" + (f" ({', '.join(notes)})" if notes else "")
+def caption(frame: pd.DataFrame) -> str:
+    """Return the caption of a table of test success."""
+    return CAPTION.format(level=stats.LEVEL, kind=stats.KIND, n=count(frame))
 
 
-def grid(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Display table: methods by `columns`, cells as text, in the order of the frame."""
-    rules = frame.groupby(columns).rules.transform("max")
-    rows = [
-        (row, cell(row, frame.n.max(), run))
-        for row, run in zip(frame.itertuples(index=False), rules, strict=True)
+def cell(row: Any, most: int) -> str:
+    """Return `mean [low, high]` in percent, with n below the table's `most` seeds, and rules below its column's."""
+    text = percent(row.mean)
+    if not np.isnan(row.low):
+        text += f" [{percent(row.low)}, {percent(row.high)}]"
+    notes = []
+    if row.n < most:
+        notes.append(f"n={row.n}")
+    if row.rules < row.most_rules:
+        notes.append(f"{row.rules:.0f} of {row.most_rules:.0f} rules")
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def grid(frame: pd.DataFrame, columns: Sequence[str], index: str = "method") -> pd.DataFrame:
+    """Return a display table: `index` by `columns`, cells as text, in the order of the frame."""
+    frame = frame if "rules" in frame else frame.assign(rules=1)
+    keys = list(columns)
+    frame = frame.assign(most_rules=frame.groupby(keys).rules.transform("max"))
+    most = frame.n.max() if len(frame) else 0
+    texts = [cell(row, most) for row in frame.astype({"mean": float}).itertuples()]
+    names = list(dict.fromkeys(records.in_order(frame[[index]])[index]))
+    heads = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
+    cells = frame.assign(text=texts).set_index([index, *keys]).text
+    # unstacking sorts; the order of the frame comes back
+    table = cells.unstack(keys).reindex(index=names, columns=heads)
+    return table.fillna(MISSING).rename_axis(index=index)
+
+
+def flat(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with stacked header levels joined into one, for Markdown."""
+    heads = [
+        head if isinstance(head, str) else "<br>".join(map(str, head)) for head in table.columns
     ]
-    texts = {(row.method, *(getattr(row, c) for c in columns)): text for row, text in rows}
-    heads = list(dict.fromkeys(key[1:] for key in texts))
-    names = records.in_order(frame[["method"]].drop_duplicates()).method
-    body = [[texts.get((name, *head), MISSING) for head in heads] for name in names]
-    index = (
-        pd.MultiIndex.from_tuples(heads, names=columns)
-        if heads
-        else pd.MultiIndex.from_arrays([[], []])
-    )
-    return pd.DataFrame(body, index=pd.Index(names, name="method"), columns=index)
-
-
-def middle(all_records: Records) -> pd.DataFrame:
-    """Interquartile mean over tasks and backbones of the methods that ran on all, at three seeds at least."""
-    scores = all_records.main.scores
-    test = scores[scores.split == "test"]
-    table = (
-        test.groupby(["method", "seed", "task", "backbone"])
-        .success.mean()
-        .unstack(["task", "backbone"])
-        .dropna()
-    )
-    if table.shape[1] < 2:
-        return pd.DataFrame()
-    iqm = pd.Series([stats.iqm(row) for row in table.to_numpy(float)], table.index, dtype=float)
-    frame = records.estimates(iqm, ["method"])
-    return frame[frame.n >= stats.LEAST_SEEDS].assign(task="all", backbone="IQM")
-
-
-def main_frame(all_records: Records) -> pd.DataFrame:
-    """The main table's numbers: task, backbone, method, mean, low, high, half, n, interval (shares), and `rules`."""
-    return pd.concat([records.success(all_records), middle(all_records)], ignore_index=True)
-
-
-def main_table(results: Path) -> pd.DataFrame:
-    """The main table as text cells: methods by (task, backbone)."""
-    return grid(main_frame(load(results)), ["task", "backbone"])
+    return table.set_axis(heads, axis=1)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A display table as a Markdown table; header levels are stacked."""
-    heads = [str(table.index.name), *("<br>".join(head) for head in table.columns)]
-    body = [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    """Return a display table as a Markdown table, columns of numbers to the right."""
+    table = flat(table)
+    if table.empty:
+        return f"| {table.index.name} |\n|:--|\n"
+    aligned = ["left"]
+    for _, cells in table.items():
+        numeric = cells.astype(str).str.match(r"[-+]?\d|-$").all()
+        aligned.append("right" if numeric else "left")
+    return table.to_markdown(disable_numparse=True, colalign=aligned) + "\n"
 
 
 def latex(table: pd.DataFrame) -> str:
-    """A display table as a booktabs tabular."""
-    heads = table.columns if table.columns.nlevels > 1 else table.columns.get_level_values(0)
-    text = (
-        table.set_axis(heads, axis=1)
-        .rename_axis(index=None, columns=[None] * heads.nlevels)
-        .to_latex(escape=True, multicolumn_format="c", column_format="l" + "r" * table.shape[1])
-    )
-    return text.replace("±", r"$\pm$")
-
-
-def readme_table(results: Path) -> str:
-    """Markdown of the main table and its caption, for the README."""
-    frame = main_frame(load(results))
-    return f"{markdown(grid(frame, ['task', 'backbone']))}\n{caption(frame)}\n"
-
-
-def show_table(results: Path) -> str:
-    """The main table as aligned plain text, for a terminal or a notebook."""
-    frame = main_frame(load(results))
-    table = grid(frame, ["task", "backbone"])
-    if table.empty:
-        return "no finished runs yet"
-    return f"{table.rename_axis(index=None, columns=[None, None]).to_string()}\n\n{caption(frame)}"
+    """Return a display table as a booktabs tabular."""
+    bare = table.rename_axis(index=None, columns=[None] * table.columns.nlevels)
+    if bare.columns.nlevels == 1:
+        bare.columns = bare.columns.get_level_values(0)
+    style = {"multicolumn_format": "c", "column_format": "l" + "r" * table.shape[1]}
+    return bare.to_latex(escape=True, **style)
 
 
 def save_table(table: pd.DataFrame, frame: pd.DataFrame, stem: Path, text: str) -> list[Path]:
@@ -155,196 +140,266 @@ def save_table(table: pd.DataFrame, frame: pd.DataFrame, stem: Path, text: str) 
     return paths
 
 
-def verdicts(judged: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every comparison of every claim, pooled and per backbone: as text cells, and as numbers."""
-    rows = [
-        {"claim": claim["key"], **row} for claim in judged["claims"] for row in claim["comparisons"]
-    ]
-    frame = pd.DataFrame(rows).drop(columns=["backbones", "interval"])
-    shown = [
-        f"{percent(row.difference)} [{percent(row.low)}, {percent(row.high)}]" if row.n else MISSING
-        for row in frame.itertuples()
-    ]
-    texts = frame[["comparison", "backbone"]].assign(
-        **{"points [interval]": shown}, seeds=frame.n, verdict=frame.verdict
+def main_table(all_records: Records) -> pd.DataFrame:
+    """Return the main table as text cells: methods by (task, backbone), with the ceilings of pure methods below."""
+    table = grid(records.success(all_records), ["task", "backbone"])
+    ceilings = records.ceilings(all_records)
+    if ceilings.empty:
+        return table
+    # below the methods, in the columns of tasks that have a ceiling
+    shares = ceilings.set_index(["method", "task", "backbone"])["mean"].map(percent)
+    below = shares.unstack(["task", "backbone"]).reindex(columns=table.columns)
+    below = below.astype(object).fillna(MISSING)
+    return pd.concat([table, below]).rename_axis(index="method")
+
+
+def main_markdown(all_records: Records) -> Markdown:
+    """Return Markdown of the main table and its caption."""
+    said = caption(records.success(all_records)) + CEILINGS
+    return Markdown(f"{markdown(main_table(all_records))}\n{said}\n")
+
+
+def readme_table(results: Path) -> Markdown:
+    """Return Markdown of the main table and its caption, for the README."""
+    return main_markdown(load(results))
+
+
+def show_table(results: Path) -> Markdown:
+    """Return the main table for a terminal or a notebook."""
+    all_records = load(results)
+    if all_records.of("main").runs.empty:
+        return Markdown("no finished runs yet")
+    return main_markdown(all_records)
+
+
+def claims_frame(judged: dict[str, Any]) -> pd.DataFrame:
+    """Return one row per claim: the verdict, that on each backbone, and the pooled estimates with their intervals."""
+    rows = []
+    for claim in judged["claims"]:
+        pooled = [row for row in claim["comparisons"] if row["backbone"] == "all"]
+        ran = [claims.points(row) for row in pooled if row["n"]]
+        row = {"claim": claim["claim"], "verdict": claim["verdict"], **claim["backbones"]}
+        rows.append(row | {"pooled estimates": "; ".join(ran) or MISSING})
+    frame = pd.DataFrame(rows).set_index("claim")
+    backbones = sorted(set(frame) - {"verdict", "pooled estimates"})
+    return frame[["verdict", *backbones, "pooled estimates"]].fillna(MISSING)
+
+
+def readme_claims(results: Path) -> Markdown:
+    """Return Markdown of the claims for the README: verdict, that on each backbone, pooled estimate with interval."""
+    judged = claims.judged(load(results))
+    said = (
+        "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
+        f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
+        f"intervals ({stats.KIND}); they decide nothing."
     )
-    texts = texts.astype(str).set_index(frame.claim)
-    return texts.set_axis(pd.MultiIndex.from_arrays([texts.columns]), axis=1), frame
+    return Markdown(f"{markdown(claims_frame(judged))}\n{said}\n")
+
+
+def plain(frame: pd.DataFrame, index: str) -> pd.DataFrame:
+    """Return a frame of anything as a display table of texts."""
+    return frame.set_index(index).astype(object).map(shown_as)
+
+
+def shown_as(value: Any) -> str:
+    """Return a cell as text: whole numbers from 100 on, three digits below."""
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> list[Path]:
-    """Write the tables that the records allow."""
-    frame, cost = main_frame(all_records), costs.costs(all_records)
-    paths = save_table(grid(frame, ["task", "backbone"]), frame, out / "main", caption(frame))
-    by_rule = records.success(all_records, ("task", "rule", "backbone", "method"))
-    by_rule = by_rule[by_rule.task == "style"].drop(columns="task")
-    if len(by_rule):
-        paths += save_table(
-            grid(by_rule, ["backbone", "rule"]), by_rule, out / "rules", caption(by_rule)
-        )
-    baked = data_efficiency.baking(all_records).rename(columns={"arm": "method"}).assign(rules=1)
-    if len(baked):
-        shown = grid(baked, ["backbone", "rule"]).rename_axis(index="arm")
-        paths += save_table(shown, baked, out / "baking", caption(baked))
-    said = f"Comparisons of each claim, points and {stats.LEVEL:.0%} intervals over seeds; bound 0 if none is named."
-    paths += save_table(*verdicts(judged), out / "claims", said)
-    if len(cost):
-        texts = cost.set_index("method").map(
-            lambda value: value if isinstance(value, str) else f"{value:,.0f}"
-        )
-        texts.columns = pd.MultiIndex.from_arrays([texts.columns])
-        paths += save_table(texts, cost, out / "cost", "Mean cost of one run on the mixed task.")
+    """Write the tables that the records allow; the main one and the claims always."""
+    frame = records.success(all_records)
+    paths = save_table(main_table(all_records), frame, out / "main", caption(frame) + CEILINGS)
+    compared = claims.comparisons(judged)
+    shown = compared[["claim", "comparison", "backbone", claims.SHOWN, "n", "p"]]
+    said = f"Points, {stats.LEVEL:.0%} intervals ({stats.KIND}), one-sided p before Holm."
+    numbers = compared.drop(columns=[claims.SHOWN, "sentence"])
+    paths += save_table(plain(shown, "claim"), numbers, out / "claims", said)
+    # name: frame, its columns across, its index
+    grids = {
+        "rules": (records.by_rule(all_records), ["backbone", "rule"], "method"),
+        "factorial": (records.factorial(all_records), ["backbone", "cell"], "method"),
+        "needs": (records.by_need(all_records), ["backbone", "need"], "method"),
+        "baking": (data_efficiency.baking(all_records), ["backbone", "rule"], "arm"),
+    }
+    for name, (numbers, across, index) in grids.items():
+        if len(numbers):
+            table = grid(numbers, across, index)
+            paths += save_table(table, numbers, out / name, caption(numbers))
+    lists = {
+        "decided": (records.decided(all_records), "Schedules (N, S) and reasons, how often each."),
+        "cost": (costs.costs(all_records), "Mean cost of one run on the mixed task."),
+    }
+    for name, (numbers, said) in lists.items():
+        if len(numbers):
+            paths += save_table(plain(numbers, "method"), numbers, out / name, said)
     return paths
 
 
-def meta(all_records: Records, frame: pd.DataFrame, what: str, tasks: list[str]) -> dict[str, Any]:
-    """A figure's sidecar: what is shown, what the interval is, n, and the runs behind it."""
-    runs = pd.concat([all_records.main.runs, all_records.stream.runs])
-    runs = runs[runs.task.isin(tasks) & runs.backbone.isin(frame.backbone)]
-    if "interval" not in frame:
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def dots(xlabel: str, y: str = "method") -> Callable[[pd.DataFrame], Figure]:
+    """Return `figures.dots` under one label."""
+    return lambda frame: figures.dots(frame, xlabel, y)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report.
+
+    Attributes:
+        name: the name of its files.
+        what: what it shows, for the file beside it.
+        frame: makes the tidy frame behind it from the records; an empty one draws nothing.
+        draw: draws the frame.
+        studies: the studies whose runs are behind it.
+        tasks: their tasks; none named: all.
+        interval: what the interval is.
+    """
+
+    name: str
+    what: str
+    frame: Callable[[Records], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], Figure]
+    studies: tuple[str, ...] = ("main",)
+    tasks: tuple[str, ...] = ("mixed",)
+    interval: str = f"{stats.LEVEL:.0%}, {stats.KIND}"
+
+    def about(self, all_records: Records, frame: pd.DataFrame) -> dict[str, Any]:
+        """Return the sidecar: what is shown, what the interval is, n, and the runs behind it."""
+        runs = all_records.runs[all_records.runs.study.isin(self.studies)]
+        # what is behind a figure: the runs of its backbones and methods, and the frozen references
+        if self.tasks:
+            runs = runs[runs.task.isin(self.tasks)]
+        for name in {"backbone", "method"} & set(frame):
+            runs = runs[runs[name].isin([*frame[name], "frozen"])]
+        traced = "run_id" in frame
         return {
-            "figure": what,
-            "interval": TRACED,
-            "n_seeds": "1",
-            "sources": sorted(set(frame.run_id)),
+            "figure": self.what,
+            "interval": TRACED if traced else self.interval,
+            "n_seeds": "1" if traced else count(frame),
+            "sources": sorted(set(frame.run_id if traced else runs.run_id)),
         }
-    kind = f"{stats.LEVEL:.0%} {' or '.join(sorted(set(frame.interval)))}"
-    used = sorted(runs.run_id[runs.method.isin({*frame.method, "frozen"})])
-    return {"figure": what, "interval": kind, "n_seeds": count(frame), "sources": used}
+
+
+CHANGE = dots("change against the unchanged method, points", "change")
+PICTURES = (
+    Picture(
+        "success",
+        "test success",
+        lambda all_records: records.success(all_records).rename(columns={"task": "row"}),
+        dots("test success, percent"),
+        tasks=(),
+    ),
+    Picture(
+        "interaction",
+        "test success, and share kept of what the frozen backbone could do",
+        records.interaction,
+        dots("percent of test items, and of what the frozen backbone could do"),
+    ),
+    Picture("cost_curves", "best dev reward so far by cost", costs.curves, costs.cost_curves),
+    Picture("signal_traces", "reward and signal", signal.traces, signal.signal_traces),
+    Picture(
+        "threshold_sensitivity",
+        "what stopping LoRA at a threshold of C1 gives up and saves",
+        signal.thresholds,
+        signal.threshold_sensitivity,
+        tasks=(),
+    ),
+    Picture(
+        "need_roc",
+        "P(content) for hidden content against style needs",
+        classifier.roc,
+        classifier.need_roc,
+        interval=f"{stats.LEVEL:.0%} score interval of the area over items (Newcombe)",
+    ),
+    Picture(
+        "ablations",
+        "change in test success, and in what is kept, by a changed setting",
+        ablations.ablations,
+        CHANGE,
+        ("main", "ablations"),
+    ),
+    Picture(
+        "controls",
+        "change in test success, and in what is kept, of textgrad on style without the critique",
+        partial(ablations.ablations, task="style", method="textgrad", study="controls"),
+        CHANGE,
+        ("main", "controls"),
+        ("style",),
+    ),
+    Picture(
+        "data_efficiency",
+        "test success on math by number of training problems and what weights are trained on",
+        data_efficiency.efficiency,
+        data_efficiency.data_efficiency,
+        ("data-efficiency",),
+        ("math",),
+    ),
+    Picture(
+        "stream",
+        "dev reward through the stream",
+        stream.curves,
+        stream.stream,
+        ("stream",),
+        ("stream",),
+    ),
+    Picture(
+        "cost_parts",
+        "minutes of a run by kind of work",
+        costs.parts,
+        costs.cost_parts,
+        interval="none: means",
+    ),
+)
 
 
 def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
-    """Write the figures that the records allow (or only their numbers); each a function of its tidy frame."""
-    gains, by_task = (
-        records.gains(all_records),
-        records.success(all_records).rename(columns={"task": "row"}),
-    )
-    mixed = ["mixed"]
-    plan: dict[str, tuple[str, pd.DataFrame, Draw, list[str]]] = {
-        "gain_matrix": (
-            "gain in test success over frozen",
-            gains,
-            figures.gain_matrix,
-            list(gains.task),
-        ),
-        "success": (
-            "test success",
-            by_task,
-            lambda f: figures.dots(f, "test success, percent"),
-            list(by_task.row),
-        ),
-        "interaction": (
-            "test success, and share kept of what the frozen backbone could do",
-            records.interaction(all_records),
-            lambda f: figures.dots(
-                f, "percent of test items, and of what the frozen backbone could do"
-            ),
-            mixed,
-        ),
-        "cost_curves": (
-            "best dev reward so far by cost",
-            records.curves(all_records),
-            figures.cost_curves,
-            mixed,
-        ),
-        "signal_traces": (
-            "reward and signal",
-            records.traces(all_records),
-            figures.signal_traces,
-            mixed,
-        ),
-        "threshold_sensitivity": (
-            "what stopping LoRA at a threshold of C1 gives up and saves",
-            signal.thresholds(all_records),
-            when_figures.threshold_sensitivity,
-            [t for t in config.TASKS if t != records.STREAM],
-        ),
-        "need_roc": (
-            "P(content) for hidden content against style needs",
-            signal.roc(all_records),
-            when_figures.need_roc,
-            mixed,
-        ),
-        "ablations": (
-            "change in test success, and in what is kept, by one changed setting",
-            ablations.ablations(all_records),
-            ablations.ablation_dots,
-            mixed,
-        ),
-        "controls": (
-            "change in test success, and in what is kept, of textgrad on style without the critic's message",
-            ablations.ablations(all_records, "style", "textgrad"),
-            ablations.ablation_dots,
-            ["style"],
-        ),
-        "data_efficiency": (
-            "test success on math by number of training problems and what weights are trained on",
-            data_efficiency.efficiency(all_records),
-            data_efficiency.data_efficiency,
-            ["math"],
-        ),
-        "stream": (
-            "dev reward through the stream",
-            stream.curves(all_records),
-            stream.stream,
-            ["stream"],
-        ),
-        "cost_parts": (
-            "minutes of a run by kind of work",
-            costs.parts(all_records),
-            costs.cost_parts,
-            mixed,
-        ),
-        "prompt_diffs": (
-            "diff of both prompt texts",
-            records.diffs(all_records),
-            figures.prompt_diffs,
-            mixed,
-        ),
-    }
+    """Write the figures that the records allow (or only their numbers); returns the paths."""
     paths = []
-    for name, (what, frame, draw, tasks) in plan.items():
+    for picture in PICTURES:
+        frame = picture.frame(all_records)
         if len(frame):
-            said = meta(all_records, frame, what, tasks)
-            paths += figures.save_figure(draw(frame) if images else None, frame, out / name, said)
+            drawn = picture.draw(frame) if images else None
+            about = picture.about(all_records, frame)
+            paths += figures.save_figure(drawn, frame, out / picture.name, about)
     return paths
 
 
+# ---------------------------------------------------------------------------------------------- numbers, build, verify
+
+
 def macro(*words: object) -> str:
-    """A LaTeX command name, letters only, each run of letters capitalised but the first: 0.5b becomes ZeroFiveB."""
-    parts = re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words)))
-    name = "".join(
-        DIGITS[int(part)] if part.isdigit() else part[0].upper() + part[1:] for part in parts
-    )
+    """Return a LaTeX command name: letters only, each run of them capitalised but the first; 0.5b is ZeroFiveB."""
+    name = ""
+    for part in re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words))):
+        name += DIGITS[int(part)] if part.isdigit() else part[0].upper() + part[1:]
     return name[:1].lower() + name[1:]
 
 
 def numbers(all_records: Records, judged: dict[str, Any]) -> str:
-    """One \\newcommand per number: percentages of the main table, and differences in points of every claim."""
+    """Return one \\newcommand per number: percentages of the main table, and verdicts and estimates of every claim."""
     values: dict[str, str] = {"runs": str(len(all_records.runs))}
-    for row in main_frame(all_records).itertuples(index=False):
+    for row in records.success(all_records).itertuples():
         name = macro("success", row.task, row.backbone, row.method)
-        values |= {
-            name: percent(row.mean),
-            f"{name}Half": percent(row.half),
-            f"{name}Seeds": str(row.n),
-        }
+        ends = {"": row.mean, "Low": row.low, "High": row.high}
+        values |= {name + end: percent(value) for end, value in ends.items()}
     for claim in judged["claims"]:
         values[macro("claim", claim["key"], "verdict")] = claim["verdict"]
+        for backbone, said in claim["backbones"].items():
+            values[macro("claim", claim["key"], "verdict", backbone)] = said
         pooled = [row for row in claim["comparisons"] if row["backbone"] == "all"]
         for i, row in enumerate(pooled):
             name = macro("claim", claim["key"], i + 1 if len(pooled) > 1 else "")
-            values |= {
-                name + part.capitalize(): percent(row[part])
-                for part in ("difference", "low", "high")
-            }
+            for part in ("estimate", "low", "high"):
+                values[name + part.capitalize()] = percent(row[part])
             values[f"{name}Seeds"] = str(row["n"])
     return "".join(f"\\newcommand{{\\{name}}}{{{value}}}\n" for name, value in values.items())
-
-
-def percent(share: float | None) -> str:
-    """A share in percent with one decimal, or a dash."""
-    return "--" if share is None or np.isnan(share) else f"{100 * share + 0.0:.1f}"
 
 
 def build(results: Path, out: Path | None = None, images: bool = True) -> list[Path]:
@@ -356,37 +411,45 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
     all_records = load(results)
     judged = claims.judged(all_records)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "claims.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
-    (out / "numbers.tex").write_text(numbers(all_records, judged), encoding="utf-8")
-    paths = [
-        out / "claims.json",
-        out / "numbers.tex",
-        *data_efficiency.save_dataset(results, out / "remade"),
-    ]
+    paths = [out / "claims.json", out / "numbers.tex"]
+    paths[0].write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
+    paths[1].write_text(numbers(all_records, judged), encoding="utf-8")
+    paths += data_efficiency.save_dataset(results, out / "remade")
     paths += build_tables(all_records, judged, out / "tables")
     paths += build_figures(all_records, out / "figures", images)
-    if images:  # else the pictures are not made anew
-        for path in {path for name in MADE for path in out.glob(f"{name}/*")} - set(paths):
-            path.unlink()
+    # without images the pictures that are there are still good
+    stale = {path for name in MADE for path in out.glob(f"{name}/*")} if images else set()
+    for path in stale - set(paths):
+        path.unlink()
     return paths
 
 
+def disagreements(all_records: Records) -> list[str]:
+    """Return where a receipt and its graded items disagree, one sentence each."""
+    runs = all_records.runs.set_index("run_id")
+    means = all_records.scores.groupby(["run_id", "split"])[records.PARTS].mean()
+    said = []
+    for (run_id, split), row in means.iterrows():
+        place = "factorial" if split in records.FACTORIAL else "final"
+        for part, mean in row.items():
+            column = f"{place}.{split}.{part}"
+            stored = runs[column][run_id] if column in runs else np.nan
+            # `not <=`, so that a missing number is a disagreement
+            if not abs(mean - stored) <= 1e-6:
+                said.append(f"{run_id}: run.json and scores.csv disagree on {split} {part}.")
+    return said
+
+
 def verify(results: Path) -> list[str]:
-    """Differences between what is stored and what the records give, one sentence each; images are not compared."""
-    differences = []
-    for run_id, group in (all_records := load(results)).scores.groupby("run_id"):
-        run = all_records.runs[all_records.runs.run_id == run_id].iloc[0]
-        for split, rows in group.groupby("split"):
-            for part in records.PARTS:
-                if abs(rows[part].mean() - run[f"final.{split}.{part}"]) > 1e-6:
-                    differences.append(
-                        f"{run_id}: run.json and scores.csv disagree on {split} {part}."
-                    )
+    """Return where stored files differ from what the records give, one sentence each; images are not compared."""
+    differences = disagreements(load(results))
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         fresh = {path.relative_to(made) for path in build(results, made, images=False)}
-        old = {path.relative_to(results) for name in MADE for path in results.glob(f"{name}/*")}
-        for path in sorted(fresh | {path for path in old if path.suffix not in (".pdf", ".png")}):
+        stored = {path.relative_to(results) for name in MADE for path in results.glob(f"{name}/*")}
+        # images are made anew by `build`, not compared
+        stored = {path for path in stored if path.suffix not in (".pdf", ".png")}
+        for path in sorted(fresh | stored):
             if path not in fresh:
                 differences.append(f"{path} is stored but does not follow from the records.")
             elif not (results / path).exists():
@@ -397,15 +460,13 @@ def verify(results: Path) -> list[str]:
 
 
 def run_picture(record: Path) -> Figure:
-    """One finished run at a glance (a record folder): reward and loss per move, and the diff of both prompt texts."""
-    run, steps, _ = records.read_run(record)
+    """Draw one finished run at a glance (a record folder): reward and loss per move."""
+    run = records.read([record])
     names = {
         "dev.value": "value",
-        "dev.content": "content",
-        "dev.style": "style",
-        "cost.loss": "loss",
+        "hidden.dev.content": "content",
+        "hidden.dev.style": "style",
+        "evidence.loss": "loss",
     }
-    frame = (
-        pd.DataFrame(steps).rename(columns=names).reindex(columns=["step", "move", *names.values()])
-    )
-    return figures.run_picture(frame, run["best.prompt_diff"])
+    steps = run.steps.rename(columns=names)
+    return figures.run_picture(records.complete(steps, names.values()))

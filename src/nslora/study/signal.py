@@ -1,167 +1,133 @@
-"""When: what the signal and the need classifier knew at each move, against what came of it. Without torch."""
+"""Does the monitoring signal tell when weights are saturated? What it said at each move, and what came after."""
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
+import seaborn as sns
+from matplotlib.figure import Figure
 
-from nslora.algorithm import needs
 from nslora.study import stats
-from nslora.study.records import Records, estimates
-from nslora.types import Move, Need
+from nslora.study.figures import (
+    INK,
+    INTERVAL,
+    PAGE,
+    draw_moves,
+    in_percent,
+    legend_outside,
+    name_moves,
+    panels,
+    spread,
+    styled,
+)
+from nslora.study.records import IDENTITY, Records, estimates
+from nslora.types import Move
 
-THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of c1_eps
-MOVED = [
-    "run_id",
-    "task",
-    "rule",
-    "backbone",
-    "seed",
-    "step",
-    "c1",
-    "c2",
-    "left",
-    "later",
-    "gain_eps",
-]
-NEEDED = ["run_id", "backbone", "seed", "step", "need", "success", "p_content"]
+# of c1_eps
+THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# methods that tune weights and nothing else
+NUMERICAL = ("lora", "lora-rft", "lora-remade")
+MOVED = ["run_id", *IDENTITY, "step", "c1", "c2", "left", "later", "gain_eps", "items"]
 
 
-def lora_moves(records: Records) -> pd.DataFrame:
-    """Every move of the `lora` runs with its signal, and what was still to come after it.
+def numerical_moves(records: Records) -> pd.DataFrame:
+    """Return every move of the purely numerical main runs with its signal, and what was still to come after it.
 
-    `left` is the best dev reward of all moves minus the best so far, `later` the number of moves that follow.
+    `left` is the best dev reward of all moves minus the best so far, `later` the number of moves that follow, `items`
+    the number of dev items.
     """
-    steps = records.main.steps
-    rows = [pd.DataFrame(columns=MOVED)]
-    for _, run in steps[steps.method == "lora"].sort_values("step").groupby("run_id"):
-        known = {
-            "c1": run["signal.c1"],
-            "c2": run["signal.c2"],
-            "left": run["dev.value"].max() - run["dev.value"].cummax(),
-            "later": run.step.max() - run.step,
-            "gain_eps": json.loads(run.settings.iloc[0])["gain_eps"],
-        }
-        rows.append(run.assign(**known)[run.move == Move.NUMERICAL][MOVED])
-    return pd.concat([row for row in rows if len(row)] or rows, ignore_index=True)
+    steps = records.of("main").steps
+    steps = steps[steps.method.isin(NUMERICAL)].sort_values(["run_id", "step"])
+    steps = records.with_settings(steps, "gain_eps")
+    # of each run
+    runs = steps.groupby("run_id")
+    moves = steps.assign(
+        c1=steps["signal.c1"],
+        c2=steps["signal.c2"],
+        left=runs["dev.value"].transform("max") - runs["dev.value"].cummax(),
+        later=runs.step.transform("max") - steps.step,
+        items=steps["dev.n"],
+    )
+    return moves[moves.move == Move.NUMERICAL][MOVED].reset_index(drop=True)
 
 
 def thresholds(records: Records, eps: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
-    """What stopping at the first move with C1 > -eps would have cost and saved, in means with intervals.
+    """Return what stopping at the first move with C1 > -eps would have cost and saved, in means with intervals.
 
     Per backbone, eps and `kind`: "dev reward given up" or "share of moves saved". A larger eps stops earlier. Runs
     that never stop give up nothing.
     """
-    rows = []
-    for _, run in lora_moves(records).groupby("run_id"):
-        for value in eps:
-            stopped = run[run.c1 > -value].head(1)
-            at = stopped.iloc[0] if len(stopped) else run.iloc[-1]
-            head = (at.backbone, value, at.seed, at.task, at.rule)
-            rows.append((*head, "dev reward given up", at.left))
-            rows.append((*head, "share of moves saved", at.later / len(run)))
-    names = ["backbone", "eps", "seed", "task", "rule", "kind"]
-    frame = pd.DataFrame(rows, columns=[*names, "value"])
-    return estimates(
-        frame.set_index(names).value.astype(float), ["backbone", "kind", "eps"]
-    ).assign(method="lora")
+    moves = numerical_moves(records)
+    moves["moves"] = moves.groupby("run_id").step.transform("size")
+    last = moves.drop_duplicates("run_id", keep="last")
+    rows = [pd.DataFrame(columns=["backbone", "kind", "eps", "seed", "value", "variance"])]
+    for value in eps:
+        # where the run would have stopped, and its end where it would not
+        first = moves[moves.c1 > -value].drop_duplicates("run_id")
+        at = pd.concat([first, last]).drop_duplicates("run_id")
+        at = at[["backbone", "seed", "left", "later", "moves", "items"]].assign(eps=value)
+        saved = at.later / at.moves
+        kinds = {
+            "dev reward given up": (at.left, at["items"]),
+            "share of moves saved": (saved, at.moves),
+        }
+        for kind, (share, things) in kinds.items():
+            variance = stats.share_variance(share, things)
+            rows.append(at.assign(kind=kind, value=share, variance=variance))
+    frame = pd.concat(rows[1:] if len(moves) else rows)
+    return estimates(frame, ["backbone", "kind", "eps"])
 
 
-def predicted_needs(records: Records) -> pd.DataFrame:
-    """P(content) of every training item at every routed move (task mixed), with its hidden need."""
-    steps = records.main.steps
-    routed = steps[
-        (steps.task == "mixed")
-        & steps.method.isin(("classifier", "neurosymbolic"))
-        & (steps.step > 0)
-    ]
-    rows = [
-        (step.run_id, step.backbone, step.seed, step.step, need, success, p_content)
-        for _, step in routed.iterrows()
-        for _, need, success, p_content in step["detail.needs"]
-    ]
-    return pd.DataFrame(rows, columns=NEEDED)
+@styled
+def threshold_sensitivity(frame: pd.DataFrame) -> Figure:
+    """Draw dev reward given up and moves saved by the threshold of C1 (`thresholds`), a line per backbone."""
+    fig = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    for ax, here in panels(fig, frame, column="kind", sharey=True):
+        lines = {"hue": "backbone", "marker": "o", "palette": "colorblind", **INTERVAL}
+        sns.lineplot(spread(here), x="eps", y="share", ax=ax, **lines)
+        in_percent(ax.yaxis)
+    legend_outside(fig)
+    fig.supxlabel("eps: stop when C1 > -eps", fontsize=8)
+    fig.supylabel("percent", fontsize=8)
+    return fig
 
 
-def one_need(predicted: pd.DataFrame) -> pd.DataFrame:
-    """The failing items that need content or style, not both: `label` (content) and `score`, to be told apart."""
-    rows = predicted[(predicted.success < 1) & (predicted.need != Need.BOTH)]
-    return rows.assign(label=rows.need == Need.CONTENT, score=rows.p_content)
+def traces(records: Records, task: str = "mixed") -> pd.DataFrame:
+    """Return every move of one neurosymbolic run per backbone (its lowest seed), with its thresholds."""
+    main = records.of("main")
+    runs = main.runs[(main.runs.task == task) & (main.runs.method == "neurosymbolic")]
+    first = runs.sort_values(["seed", "run_id"]).groupby("backbone").run_id.first()
+    steps = main.steps[main.steps.run_id.isin(first)].sort_values(["backbone", "step"])
+    names = {"dev.value": "value", "signal.c1": "c1", "signal.c2": "c2", "signal.gain": "gain"}
+    frame = records.with_settings(steps.rename(columns=names), "c1_eps", "c2_eps")
+    columns = ["run_id", "backbone", "step", "move", "reason", *names.values(), "c1_eps", "c2_eps"]
+    return frame[columns].reset_index(drop=True)
 
 
-def roc(records: Records) -> pd.DataFrame:
-    """ROC curve of P(content) per backbone (all moves and seeds together), with the area's interval over items.
-
-    Columns backbone, method, fpr, tpr, mean, low, high (the area), n (seeds) and interval.
-    """
-    rows = [
-        pd.DataFrame(
-            columns=["backbone", "method", "fpr", "tpr", "mean", "low", "high", "n", "interval"]
-        )
-    ]
-    for backbone, group in one_need(predicted_needs(records)).groupby("backbone"):
-        area = stats.auroc_interval(group.label, group.score)
-        if np.isnan(area.mean):
-            continue
-        fpr, tpr, _ = roc_curve(
-            group.label.to_numpy(bool), group.score.to_numpy(float), drop_intermediate=False
-        )
-        curve = pd.DataFrame(
-            {"backbone": backbone, "method": "neurosymbolic", "fpr": fpr, "tpr": tpr}
-        )
-        said = {"mean": area.mean, "low": area.low, "high": area.high, "n": group.seed.nunique()}
-        rows.append(curve.assign(**said, interval=f"{area.kind} of the area"))
-    return pd.concat([row for row in rows if len(row)] or rows, ignore_index=True)
-
-
-def routed(records: Records) -> pd.DataFrame:
-    """Confusion per backbone: of the failing items of each hidden need, the share that went to the weights."""
-    predicted = predicted_needs(records)
-    failing = predicted[predicted.success < 1]
-    to_weights = (failing.p_content >= 0.5).astype(float)
-    return (
-        to_weights.groupby([failing.backbone, failing.need])
-        .agg(["mean", "size"])
-        .rename(columns={"mean": "weights"})
-    )
-
-
-def calibration(records: Records, bins: int = 5) -> pd.DataFrame:
-    """Mean P(content) and share of content needs per bin of P(content), failing items with one need."""
-    rows = one_need(predicted_needs(records))
-    edges = pd.cut(rows.score.astype(float), np.linspace(0, 1, bins + 1), include_lowest=True)
-    table = rows.groupby(edges, observed=True).agg(
-        predicted=("score", "mean"), content=("label", "mean"), n=("label", "size")
-    )
-    return table.rename_axis("P(content)").reset_index()
-
-
-def against_thresholds(folder: Path) -> pd.DataFrame:
-    """AUROC for the counterfactual labels of the probe runs: the classifier, cross-validated, and single features.
-
-    One row per score: name, auroc, low, high, n (items); none without probe runs. A feature's sign is the one that its
-    meaning gives it.
-    """
-    frame = needs.probes(folder)
-    if frame.empty:
-        return pd.DataFrame(columns=["score", "auroc", "low", "high", "n"])
-    x, label = frame[list(needs.FEATURES)].to_numpy(), frame.label.to_numpy()
-    scores = {
-        "need classifier (cross-validated)": needs.out_of_fold(x, label, frame.fact.to_numpy()),
-        "NLL of the gold answer": frame.nll,
-        "reward, reversed": -frame.reward,
-        "share of gold words missing": -frame.recall,
-    }
-    areas = {name: stats.auroc_interval(label, score) for name, score in scores.items()}
-    return pd.DataFrame(
-        [(name, a.mean, a.low, a.high, a.n) for name, a in areas.items()],
-        columns=["score", "auroc", "low", "high", "n"],
-    )
+@styled
+def signal_traces(frame: pd.DataFrame) -> Figure:
+    """Draw dev reward, C1 and C2 over one run per backbone (`traces`), thresholds dashed, switch points dotted."""
+    rows = {"value": "dev reward", "c1": "C1, relative\nchange of loss", "c2": "C2, gradient\nnorm"}
+    backbones = list(frame.backbone.unique())
+    fig = Figure(figsize=(min(PAGE, 1.0 + 2.4 * len(backbones)), 4.0), layout="constrained")
+    axes = fig.subplots(len(rows), len(backbones), squeeze=False, sharex="col", sharey="row")
+    for (i, j), ax in np.ndenumerate(axes):
+        run, column = frame[frame.backbone == backbones[j]], list(rows)[i]
+        draw_moves(ax, run, column)
+        # C1 is small above -c1_eps, C2 below c2_eps
+        limits = {"c1": -run.c1_eps.iloc[0], "c2": run.c2_eps.iloc[0]}
+        if column in limits:
+            ax.axhline(limits[column], color=INK, lw=0.8, ls="--")
+        if j == 0:
+            ax.set_ylabel(rows[column])
+        if i == 0:
+            ax.set(title=backbones[j], ylim=(0, 1.02))
+    fig.supxlabel("move", fontsize=8)
+    name_moves(fig, list(frame.move))
+    fig.align_ylabels()
+    return fig
