@@ -72,6 +72,8 @@ def test_no_more_replies_are_graded_than_there_are_metric_calls(
     counts = graded(run, monkeypatch)
     ours.edits(run, state, budget)
     assert sum(counts) <= budget
+    # nor many fewer, but for the last minibatch
+    assert sum(counts) > budget - 2 * ours.MINIBATCH
 
 
 @pytest.mark.usefixtures("package")
@@ -122,11 +124,12 @@ def test_prompts_that_cannot_be_used_score_nothing_and_say_why(opened, monkeypat
 
     run = opened(method="gepa")
     counts = graded(run, monkeypatch)
-    adapter = ours._adapter(run, gepa)
+    adapter = ours._adapter(run, gepa, metric_calls=100)
     batch = list(run.task.dev[:2])
     answer = run.task.train[0].answer
     for system, question in (
         ("Be brief.", "No slot."),
+        ("", SLOT),
         ("Be brief.", f"{SLOT} {SLOT}"),
         (f"Ask {SLOT}", SLOT),
         ("long " * 200, SLOT),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from inspect import getsource
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from histories import step
@@ -21,7 +21,7 @@ from nslora.algorithm.session import Bill, Session, State
 from nslora.config import METHODS, RunConfig
 from nslora.runs.run import make_run, schedule
 from nslora.tasks.build import build
-from nslora.types import Move, StepRecord
+from nslora.types import Move
 
 # a prompt, then weights, in each of three phases
 STREAM: dict[str, Any] = {"task": "stream", "method": "alternate", "moves": 2}
@@ -29,7 +29,7 @@ PAPER = Path(__file__).parents[2] / "paper" / "main.tex"
 HAS_GEPA = importlib.util.find_spec("gepa") is not None
 
 
-def adapt(run: Session) -> tuple[Sequence[StepRecord], list[State]]:
+def adapt(run: Session) -> tuple[Sequence[Any], list[State]]:
     """Adapt, and return the history and every state on the way."""
     states: list[State] = []
     history, _, _, _ = loop.adapt_phases(run, lambda state, needs: states.append(state))
@@ -300,7 +300,7 @@ def test_a_real_model_learns_facts_by_the_methods_own_decisions(backbone, memo, 
     assert start.dev["success"] == 0
     assert first.move == Move.NUMERICAL and first.demand["content"] == 1.0
     assert {s.move for s in history[1:]} == {Move.NUMERICAL}
-    losses = [s.evidence["loss"] for s in history[1:]]
+    losses = [cast(float, s.evidence["loss"]) for s in history[1:]]
     assert losses == sorted(losses, reverse=True)
     assert chosen.dev["success"] == 1.0 and chosen.adapter is not None
     # the facts are known in wordings that were never trained on

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from scripted import Scripted, lowercase
@@ -197,5 +197,5 @@ def test_remade_rows_are_verified_pairs_with_their_provenance_each_once() -> Non
     for row in rows:
         assert row["reward"] == 1.0 and row["run"] == cfg.run_id
         # the prompt that brought it, also where it was baked in
-        assert ["+", "Say"] in row["prompt_diff"]
+        assert ["+", "Say"] in cast(list[object], row["prompt_diff"])
     assert rows[1]["system"] == initial.system
