@@ -26,10 +26,10 @@ def test_shuffled_critiques_are_of_a_rule_that_the_reply_breaks_and_nobody_asked
     rows = [failing("Lima, of course.")] * 40
     shuffled = controls.shuffled(rows, np.random.default_rng(0))
     critiques = {s.reward.critique for s in shuffled}
-    own = rules.words(rules.make("json"))
-    possible = {rules.words(rules.make(name)): rules.make(name) for name in rules.RULES}
+    own = rules.critique(rules.make("json"))
+    possible = {rules.critique(rules.make(name)): rules.make(name) for name in rules.RULES}
     assert len(critiques) > 3 and critiques <= set(possible) and own not in critiques
-    assert not any(rules.keep(possible[words], "Lima, of course.") for words in critiques)
+    assert not any(rules.follows(possible[words], "Lima, of course.") for words in critiques)
     assert {id(s.example) for s in shuffled} == {id(rows[0].example)}
     assert {s.reward.value for s in shuffled} == {rows[0].reward.value}
     assert shuffled == controls.shuffled(rows, np.random.default_rng(0))

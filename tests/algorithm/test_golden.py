@@ -105,15 +105,15 @@ def test_the_pinned_run_has_all_that_a_run_can_have() -> None:
     reasons = [step["reason"] for step in steps[1:]]
     assert {step["move"] for step in steps[1:]} == {"numerical", "symbolic"}
     # decided by the signal, and by demand
-    assert {"LoRA still learns", "LoRA is saturated", "edits still gain"} <= set(reasons)
+    assert {"LoRA still learns", "LoRA is saturated", "edits gain little"} <= set(reasons)
     assert reasons[-1] == "prompts failed: the last move is for weights"
     assert any(step["signal"]["c1"] is not None for step in steps)
     assert any("rewritten" in step["evidence"].get("pairs", {}) for step in steps)
     symbolic = [step["evidence"]["edits"] for step in steps if step["move"] == "symbolic"]
     accepted = [[edit["accepted"] for edit in edits] for edits in symbolic]
-    assert sum(accepted[0]) == 1 < len(accepted[0])
-    # the last best edit fell at the gate
-    assert not any(accepted[-1])
+    # the best of the first edits fell at the gate, the best of the last ones passed it
+    assert accepted[0] and not any(accepted[0])
+    assert sum(accepted[-1]) == 1 < len(accepted[-1])
 
 
 def test_two_processes_make_the_same_record_to_the_byte(records: list[Path]) -> None:

@@ -276,7 +276,7 @@ def test_the_oracle_reads_the_hidden_label(opened) -> None:
     assert estimated(run, "hidden", style, "?") == (True, 0.0)
     # what needs both needs content until that is right
     assert estimated(run, "hidden", both, "?") == (True, 1.0)
-    assert estimated(run, "hidden", both, both.answer) == (True, 0.0)
+    assert estimated(run, "hidden", both, f"It is {both.answer}.") == (True, 0.0)
 
 
 def test_probes_are_read_without_their_ties(tmp_path) -> None:

@@ -52,6 +52,17 @@ def test_style_that_prompts_failed_to_bring_is_for_the_weights_too(opened) -> No
     assert numerical.choose_facts(run, state, half) == {s.example.fact for s in state.train}
 
 
+def test_a_move_always_has_facts_to_train_on(opened) -> None:
+    """Those chosen before where nothing fails, and all where nothing was chosen: the move is made."""
+    run = opened()
+    state = begun(run)
+    nothing = Needs(np.zeros(len(state.train), bool), np.ones(len(state.train)))
+    assert numerical.choose_facts(run, state, nothing) == {e.fact for e in run.task.train}
+    chosen = frozenset({run.task.train[0].fact})
+    state = replace(state, memory=Memory(chosen=chosen))
+    assert numerical.choose_facts(run, state, nothing) == chosen
+
+
 def test_a_chosen_fact_stays_chosen_once_it_passes(opened) -> None:
     run = opened(targets="gold")
     first = run.task.feedback[0].fact
@@ -74,10 +85,12 @@ def test_every_wording_of_a_chosen_fact_is_trained_on(opened) -> None:
 # ---- the epoch
 
 
-def test_losses_are_those_of_the_tasks_own_pairs_without_replay(opened) -> None:
+def test_losses_are_those_of_the_tasks_own_pairs_without_replay(opened, monkeypatch) -> None:
     run = opened(targets="gold")
+    replayed = [Pair(run.task.initial_prompt, "?", "!", "replay")]
+    monkeypatch.setattr(numerical, "replay_pairs", lambda *_: replayed)
     outcome = moved(run, begun(run))
-    assert outcome.evidence["pairs"]["replay"] > 0
+    assert outcome.evidence["pairs"]["replay"] == 1
     own = {(pair.prompt, pair.question, pair.target) for pair in outcome.memory.trained}
     assert set(outcome.memory.losses) == own
     nll, tokens = map(sum, zip(*outcome.memory.losses.values(), strict=True))

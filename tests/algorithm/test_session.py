@@ -61,7 +61,7 @@ def test_the_reward_is_a_number_and_a_critique_unless_parts_may_be_seen(opened) 
 
 
 def test_a_form_is_asked_for_where_the_bare_answer_fails(opened) -> None:
-    run = opened()
+    run = opened(rule="end_phrase")
     for example in run.task.feedback:
         hidden = run.task.hidden[example.id]
         assert run.asks_form(example) is bool(hidden.rules)

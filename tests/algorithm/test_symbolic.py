@@ -74,7 +74,7 @@ def test_one_edit_needs_no_comparison_and_none_gives_none() -> None:
 def test_edits_are_compared_where_a_form_is_asked_for_then_where_rewards_are_low(
     opened, monkeypatch
 ) -> None:
-    run = opened(items=3)
+    run = opened(items=3, rule="end_phrase")
     dev = begun(run).dev
     compared: list[list[Example]] = []
 

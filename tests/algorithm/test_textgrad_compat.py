@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -321,12 +320,10 @@ def test_an_edit_is_parsed_as_written_and_escaping_is_undone(text: str):
 @pytest.mark.skipif(
     not checkpoints.is_cached("qwen2.5-coder-1.5b"), reason="the default editor is not downloaded"
 )
-def test_the_default_editor_tells_the_rule():
-    with Editor("qwen2.5-coder-1.5b", mode="live", threads=1) as editor:
-        edits = textgrad_compat.propose_edits(
-            OLD, [failure()], editor, CFG, lambda text: len(text.split()), seed=0
-        )
-    told = [
-        e.prompt for e in edits if not e.problem and "Over." in e.prompt.system + e.prompt.question
-    ]
-    assert told, json.dumps([[e.problem, e.prompt.system, e.prompt.question] for e in edits])
+def test_the_default_editor_states_the_rule():
+    # one candidate: a gradient and an edit for each text
+    cfg = RunConfig(candidates=1, feedback=1, prompt_tokens=1000)
+    with Editor("qwen2.5-coder-1.5b", mode="live", threads=2) as editor:
+        edits = textgrad_compat.propose_edits(OLD, [failure()], editor, cfg, len, seed=0)
+    usable = [edit.prompt.both for edit in edits if not edit.problem]
+    assert any("Over." in text for text in usable), edits

@@ -32,11 +32,13 @@ def edits(run: Session, state: State, metric_calls: int) -> list[Edit]:
     except ImportError:
         raise UserError("method gepa needs the extra: pip install 'nslora[peers]'.") from None
     old = state.candidate.prompt
-    result = gepa.optimize(
+    # typed loosely: the package does not export what it documents
+    peer: Any = gepa
+    result = peer.optimize(
         seed_candidate={"system": old.system, "question": old.question},
         trainset=list(run.task.feedback),
         valset=list(run.task.dev),
-        adapter=_adapter(run, gepa),
+        adapter=_adapter(run, gepa, metric_calls),
         reflection_lm=Reflection(run),
         reflection_minibatch_size=min(MINIBATCH, len(run.task.feedback)),
         max_metric_calls=metric_calls,
@@ -57,6 +59,9 @@ def problem(run: Session, prompt: Prompt) -> str:
     answers = [e.answer for e in run.task.train]
     if prompt.question.count(SLOT) != 1 or SLOT in prompt.system:
         return f"The question template must hold {SLOT} exactly once, the system prompt never."
+    if run.task.initial_prompt.system and not prompt.system.strip():
+        # what an editor that failed has proposed
+        return "The system prompt must not be empty."
     if count(prompt.system) + count(prompt.question) > run.cfg.prompt_tokens:
         return f"The texts must be shorter than {run.cfg.prompt_tokens} tokens together."
     if leaks(prompt.both, answers, run.task.initial_prompt.both):
@@ -88,11 +93,16 @@ class Reflection:
             return "``````"
 
 
-def _adapter(run: Session, gepa: Any) -> Any:
-    """Return GEPA's view of a run: it evaluates prompts on examples, and tells what went wrong."""
+def _adapter(run: Session, gepa: Any, metric_calls: int) -> Any:
+    """Return GEPA's view of a run: it evaluates prompts on examples, and tells what went wrong.
+
+    GEPA looks at its budget between iterations only. What would exceed it is not graded, and scores
+    0 as what cannot be used: a candidate that was not graded in full is not the best one.
+    """
 
     class Adapter(gepa.GEPAAdapter):
         propose_new_texts = None  # GEPA's own proposer
+        left = metric_calls
 
         def evaluate(
             self,
@@ -102,10 +112,13 @@ def _adapter(run: Session, gepa: Any) -> Any:
         ) -> Any:
             prompt = Prompt(candidate["system"], candidate["question"])
             remark = problem(run, prompt)
+            if len(batch) > self.left:
+                remark = "The budget is spent."
             if remark:
                 traces = [("", remark)] * len(batch)
                 scores = [0.0] * len(batch)
             else:
+                self.left -= len(batch)
                 scored = run.score(prompt, batch)
                 traces = [(s.output, critique(s)) for s in scored]
                 scores = [s.reward.value for s in scored]
