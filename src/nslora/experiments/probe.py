@@ -33,7 +33,7 @@ PROBES = (  # by number: task and rule
     ("mixed", "max_words"),
     ("math", "end_phrase"),  # which has no rule
 )
-SIZES = {"items": 6, "test_items": 6, "candidates": 2, "feedback": 1, "replay_pool": 32}
+SIZES = {"items": 4, "test_items": 4, "candidates": 2, "feedback": 1, "replay": 0.0}
 EPOCHS, EDITS = 2, 2  # numerical moves before "weights" (and half as many after), symbolic ones
 PACKAGED = Path(needs.__file__).with_name("needs.json")
 

@@ -21,8 +21,8 @@ from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import store
 from nslora.runs.store import Store
-from nslora.tasks.build import Task, build
-from nslora.types import Candidate, Move, Pair, Prompt, Scored, StepRecord, diff
+from nslora.tasks.build import Prompted, Task, build
+from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
 
 SCHEMA = 2  # of the record; study.records reads no other
 PARTS = ("content", "content_strict", "style")  # of the reward, for reports
@@ -78,11 +78,11 @@ def _make(
     scratch = place.begin(cfg)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
     run = Session(cfg, build(cfg), backbone, editor, scratch, place.memo)
-    reference = frozen_abilities(run)
+    abilities = frozen_abilities(run)
 
     history, chosen, memory, rows = adapt_phases(run, Recorder(run, watch))
     candidate = Candidate(chosen.prompt, chosen.adapter)
-    rows = rows | final_rows(run, candidate, reference)
+    rows = rows | final_rows(run, candidate, abilities)
     factorial = weights_by_prompt(run, candidate)
     remade = remade_rows(cfg, run.task.initial_prompt, memory.trained)
 
@@ -157,41 +157,42 @@ class Recorder:
 # ---- what a run is tested on
 
 
-def frozen_abilities(run: Session) -> dict[str, set[str]]:
-    """Return ids of locality and promptability items that the frozen weights get right.
+def frozen_abilities(run: Session) -> dict[str, list[Example]]:
+    """Return the locality and promptability questions that the frozen weights get right.
 
     They are what can be forgotten.
     """
-    locality, promptability = retention(run, run.task.initial_prompt)
+    locality = list(run.task.locality)
+    scored = retention(run, run.task.initial_prompt, locality, run.task.promptability)
     return {
-        "locality": {s.example.id for s in locality if s.reward.success},
-        "promptability": {
-            s.example.id for s in promptability if run.task.obeys(s.example, s.output)
-        },
+        "locality": [s.example for s in scored["locality"] if s.reward.success],
+        "promptability": [
+            s.example for s in scored["promptability"] if run.task.obeys(s.example, s.output)
+        ],
     }
 
 
-def retention(run: Session, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
+def retention(
+    run: Session, prompt: Prompt, locality: list[Example], promptability: Prompted
+) -> Rows:
     """Return replies to known questions under `prompt`, and under prompts that tell another rule.
 
     Both in one batch, by the weights as they are.
     """
-    locality = list(run.task.locality)
-    prompts = [prompt] * len(locality) + [p for p, _ in run.task.promptability]
-    examples = locality + [example for _, example in run.task.promptability]
+    prompts = [prompt] * len(locality) + [p for p, _ in promptability]
+    examples = locality + [example for _, example in promptability]
     scored = run.score_each(prompts, examples)
-    return scored[: len(locality)], scored[len(locality) :]
+    return {"locality": scored[: len(locality)], "promptability": scored[len(locality) :]}
 
 
-def final_rows(run: Session, candidate: Candidate, reference: Mapping[str, set[str]]) -> Rows:
+def final_rows(run: Session, candidate: Candidate, abilities: Mapping[str, list[Example]]) -> Rows:
     """Score the candidate on test, once, and on what the frozen weights could do."""
     run.use(candidate)
-    # all questions are asked, as for the reference: other batches would give other bits
-    locality, promptability = retention(run, candidate.prompt)
+    obeyed = set(abilities["promptability"])
+    promptability = tuple(pair for pair in run.task.promptability if pair[1] in obeyed)
     rows = {
         "test": run.score(candidate.prompt, run.task.test),
-        "locality": [s for s in locality if s.example.id in reference["locality"]],
-        "promptability": [s for s in promptability if s.example.id in reference["promptability"]],
+        **retention(run, candidate.prompt, abilities["locality"], promptability),
     }
     return {split: scored for split, scored in rows.items() if scored}
 
