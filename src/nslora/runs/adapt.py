@@ -34,7 +34,8 @@ class Result:
 
 def print_step(step: StepRecord) -> None:
     """Print one line per move to standard error."""
-    line = f"move {step.step}: {step.move} ({step.reason}), dev {step.dev['value']:.2f}"
+    reason = f" ({step.reason})" if step.reason else ""
+    line = f"move {step.step}: {step.move}{reason}, dev {step.dev['value']:.2f}"
     print(line, file=sys.stderr, flush=True)
 
 
