@@ -81,7 +81,7 @@ def test_imported_sees_every_form_of_import() -> None:
 
 def test_light_modules_import_no_model_library() -> None:
     """Figures are rebuilt without torch, and wrong input is answered at once."""
-    code = "import sys, nslora.types, nslora.config, nslora.stats, nslora.report, nslora.cli; print(*sys.modules)"
+    code = "import sys, nslora, nslora.config, nslora.study.report, nslora.cli; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

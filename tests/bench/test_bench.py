@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import write_record
 
 from nslora.bench import measure, report
 from nslora.types import UserError
@@ -76,32 +75,6 @@ def test_table_says_the_numbers() -> None:
     ]
 
 
-def test_the_loops_overhead_is_what_model_and_editor_leave() -> None:
-    old = {"cost.wall_s": 100.0, "cost.moves_s": 80.0}
-    assert "No finished run tells" in report.loop_share([old])
-    runs = [{"cost.wall_s": 100.0, "cost.work_s": work} for work in (96.0, 98.0, 99.0)]
-    said = report.loop_share([old, *runs])
-    assert "median 2.0% (1.0% to 4.0%) of 3 runs" in said
-
-
-def test_price_of_an_edit_counts_all_symbolic_moves() -> None:
-    runs = [{"calls": 10.0, "edits": 4, "accepted": 0}, {"calls": 5.0, "edits": 2, "accepted": 3}]
-    assert "15, for 6 edits; 3 were accepted, 5.0 calls each" in report.edit_price(runs)
-    assert "not known" in report.edit_price(runs[:1])
-
-
-def test_records_give_seconds_calls_and_accepted_edits(tmp_path: Path) -> None:
-    folder = write_record(
-        tmp_path, method="textgrad", task="facts"
-    )  # six symbolic moves of five calls each
-    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
-    steps[2]["detail"]["edits"] = [{"accepted": True}, {"accepted": False}]
-    (folder / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    (row,) = measure.recorded(tmp_path)
-    assert (row["cost.wall_s"], row["cost.moves_s"]) == (80.0, 75.0)
-    assert (row["calls"], row["edits"], row["accepted"]) == (30.0, 2, 1)
-
-
 def growing() -> list[dict[str, Any]]:
     sizes = [(axis, n) for axis in ("items", "tokens") for n in (16, 64)]
     return [
@@ -131,12 +104,12 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     monkeypatch.setattr(
         measure, "MEASURED", {name: lambda *_, name=name: made[name] for name in made}
     )
-    monkeypatch.setattr(measure, "PARTS", ("train", "growth", "records"))
+    monkeypatch.setattr(measure, "PARTS", ("train", "growth"))
     return made
 
 
 def run(out: Path, only: str | None = None) -> list[Path]:
-    return measure.run(out, measure.SMALL, 1, only, lambda _: None, results=out / "none")
+    return measure.run(out, measure.SMALL, 1, only, lambda _: None)
 
 
 def test_every_part_is_kept_as_soon_as_it_is_measured(

@@ -13,7 +13,7 @@ from nslora.algorithm import monitor
 from nslora.algorithm.needs import ESTIMATORS, Needs
 from nslora.algorithm.numerical import numerical
 from nslora.algorithm.router import DECISIONS, Choice
-from nslora.algorithm.session import Memory, Outcome, Session, State, summary
+from nslora.algorithm.session import Memory, Outcome, Session, State
 from nslora.algorithm.symbolic import symbolic
 from nslora.config import RunConfig
 from nslora.tasks.build import build, phases
@@ -83,8 +83,8 @@ def _record(
         reason=reason,
         prompt=state.candidate.prompt,
         adapter=state.candidate.adapter,
-        dev=summary(dev),
-        train=summary(train),
+        dev=monitor.summary(dev),
+        train=monitor.summary(train),
         signal=Signal(),
         demand={},
         evidence={},

@@ -7,10 +7,24 @@ reading of "small", patience and the way back are our choice. Pure functions of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from nslora.algorithm.session import Losses, Outcome, PairKey, State, mean_value
 from nslora.config import RunConfig
 from nslora.types import Move, Scored, Signal, StepRecord
+
+if TYPE_CHECKING:  # the study wing reads this module without torch
+    from nslora.algorithm.session import Losses, Outcome, PairKey, State
+
+
+def mean_value(scored: Sequence[Scored]) -> float:
+    """Return the mean reward."""
+    return sum(s.reward.value for s in scored) / len(scored)
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, float]:
+    """Return the mean success and reward value, and the number of rows."""
+    success = sum(s.reward.success for s in scored) / len(scored)
+    return {"success": success, "value": mean_value(scored), "n": len(scored)}
 
 
 def relative_change(new: float, old: float) -> float:

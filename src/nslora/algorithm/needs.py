@@ -18,12 +18,15 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from nslora.algorithm.session import Session, State
 from nslora.types import Need, Scored
+
+if TYPE_CHECKING:  # the study wing reads this module without torch
+    from nslora.algorithm.session import Session, State
 
 FEATURES = ("reward", "nll", "nll_neutral", "mean_logprob", "recall", "log_length_ratio", "shape")
 

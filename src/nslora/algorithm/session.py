@@ -295,14 +295,3 @@ def frozen_weights(backbone: Backbone) -> AbstractContextManager[object]:
     return (
         cast(PeftModel, model).disable_adapter() if isinstance(model, PeftModel) else nullcontext()
     )
-
-
-def mean_value(scored: Sequence[Scored]) -> float:
-    """Return the mean reward."""
-    return sum(s.reward.value for s in scored) / len(scored)
-
-
-def summary(scored: Sequence[Scored]) -> dict[str, float]:
-    """Return the mean success and reward value, and the number of rows."""
-    success = sum(s.reward.success for s in scored) / len(scored)
-    return {"success": success, "value": mean_value(scored), "n": len(scored)}

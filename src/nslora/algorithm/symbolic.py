@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from nslora.algorithm import controls, gepa, textgrad_compat
+from nslora.algorithm.monitor import mean_value
 from nslora.algorithm.needs import Needs
-from nslora.algorithm.session import Outcome, Session, State, mean_value
+from nslora.algorithm.session import Outcome, Session, State
 from nslora.types import Candidate, Edit, Prompt, Scored
 
 RUNGS = (6, 12)  # dev items that edits are compared on; a third of them reach the second rung

@@ -279,6 +279,258 @@ def propose_edits(
         by_critique.setdefault(masked(scored), scored)
     shown = list(by_critique.items())[: cfg.feedback]
 
+    feedback = ask_gradients(prompt, shown, editor, seed)
+    proposals = ask_proposals(prompt, feedback, editor, cfg.candidates, seed)
+    answers = forbidden | {s.example.answer for s in failures}
+    ordinary = " ".join([prompt.both, *by_critique])
+    edits = []
+    for parts in proposals:
+        for new, problem in assemble(prompt, parts):
+            if leaks(new.both, answers, ordinary):
+                problem = "leak"
+            elif count(new.system) + count(new.question) > cfg.prompt_tokens:
+                problem = "long"
+            changed = Edit(new, diff=diff(prompt.both, new.both))
+            edits.append(Edit(prompt, problem) if problem else changed)
+    return list(dict.fromkeys(edits))
+
+
+def ask_gradients(
+    prompt: Prompt, shown: Sequence[tuple[str, Scored]], editor: Editor, seed: int
+) -> dict[str, list[str]]:
+    """Return the gradients of all shown failures per prompt text, asked for in one batch."""
+
+    def gradient(name: str, i: int) -> Pass[list[str]]:
+        critique, scored = shown[i]
+        return lambda replies: gradients(prompt, name, scored, Engine(replies, seed + i, critique))
+
+    keys = [(name, i) for name in ROLES for i in range(len(shown))]
+    feedback: dict[str, list[str]] = {name: [] for name in ROLES}
+    made = ask_together([gradient(*key) for key in keys], editor)
+    for (name, _), texts in zip(keys, made, strict=True):
+        feedback[name] += texts
+    return feedback
+
+
+def ask_proposals(
+    prompt: Prompt, feedback: dict[str, list[str]], editor: Editor, candidates: int, seed: int
+) -> list[dict[str, tuple[str, str]]]:
+    """Return per candidate a proposal for each prompt text (`propose`), asked for in one batch."""
+    # one plan per step: the candidates of a text share their prompt, whatever their seed
+    plan = PLANS[seed % len(PLANS)]
+
+    def proposal(k: int, name: str) -> Pass[tuple[str, str]]:
+        return lambda replies: propose(
+            prompt, name, feedback[name], EditEngine(replies, seed + k, plan)
+        )
+
+    keys = [(k, name) for k in range(candidates) for name in ROLES]
+    made = ask_together([proposal(*key) for key in keys], editor)
+    proposals = dict(zip(keys, made, strict=True))
+    return [{name: proposals[k, name] for name in ROLES} for k in range(candidates)]
+
+
+def gradients(self) -> Ordered:
+        """Feedback in the order in which it came."""
+        return self._gradients
+
+    @gradients.setter
+    def gradients(self, values: Iterable[textgrad.Variable]) -> None:
+        self._gradients = Ordered(values)
+
+    def get_short_value(self, n_words_offset: int = 10) -> str:
+        """The whole value, its tags escaped."""
+        return escape(self.value)
+
+
+class Reply(LLMCall):
+    """The backbone's call, made before: forward hands on the reply it gave, backward is textgrad's own."""
+
+    def forward(self, system: Text, question: Text, scored: Scored) -> Text:
+        """The recorded reply as a function of both prompt texts."""
+        reply = Text(quote(scored.output), "the reply to the user", [system, question])
+        asked = Prompt(question=escape(question.value)).render(quote(scored.example.question))
+        told = escape(system.value)
+        reply.set_grad_fn(
+            BackwardContext(self.backward, response=reply, prompt=asked, system_prompt=told)
+        )
+        return reply
+
+
+class Critic(Function):
+    """The textual loss: the critic's words are the gradient on the reply, without a call."""
+
+    def forward(self, reply: Text, words: str) -> Text:
+        """The loss on one reply."""
+        loss = Text(words, "the critic's words", [reply])
+        loss.set_grad_fn(BackwardContext(self.backward, reply=reply, words=words))
+        return loss
+
+    def backward(self, reply: Text, words: str, backward_engine: EngineLM) -> None:
+        """Put the words on the reply."""
+        reply.gradients.add(textgrad.Variable(words, role_description="feedback to the reply"))
+
+
+class Unanswered(Exception):
+    """A pass met a request that has no reply yet."""
+
+
+class Replies:
+    """The editor's replies to the requests of several passes."""
+
+    def __init__(self) -> None:
+        self.answered: dict[Request, str | EditorError] = {}
+        self.wanted: list[Request] = []
+
+    def __getitem__(self, request: Request) -> str:
+        """Return a reply; raises its EditorError, or Unanswered after noting the request."""
+        if request not in self.answered:
+            self.wanted.append(request)
+            raise Unanswered
+        reply = self.answered[request]
+        if isinstance(reply, EditorError):
+            raise reply
+        return reply
+
+    def ask(self, editor: Editor) -> None:
+        """Make all noted requests at once."""
+        self.answered |= zip(self.wanted, editor.complete_all(self.wanted), strict=True)
+        self.wanted.clear()
+
+
+Pass = Callable[[Replies], T]
+
+
+def ask_together(passes: Sequence[Pass[T]], editor: Editor) -> list[T]:
+    """Return the results of passes of textgrad whose requests reach the editor in one batch.
+
+    textgrad asks for one reply at a time. Here a pass is interrupted where a reply is missing; once
+    all are interrupted, their requests are made together and the passes run again. They have no
+    other effects than their result.
+    """
+    replies, results = Replies(), dict[int, T]()
+    while len(results) < len(passes):
+        for i, make in enumerate(passes):
+            if i not in results:
+                with suppress(Unanswered):
+                    results[i] = make(replies)
+        if replies.wanted:
+            replies.ask(editor)
+    return [results[i] for i in range(len(passes))]
+
+
+class Engine(EngineLM):
+    """textgrad's view of the editor, for gradients: no cache, no retries, a short system prompt."""
+
+    model_string = "the editor"
+
+    def __init__(self, replies: Replies, seed: int, critique: str = "") -> None:
+        self.replies, self.seed, self.critique = replies, seed, critique
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
+        """Return one gradient; raises EditorError, or Unanswered."""
+        user = prompt + GRADIENT.format(words=self.critique)
+        return self.replies[Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS)]
+
+    def __call__(self, *args, **kwargs) -> str:
+        """Do as `generate` does."""
+        return self.generate(*args, **kwargs)
+
+
+class EditEngine(Engine):
+    """The engine of the optimizer, which accepts any reply: one that is no edit raises NoEdit."""
+
+    def __init__(self, replies: Replies, seed: int, plan: str) -> None:
+        super().__init__(replies, seed)
+        self.plan = plan
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
+        """Return one edit in its tags; raises EditorError, NoEdit, or Unanswered."""
+        user = prompt + REMINDER.format(plan=self.plan)
+        reply = self.replies[Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)]
+        return f"{TAGS[0]}{parse(reply)}{TAGS[1]}"
+
+
+def escape(text: str) -> str:
+    """Tags made harmless, so that no text can end its own tag or pretend to be an edit."""
+    return text.replace("<", "‹").replace(">", "›")
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`, for edits that repeat what they were shown."""
+    return text.replace("‹", "<").replace("›", ">")
+
+
+def quote(text: str) -> str:
+    """A text from data: escaped, shortened, and without a question slot of its own."""
+    text = text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    return escape(text).replace(SLOT, SLOT.strip("{}"))
+
+
+def masked(scored: Scored) -> str:
+    """The critic's words without the right answer, which no prompt may hold anyway.
+
+    Sentences that give it are left out if others remain: else the editor asks for right answers and forgets the rule.
+    """
+    answer, critique = scored.example.answer.strip(), scored.reward.critique
+    named = _whole(answer) if len(answer) >= SHORTEST else re.compile(re.escape(f"'{answer}'"))
+    sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, critique))
+    return quote(" ".join([s for s in sentences if MASK not in s] or sentences))
+
+
+def _whole(answer: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
+
+
+def parse(reply: str) -> str:
+    """The text between the only pair of tags; raises NoEdit."""
+    if [reply.count(tag) for tag in TAGS] != [1, 1] or reply.index(TAGS[0]) > reply.index(TAGS[1]):
+        raise NoEdit("tags")
+    text = reply.split(TAGS[0])[1].split(TAGS[1])[0].strip()
+    if (
+        text.startswith("{")
+        and not text.startswith(SLOT)
+        and (text.endswith("}") or text.count("{") > text.count("}"))
+    ):
+        text = (
+            text[1:].removesuffix("}").strip()
+        )  # copied from textgrad's "{the improved variable}"
+    for _, reply in MODELS:
+        text = re.sub(
+            rf",? like this: {re.escape(reply)}", "", text, flags=re.IGNORECASE
+        )  # copied from the examples
+    if not text:
+        raise NoEdit("empty")
+    return text
+
+
+def propose_edits(
+    prompt: Prompt,
+    failures: list[Scored],
+    editor: Editor,
+    cfg: RunConfig,
+    count: Callable[[str], int],
+    seed: int,
+    forbidden: frozenset[str] = frozenset(),
+) -> list[Edit]:
+    """Make one TextGrad step on both texts of `prompt`.
+
+    Returns up to 3 x cfg.candidates different edits (the system prompt, the template, both), and
+    the problems of proposals that cannot be used.
+
+    Args:
+        failures: replies with their critiques; cfg.feedback of them, with different critiques, are
+            shown to the editor.
+        count: tokens of a text for the backbone; a prompt above cfg.prompt_tokens is no edit.
+        seed: of the editor's sampling. Equal arguments make equal requests, in any process.
+        forbidden: answers that no prompt may hold, besides those of `failures` (leak guard).
+    """
+    by_critique: dict[str, Scored] = {}
+    for scored in failures:
+        # equal critiques would make equal gradients
+        by_critique.setdefault(masked(scored), scored)
+    shown = list(by_critique.items())[: cfg.feedback]
+
     # gradients, then edits: the requests of each kind reach the editor together
     texts_and_failures = [(name, i) for name in ROLES for i in range(len(shown))]
 

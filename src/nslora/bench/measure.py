@@ -23,7 +23,6 @@ from nslora.bench import report
 from nslora.bench.report import OURS, Row, rate
 from nslora.model.backbone import fast_bfloat16, fastest_device
 from nslora.runs import store
-from nslora.study import records
 from nslora.types import UserError
 
 T = TypeVar("T")
@@ -305,29 +304,8 @@ def growth(size: Size, common: Row) -> Iterator[Row]:
         yield from measure([spec], 1, part="growth", case=axis, size=n)
 
 
-def recorded(results: Path) -> Iterator[Row]:
-    """Per finished run: its seconds in all and in parts, editor calls of its symbolic moves, edits, accepted edits."""
-    for path in sorted(results.glob("**/records/*/run.json")):
-        run, steps, _ = records.read_run(path.parent)
-        calls = [step["cost.editor_calls"] for step in steps]  # so far
-        symbolic = [i for i, step in enumerate(steps) if step["move"] == "symbolic"]
-        edits = [edit for i in symbolic for edit in steps[i].get("detail.edits", [])]
-        spent = {
-            key: value
-            for key, value in run.items()
-            if key.startswith("cost.") and key.endswith("_s")
-        }
-        asked = sum(calls[i] - calls[i - 1] for i in symbolic)
-        made = {
-            "calls": asked,
-            "edits": len(edits),
-            "accepted": sum(edit["accepted"] for edit in edits),
-        }
-        yield {"part": "records", "case": run["run_id"], **spent, **made}
-
-
 MEASURED = {part.__name__: part for part in (train, evaluate, load, editor, arithmetic, growth)}
-PARTS = (*MEASURED, "records")
+PARTS = tuple(MEASURED)
 
 
 def run(
@@ -336,7 +314,6 @@ def run(
     threads: int,
     only: str | None,
     say: Callable[[str], None],
-    results: Path = Path("results"),
 ) -> list[Path]:
     """Measure all parts, or `only` one of PARTS, and write `out` after each; returns the files written last.
 
@@ -352,16 +329,12 @@ def run(
     for name in [only] if only else PARTS:
         say(f"bench: {name}")
         before = os.getloadavg()[0]
-        if name == "records":
-            parts[name] = {"rows": list(recorded(results))}
-        else:
-            rows = list(MEASURED[name](size, common))
-            counted = [row for row in rows if row["part"] == name][0]  # not one of a check before
-            around = surroundings(counted, threads) | {
-                "load_before": before,
-                "load_after": os.getloadavg()[0],
-            }
-            parts[name] = {"environment": around, "size": asdict(size), "rows": rows}
+        rows = list(MEASURED[name](size, common))
+        # the first row that counts, not one of a check before
+        counted = next(row for row in rows if row["part"] == name)
+        load = {"load_before": before, "load_after": os.getloadavg()[0]}
+        environment = surroundings(counted, threads) | load
+        parts[name] = {"environment": environment, "size": asdict(size), "rows": rows}
         paths = report.write(out, {key: parts[key] for key in PARTS if key in parts})
     return paths
 

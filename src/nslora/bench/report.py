@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -119,24 +118,6 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def loop_share(rows: Sequence[Row]) -> str:
-    """The loop's own overhead: how much of a run's wall time neither the model nor the editor was at work."""
-    shares = [1 - row["cost.work_s"] / row["cost.wall_s"] for row in rows if "cost.work_s" in row]
-    if not shares:
-        return "No finished run tells the loop's own overhead."
-    spread = f"median {median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) of {len(shares)} runs"
-    return f"The loop's own overhead, wall time in which neither model nor editor was at work: {spread}."
-
-
-def edit_price(rows: Sequence[Row]) -> str:
-    """How many editor calls one accepted edit took, over all symbolic moves on record."""
-    calls, edits, accepted = (
-        sum(row[key] for row in rows) for key in ("calls", "edits", "accepted")
-    )
-    price = f"{calls / accepted:.1f} calls each" if accepted else "so their price is not known"
-    return f"Editor calls in symbolic moves: {calls:.0f}, for {edits} edits; {accepted} were accepted, {price}."
-
-
 def tried(rows: Sequence[Row]) -> list[str]:
     """The settings that were tried for the other side, with their rates: one sentence per comparison."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -241,7 +222,7 @@ def curves(frame: pd.DataFrame) -> Figure:
 def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
     """Write bench.json, and the table and figures that its `parts` allow; returns the paths.
 
-    A part has `rows`, and (but for the part `records`) the `environment` it was measured in.
+    A part has `rows`, and the `environment` it was measured in.
     """
     store.write_json(out / "bench.json", parts)
     rows = [row for part in parts.values() for row in part["rows"]]
@@ -250,8 +231,6 @@ def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
         around = {name: part["environment"] for name, part in parts.items() if name in UNITS}
         n = "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()}))
         said = [CAPTION.format(n=n, places=places(around)), *tried(rows), *identical(rows)]
-        if "records" in parts:
-            said += [loop_share(parts["records"]["rows"]), edit_price(parts["records"]["rows"])]
         saved = report.save_table(table(frame), frame, out / "bench", "\n\n".join(said))
         shown = (
             saved[0].read_text(encoding="utf-8").replace("| method |", "| what |", 1)
