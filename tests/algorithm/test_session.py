@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from nslora.algorithm import loop
+from nslora.algorithm.monitor import summary
 from nslora.algorithm.needs import Needs, none
 from nslora.algorithm.router import Choice
-from nslora.algorithm.session import Bill, Session, State, summary
+from nslora.algorithm.session import Bill, Session, State
 from nslora.types import Candidate, Example, Move, Prompt, Reward, Scored
 
 

@@ -12,8 +12,9 @@ from histories import needs
 from scripted import PHRASE, down, kind, lowercase, tagged
 
 from nslora.algorithm import loop, symbolic
+from nslora.algorithm.monitor import mean_value
 from nslora.algorithm.needs import Needs
-from nslora.algorithm.session import Session, State, mean_value
+from nslora.algorithm.session import Session, State
 from nslora.editor.client import Request
 from nslora.types import Candidate, Edit, Example, Prompt, Reward, Scored
 
