@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.pure
+
 SOURCE = Path(__file__).parent.parent / "src" / "nslora"
 # A package imports only from packages to its left (types and config are modules of the library itself).
 ORDER = [

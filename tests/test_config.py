@@ -1,81 +1,105 @@
-"""Settings: validated, fingerprinted, and the source of independent randomness."""
+"""Settings: checked with one sentence, resolved by method, fingerprinted, and the source of randomness."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import replace
+import re
+from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nslora.config import RunConfig
-from nslora.types import SLOT, Prompt, UserError
+from nslora.config import METHODS, Needs, RunConfig, Targets
+from nslora.types import UserError
+
+pytestmark = pytest.mark.pure
+
+OTHER = {  # another valid value for every setting that takes part in a run's identity
+    "task": "facts", "backbone": "gemma3-270m", "method": "lora", "moves": 3, "returned": "tuned",
+    "items": 5, "test_items": 5, "rule": "json", "tier": "hard", "max_new_tokens": 9,
+    "reward": "parts", "rank": 4, "lr": 1e-3, "batch": 2, "epochs": 2, "targets": "gold",
+    "bake": True, "replay": 0.0, "replay_pool": 9, "candidates": 1, "feedback": 1,
+    "prompt_tokens": 99, "gate": False, "control": "random", "needs": "recall", "c1_eps": 0.5,
+    "c2_eps": 0.1, "gain_eps": 0.1, "patience": 2, "demand_floor": 0.2, "reserve": 0,
+    "editor_url": "https://example.org/v1", "editor_model": "smollm2-135m",
+    "editor_engine": "llama.cpp", "threads": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "sentence"),
     [
-        ({"metod": "lora"}, "unknown setting 'metod'"),
-        ({"method": "magic"}, "unknown method 'magic'"),
-        ({"task": "poetry"}, "unknown task 'poetry'"),
-        ({"lr": "fast"}, "setting lr must be of type float"),
-        ({"seed": True}, "setting seed must be of type int"),
-        ({"moves": 0}, "setting moves must be greater than 0"),
-        ({"lr": float("nan")}, "setting lr must be greater than 0"),
-        ({"replay": -1.0}, "setting replay must not be negative"),
-        ({"small": "tiny"}, "unknown small 'tiny'"),
+        ({"lernrate": 1e-3}, "unknown setting 'lernrate'; the settings are backbone, bake"),
+        ({"task": "poetry"}, "setting task = 'poetry': unknown; choose from facts"),
+        ({"method": "gpt"}, "unknown method 'gpt'; choose from frozen, lora"),
+        ({"method": "fixed"}, "unknown method 'fixed'"),
+        ({"method": "fixed:NNX"}, "unknown method 'fixed:NNX'"),
+        ({"method": "lora:NN"}, "unknown method 'lora:NN'"),
+        ({"method": "fixed:NNSN", "moves": 3}, "has more moves than moves = 3"),
+        ({"lr": "1e-4"}, "setting lr = '1e-4': input should be a valid number"),
+        ({"seed": 1.5}, "setting seed = 1.5: input should be a valid integer"),
+        ({"seed": True}, "setting seed = True: input should be a valid integer"),
+        ({"moves": 0}, "setting moves = 0: input should be greater than 0"),
+        ({"lr": float("nan")}, "setting lr = nan: input should be"),
+        ({"lr": float("inf")}, "setting lr = inf: input should be a finite number"),
+        ({"replay": -1.0}, "setting replay = -1.0: input should be greater than or equal to 0"),
+        ({"targets": "best"}, "setting targets = 'best': input should be 'method', 'gold'"),
+        ({"needs": "parts"}, 'needs = "parts" takes a reward in parts'),
     ],
 )
-def test_wrong_settings_get_one_sentence(settings: dict, words: str) -> None:
-    with pytest.raises(UserError) as error:
+def test_wrong_settings_get_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
         RunConfig.of(settings)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-def test_whole_numbers_are_accepted_where_a_float_is_meant() -> None:
-    assert RunConfig.of({"replay": 1}) == RunConfig(replay=1.0)
-    assert type(RunConfig(replay=1).replay) is float
+def test_whole_numbers_do_for_fractions() -> None:
+    assert RunConfig(lr=1).lr == 1.0
 
 
-@given(st.integers(0, 10**6), st.integers(0, 10**6))
-def test_seeds_share_a_fingerprint_but_not_a_run_id(a: int, b: int) -> None:
-    one, two = RunConfig(seed=a), RunConfig(seed=b)
-    assert one.fingerprint == two.fingerprint
-    assert (one.run_id == two.run_id) == (a == b)
-
-
-def test_every_setting_but_the_seed_changes_the_fingerprint() -> None:
+def test_every_setting_but_seed_and_study_changes_the_fingerprint() -> None:
     base = RunConfig()
-    others = [
-        replace(base, lr=1e-4),
-        replace(base, method="lora"),
-        replace(base, rule="json"),
-        replace(base, threads=1),
-    ]
-    assert len({cfg.fingerprint for cfg in [base, *others]}) == len(others) + 1
+    assert set(OTHER) == set(RunConfig.model_fields) - {"seed", "study"}
+    prints = {base.but(**{name: value}).fingerprint for name, value in OTHER.items()}
+    assert len(prints | {base.fingerprint}) == len(OTHER) + 1
+    assert base.but(seed=3, study="main").fingerprint == base.fingerprint
 
 
-def test_run_ids_are_file_names() -> None:
-    cfg = RunConfig(task="own:a b/../c.jsonl", backbone="hub:Org/Name@" + "0" * 40)
-    assert "/" not in cfg.run_id and " " not in cfg.run_id
+def test_naming_a_methods_own_policy_is_the_same_run() -> None:
+    own = RunConfig(method="lora-remade")
+    assert own.but(targets="remade", needs="none").run_id == own.run_id
+    assert own.but(method="lora").row.targets == "gold"
 
 
-def test_randomness_is_equal_in_every_process_and_independent_per_purpose() -> None:
-    code = "from nslora.config import RunConfig; print(RunConfig(seed=3).rng('x').integers(10**9))"
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(2)
-    ]
-    here = RunConfig(seed=3)
-    assert {int(run.stdout) for run in runs} == {int(here.rng("x").integers(10**9))}
-    assert here.rng("x").integers(10**9) != here.rng("y").integers(10**9)
+def test_a_receipt_makes_the_same_run_again() -> None:
+    cfg = RunConfig(method="neurosymbolic", rule="json", study="main")
+    assert cfg.settings["targets"] == "remade" and cfg.settings["needs"] == "classifier"
+    assert RunConfig.of(cfg.settings).run_id == cfg.run_id
 
 
-def test_a_prompt_keeps_other_braces_as_text() -> None:
-    prompt = Prompt('Reply as {"answer": "..."}', f"Q: {SLOT} {{json}}")
-    assert prompt.render("Why?") == "Q: Why? {json}"
-    assert prompt.messages("Why?")[0]["content"] == 'Reply as {"answer": "..."}'
-    assert len(Prompt().messages("Why?")) == 1
+def test_every_row_of_the_table_of_methods_names_what_there_is() -> None:
+    from nslora.algorithm.needs import ESTIMATORS
+
+    assert set(ESTIMATORS) == set(get_args(Needs)) - {"method"}
+    for row in METHODS.values():
+        assert row.needs in ESTIMATORS and row.targets in get_args(Targets)
+
+
+def test_a_run_id_is_short_and_has_no_path_in_it() -> None:
+    cfg = RunConfig(task=f"own:/data/{'x' * 280}.jsonl", backbone="hub:a/b@" + "0" * 40)
+    assert len(cfg.run_id) < 150 and re.fullmatch(r"[\w.-]+", cfg.run_id)
+    other = cfg.but(task=f"own:/other/{'x' * 280}.jsonl")
+    assert other.run_id != cfg.run_id
+
+
+def test_randomness_is_shared_by_seed_and_purpose() -> None:
+    draw = lambda cfg, purpose: cfg.rng(purpose).integers(2**31)  # noqa: E731
+    a = RunConfig(seed=1)
+    assert draw(a, "x") == draw(a.but(method="lora"), "x")
+    assert draw(a, "x") != draw(a, "y") and draw(a, "x") != draw(a.but(seed=2), "x")
+
+
+def test_a_runs_own_randomness_is_shared_with_no_other_run() -> None:
+    a = RunConfig(seed=1, method="random")
+    others = [a.but(rule="json"), a.but(backbone="gemma3-270m"), a.but(seed=2)]
+    draws = [cfg.own_rng("coin").integers(2**31) for cfg in [a, *others]]
+    assert len(set(draws)) == 4
+    assert a.own_rng("coin").integers(2**31) == draws[0]

@@ -1,4 +1,4 @@
-"""What is committed in results/ and shown in the README follows from the records."""
+"""What is committed in results/, and shown in README and paper, follows from the records."""
 
 from __future__ import annotations
 
@@ -12,16 +12,26 @@ import numpy as np
 import pytest
 
 from nslora.algorithm import router
+from nslora.algorithm.needs import Needs
 from nslora.bench import report as bench_report
-from nslora.config import RunConfig
-from nslora.experiments import grid
+from nslora.config import METHODS, RunConfig
+from nslora.experiments import forecast, grid
+from nslora.runs import store
 from nslora.study import report
-from nslora.types import Move, Prompt, Signal, StepRecord
+from nslora.types import Prompt, Signal, StepRecord
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FOLDERS = [path.parent for path in sorted(ROOT.glob("results/**/claims.json"))]
+PAPER = (ROOT / "paper" / "main.tex").read_text(encoding="utf-8")
+FOLDERS = [path.parent for path in sorted(ROOT.glob("results/**/records"))]
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+def between(text: str, mark: str) -> str:
+    """The part of the README that is generated."""
+    found = re.search(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", text, re.DOTALL)
+    assert found, f"the README has no place for {mark}"
+    return found[1].strip()
 
 
 @each_folder
@@ -30,40 +40,37 @@ def test_tables_and_claims_follow_from_the_records(folder: Path) -> None:
     assert report.verify(folder) == []
 
 
-def test_the_readme_shows_the_main_table() -> None:
-    shown = re.search(r"<!-- main-table -->\n(.*?)<!-- /main-table -->", README, re.DOTALL)
-    assert shown and shown[1].strip() == report.readme_table(ROOT / "results").strip()
+def test_the_readme_shows_what_the_records_say() -> None:
+    quick = ROOT / "results" / "quick"
+    assert between(README, "main-table") == str(report.readme_table(quick)).strip()
+    assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
 
 
 def test_every_file_the_readme_links_to_is_there() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert "results/figures/success.png" in links
+    assert "results/quick/figures/success.png" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["quick", "full"])
+@pytest.mark.parametrize("name", ["quick", "tuning"])
 def test_expected_costs_follow_from_the_receipts(name: str) -> None:
     profile = grid.load(name, ROOT)
-    assert (profile.results / "expected.md").read_text(encoding="utf-8") == grid.expectation(
-        profile
-    )
+    written = (profile.results / "expected.md").read_text(encoding="utf-8")
+    assert written == forecast.table(profile)
 
 
 @each_folder
-def test_records_are_receipts(folder: Path) -> None:
+def test_records_are_receipts_of_the_second_edition(folder: Path) -> None:
     for path in (folder / "records").glob("*/run.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
-        assert run["run_id"] == path.parent.name
-        assert (
-            run["run_id"] == RunConfig.of(run["config"]).run_id
-        )  # no new setting may rename an old run
-        assert (
-            run["weights"]
-            and run["environment"]["revision"]
-            and run["environment"]["versions"]["torch"]
-        )
-        assert run["cost"]["wall_s"] > 0
-        assert run["final"]["test"]["n"] > 0
+        assert run["schema"] == 2 and run["study"] in grid.STUDIES
+        assert all((path.parent / name).exists() for name in store.FILES)
+        assert run["run_id"] == path.parent.name == RunConfig.of(run["config"]).run_id
+        assert run["weights"] and run["environment"]["revision"]
+        assert run["environment"]["versions"]["torch"]
+        assert run["cost"]["wall_s"] > 0 and run["final"]["test"]["n"] > 0
+        cells = {"frozen+initial", "frozen+final", "tuned+initial", "tuned+final"}
+        assert set(run["factorial"]) == cells
 
 
 @each_folder
@@ -71,53 +78,70 @@ def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
     """A changed decision must not leave runs of the old one under the same name."""
     for path in (folder / "records").glob("*/run.json"):
         cfg = RunConfig.of(json.loads(path.read_text(encoding="utf-8"))["config"])
-        history: list[StepRecord] = []
-        for line in (path.parent / "steps.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            typed = {
-                "move": Move(row["move"]),
-                "prompt": Prompt(**row["prompt"]),
-                "signal": Signal(**row["signal"]),
-            }
+        decide = router.DECISIONS[cfg.row.decision]
+        moves: list[StepRecord] = []
+        for row in store.read_jsonl(path.parent / "steps.jsonl"):
+            typed = {"prompt": Prompt(**row["prompt"]), "signal": Signal(**row["signal"])}
             step = StepRecord(**row | typed)
-            if step.move is Move.STOP:  # the start, or that of another phase
-                history = []
+            if step.move == "start":  # of the run, or of another phase
+                moves = []
                 continue
-            if cfg.method != "random":
-                decided = router.DECISIONS[cfg.method](
-                    history, step.demand, cfg, np.random.default_rng(0)
-                )
-                assert decided is step.move, (path.parent.name, step.step)
-            history.append(step)
-        stopped = len(history) < cfg.moves and cfg.method in ("neurosymbolic", "oracle")
-        assert not (stopped and router.unsettled(history, cfg)), path.parent.name
+            choice = decide(moves, recorded_needs(step), cfg)
+            assert (choice.move, choice.reason) == (step.move, step.reason), path.parent.name
+            moves.append(step)
+
+
+def recorded_needs(step: StepRecord) -> Needs:
+    """Needs of a thousand failing examples with the demand of a step."""
+    if not step.demand:
+        return Needs(np.ones(1, bool))
+    content, style = (round(1000 * step.demand[kind]) for kind in ("content", "style"))
+    failing = np.arange(1000) < content + style
+    return Needs(failing, (np.arange(1000) < content).astype(float))
 
 
 def test_no_weights_and_no_large_files_are_committed() -> None:
     files = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
-    assert [
-        p
-        for p in files
-        if p.suffix in (".safetensors", ".gguf", ".bin", ".pkl") or p.stat().st_size > 2**20
-    ] == []
+    weights = (".safetensors", ".gguf", ".bin", ".pkl")
+    assert [p for p in files if p.suffix in weights or p.stat().st_size > 2**20] == []
 
 
 def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
     paper = ROOT / "paper"
-    text = (paper / "main.tex").read_text(encoding="utf-8")
-    for kind, name in re.findall(r"\\(input|includegraphics)(?:\[[^]]*\])?\{([^}]+)\}", text):
-        assert (paper / name).with_suffix(".tex" if kind == "input" else ".pdf").exists(), name
-    defined = set(
-        re.findall(
-            r"\\newcommand\{\\(\w+)\}",
-            (ROOT / "results" / "numbers.tex").read_text(encoding="utf-8"),
-        )
-    )
-    assert {"runs", *re.findall(r"\\(claim\w+)", text)} <= defined
-    body = re.sub(
-        r"\[[^]]*\]|\d+\\%", "", text.split(r"\section{Results}")[1].split(r"\section{Limits}")[0]
-    )
+    for kind, name in re.findall(r"\\(input|includegraphics)(?:\[[^]]*\])?\{([^}]+)\}", PAPER):
+        suffix = ".tex" if kind == "input" else ".pdf"
+        assert (paper / name).with_suffix(suffix).exists(), name
+    exploratory = (paper / "exploratory.tex").read_text(encoding="utf-8")
+    defined = set(re.findall(r"\\newcommand\{\\(\w+)\}", exploratory))
+    assert set(re.findall(r"\\(expl[A-Z]\w*)", PAPER)) == defined
+    results = PAPER.split(r"\section{Results}")[1].split(r"\section{Limits}")[0]
+    body = re.sub(r"\[[^]]*\]|\d+\\%", "", results)
     assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"
+
+
+def test_the_paper_has_the_algorithm_and_the_methods_of_the_code() -> None:
+    loop = (ROOT / "src/nslora/algorithm/loop.py").read_text(encoding="utf-8")
+    margin = re.findall(r"# -+ ?(\d)(?:: (.*))?$", loop, re.MULTILINE)
+    box = PAPER.split(r"\begin{algorithm}")[1].split(r"\end{algorithm}")[0]
+    lines = box.split(r"\STATE")[1:]
+    whys = [m[1] if (m := re.search(r"\\why\{([^}]*)\}", line)) else "" for line in lines]
+    assert [(str(i), why) for i, why in enumerate(whys, 1)] == margin
+    rows = re.findall(r"^\\METHOD\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}$", PAPER, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(METHODS)
+    for name, decision, needs, targets in rows:
+        row = METHODS[name]
+        assert (decision, needs) == (row.decision, row.needs)
+        assert targets in (row.targets, "--")
+
+
+@pytest.mark.parametrize("name", ["LOG.md", "LOG-speed.md"])
+def test_a_log_has_an_index_and_each_entry_a_summary(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    headings = re.findall(r"(?m)^## (.*)$", text)
+    anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+    assert re.findall(r"\]\(#([^)]+)\)", text) == anchors
+    for entry in re.split(r"(?m)^## ", text)[1:]:
+        assert re.match(r".*\n\n> ", entry), entry[:60]
 
 
 def test_the_benchmark_says_what_was_measured(tmp_path: Path) -> None:
@@ -130,10 +154,8 @@ def test_the_benchmark_says_what_was_measured(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
 def test_the_paper_builds_with_every_reference(tmp_path: Path) -> None:
+    skip = shutil.ignore_patterns("records", "recordings", "notebooks", "main.[!tp]*")
     for name in ("paper", "results"):
-        skip = shutil.ignore_patterns(
-            "records", "recordings", "main.aux", "main.bbl", "main.fdb_latexmk", "main.log"
-        )
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
     command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path / "paper", capture_output=True, text=True)

@@ -14,6 +14,8 @@ from nslora.algorithm.session import Bill, Losses, Memory, Outcome, State
 from nslora.config import RunConfig
 from nslora.types import Candidate, Example, Move, Prompt, Reward, Scored, Signal
 
+pytestmark = pytest.mark.pure
+
 CFG = RunConfig(c1_eps=0.1, c2_eps=0.5, gain_eps=0.02, patience=1)
 positive = st.floats(1e-3, 1e3)
 START, REFINED = Prompt(), Prompt("Be brief.")

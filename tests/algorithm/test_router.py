@@ -11,6 +11,8 @@ from nslora.algorithm import router
 from nslora.config import METHODS, RunConfig
 from nslora.types import Move, Signal, StepRecord
 
+pytestmark = pytest.mark.pure
+
 CFG = RunConfig(moves=6)
 N, S, STOP = Move.NUMERICAL, Move.SYMBOLIC, Move.STOP
 # methods whose decision is by signal and demand

@@ -10,6 +10,8 @@ from nslora.experiments.forecast import Cost
 from nslora.model import checkpoints
 from nslora.runs.store import Store
 
+pytestmark = pytest.mark.pure
+
 
 @pytest.fixture
 def profile(tmp_path):

@@ -12,6 +12,8 @@ from nslora.experiments import grid
 from nslora.runs.store import write_json, write_text
 from nslora.types import UserError
 
+pytestmark = pytest.mark.pure
+
 ROOT = Path(__file__).parents[2]
 BACKBONE = "smollm2-135m"
 MORE = """

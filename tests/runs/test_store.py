@@ -14,6 +14,8 @@ from nslora.config import RunConfig
 from nslora.runs import store as module
 from nslora.runs.store import FILES, Store
 
+pytestmark = pytest.mark.pure
+
 CFG = RunConfig()
 
 

@@ -12,6 +12,8 @@ from synthetic import write_record
 
 from nslora.study import claims, records, stats
 
+pytestmark = pytest.mark.pure
+
 KEYS = [claim.key for claim in claims.CLAIMS]
 
 

@@ -11,6 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from nslora.study import stats
 
+pytestmark = pytest.mark.pure
+
 finite = st.floats(-1, 1, allow_nan=False)
 EVERYWHERE = (-np.inf, np.inf)
 

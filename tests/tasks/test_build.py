@@ -15,6 +15,8 @@ from nslora.tasks.build import INITIAL, Task, build, phases
 from nslora.tasks.grading import grade, normalise
 from nslora.types import Example, Hidden, Item, Need, UserError
 
+pytestmark = pytest.mark.pure
+
 SPLITS = ("train", "dev", "test")
 MADE = ("facts", "style", "math", "mixed")
 STATING = r"\b(json|bullet|letters|uppercase|lowercase|quot\w*|comma|phrase|words?|highlight|title|postscript|only)\b"

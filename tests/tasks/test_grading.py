@@ -10,6 +10,8 @@ from nslora.tasks import rules, world
 from nslora.tasks.grading import grade, lists_answers, normalise, number
 from nslora.types import Example, Hidden, Item, Rule
 
+pytestmark = pytest.mark.pure
+
 QUESTION = "What is the capital of France?"
 END = rules.make("end_phrase")
 

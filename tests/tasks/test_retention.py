@@ -11,6 +11,8 @@ from nslora.tasks import retention, rules, trivia, world
 from nslora.tasks.grading import grade, normalise
 from nslora.types import Item, Prompt
 
+pytestmark = pytest.mark.pure
+
 INITIAL = Prompt("You are a helpful assistant.")
 COUNTRIES = {
     "What is the capital of {}?": "",

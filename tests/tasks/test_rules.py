@@ -13,6 +13,8 @@ from nslora.tasks import rules
 from nslora.tasks.grading import normalise
 from nslora.types import Rule, UserError
 
+pytestmark = pytest.mark.pure
+
 PLAIN = "The capital of France is Paris, of course."
 FOLLOWING = {
     "end_phrase": ["Paris. Is there anything else?", '"Paris. is there anything else?"'],

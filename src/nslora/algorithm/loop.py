@@ -49,6 +49,7 @@ def adapt(run: Session, state: State, watch: Watch) -> State:
 
 def begin(run: Session, state: State) -> State:
     """Score the candidate as it is; the record opens a phase."""
+    run.bill()  # what was spent before belongs to no move
     dev, train = run.score_dev_and_train(state.candidate.prompt)
     record = _record(state, "start", "", dev, train)
     record = replace(record, bill=asdict(run.bill()))
