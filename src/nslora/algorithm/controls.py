@@ -11,19 +11,28 @@ from nslora.tasks import rules
 from nslora.types import SLOT, Edit, Prompt, Scored, diff
 
 
-def shuffled(failing: Sequence[Scored], rng: np.random.Generator) -> list[Scored]:
+def shuffled(
+    failing: Sequence[Scored], rng: np.random.Generator
+) -> list[Scored]:
     """Give each failing reply the critique of a rule that it breaks but its own does not name."""
     others = []
     for s in failing:
         every = [rules.make(name) for name in rules.RULES]
-        foreign = [rule for rule in every if rules.critique(rule) not in s.reward.critique]
+        foreign = [
+            rule
+            for rule in every
+            if rules.critique(rule) not in s.reward.critique
+        ]
+        # a critique of what is kept anyway would be no critique
         broken = [rule for rule in foreign if not rules.follows(rule, s.output)]
         critique = rules.critique(broken[rng.integers(len(broken))])
         others.append(replace(s, reward=replace(s.reward, critique=critique)))
     return others
 
 
-def scrambled(edit: Edit, old: Prompt, vocabulary: Sequence[str], rng: np.random.Generator) -> Edit:
+def scrambled(
+    edit: Edit, old: Prompt, vocabulary: Sequence[str], rng: np.random.Generator
+) -> Edit:
     """Exchange every word that an edit added to `old` for a random one; the question's slot stays."""
     if edit.problem:
         return edit
@@ -31,6 +40,7 @@ def scrambled(edit: Edit, old: Prompt, vocabulary: Sequence[str], rng: np.random
     def text(name: str) -> str:
         parts = diff(getattr(old, name), getattr(edit.prompt, name))
         new = []
+        # removed tokens go, added ones are exchanged, the rest stays
         for op, token in parts:
             added = op == "+" and not token.isspace() and SLOT not in token
             if added:

@@ -30,7 +30,10 @@ def edits(run: Session, state: State, metric_calls: int) -> list[Edit]:
     try:
         import gepa
     except ImportError:
-        raise UserError("method gepa needs the extra: pip install 'nslora[peers]'.") from None
+        raise UserError(
+            "method gepa needs the extra: pip install 'nslora[peers]'."
+        ) from None
+    # texts are GEPA's components; a task example is its data
     old = state.candidate.prompt
     # typed loosely: the package does not export what it documents
     peer: Any = gepa
@@ -122,15 +125,26 @@ def _adapter(run: Session, gepa: Any, metric_calls: int) -> Any:
                 scored = run.score(prompt, batch)
                 traces = [(s.output, critique(s)) for s in scored]
                 scores = [s.reward.value for s in scored]
-            trajectories = list(zip(batch, traces, strict=True)) if capture_traces else None
+            trajectories = (
+                list(zip(batch, traces, strict=True))
+                if capture_traces
+                else None
+            )
             outputs = [output for output, _ in traces]
             return gepa.EvaluationBatch(outputs, scores, trajectories)
 
         def make_reflective_dataset(
-            self, candidate: Mapping[str, str], eval_batch: Any, components_to_update: Sequence[str]
+            self,
+            candidate: Mapping[str, str],
+            eval_batch: Any,
+            components_to_update: Sequence[str],
         ) -> dict[str, list[dict[str, str]]]:
             rows = [
-                {"Question": example.question, "Reply": output, "Critique": remark}
+                {
+                    "Question": example.question,
+                    "Reply": output,
+                    "Critique": remark,
+                }
                 for example, (output, remark) in eval_batch.trajectories
             ]
             return dict.fromkeys(components_to_update, rows)

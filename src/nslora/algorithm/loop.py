@@ -32,19 +32,21 @@ def adapt(run: Session, state: State, watch: Watch) -> State:
 
     Returns the last state; `best` finds the step to return in its history.
     """
-    decide = DECISIONS[run.cfg.row.decision]
-    estimate = ESTIMATORS[run.cfg.row.needs]
-    state = begin(run, state)  # ---------------------------------------------- 1: score the start
+    cfg = run.cfg
+    decide = DECISIONS[cfg.row.decision]
+    estimate = ESTIMATORS[cfg.row.needs]
+    state = begin(run, state)  # --------------------------- 1: score the start
     watch(state, None)
-    for _ in range(run.cfg.moves):  # ------------------------------------- 2: while budget is left
-        needs = estimate(run, state)  # ------------------------- 3: what does each input need?
-        choice = decide(state.moves, needs, run.cfg)  # ------------- 4: weights, prompt, or stop?
-        if choice.move is Move.STOP:  # ----------------------------------------------------- 5
+    for _ in range(cfg.moves):  # --------------------- 2: while budget is left
+        needs = estimate(run, state)  # --------- 3: what does each input need?
+        choice = decide(state.moves, needs, cfg)  # ----- 4: weights or prompt?
+        if choice.move is Move.STOP:  # ------------------------------------- 5
             break
-        outcome = MOVES[choice.move](run, state, needs)  # ------------------- 6: make the move
-        state = after(run, state, needs, choice, outcome)  # ---- 7: re-score, signal, record
+        move = MOVES[choice.move]
+        outcome = move(run, state, needs)  # ----------------- 6: make the move
+        state = after(run, state, needs, choice, outcome)  # - 7: score, signal
         watch(state, needs)
-    return state  # --------------------------------------------- 8: the best candidate on dev
+    return state  # ------------------------------ 8: the best candidate on dev
 
 
 def begin(run: Session, state: State) -> State:
@@ -55,14 +57,26 @@ def begin(run: Session, state: State) -> State:
     record = replace(record, bill=asdict(run.bill()))
     # losses of an earlier phase are of other weights: C1 starts anew
     memory = replace(state.memory, losses={})
-    return replace(state, dev=dev, train=train, history=(record,), memory=memory)
+    return replace(
+        state, dev=dev, train=train, history=(record,), memory=memory
+    )
 
 
-def after(run: Session, state: State, needs: Needs, choice: Choice, outcome: Outcome) -> State:
+def after(
+    run: Session, state: State, needs: Needs, choice: Choice, outcome: Outcome
+) -> State:
     """Score the new candidate, compute the monitoring signal, and record the move."""
+    # replies that the move itself has made are not made again
     dev, train = run.score_dev_and_train(outcome.candidate.prompt)
     signal = monitor.after(state, choice.move, outcome, dev)
-    moved = replace(state, candidate=outcome.candidate, memory=outcome.memory, dev=dev, train=train)
+    # the state before the move is what the signal compares with
+    moved = replace(
+        state,
+        candidate=outcome.candidate,
+        memory=outcome.memory,
+        dev=dev,
+        train=train,
+    )
     record = replace(
         _record(moved, choice.move, choice.reason, dev, train),
         signal=signal,
@@ -74,7 +88,11 @@ def after(run: Session, state: State, needs: Needs, choice: Choice, outcome: Out
 
 
 def _record(
-    state: State, move: str, reason: str, dev: Sequence[Scored], train: Sequence[Scored]
+    state: State,
+    move: str,
+    reason: str,
+    dev: Sequence[Scored],
+    train: Sequence[Scored],
 ) -> StepRecord:
     """Return a step's record with what is known of every step; the number goes on in a stream."""
     step = state.history[-1].step + 1 if state.history else 0
@@ -98,9 +116,13 @@ def best(history: Sequence[StepRecord], cfg: RunConfig) -> StepRecord:
 
     With `returned = "tuned"`, of those with tuned weights, if there are any.
     """
+    # ties go to the earliest step: it is the cheapest
     tuned = [step for step in history if step.adapter is not None]
     steps = tuned if tuned and cfg.returned == "tuned" else history
-    return max(steps, key=lambda step: (step.dev["success"], step.dev["value"], -step.step))
+    return max(
+        steps,
+        key=lambda step: (step.dev["success"], step.dev["value"], -step.step),
+    )
 
 
 def adapt_phases(
@@ -116,11 +138,17 @@ def adapt_phases(
     earlier: dict[str, list[Scored]] = {}
     for phase in range(phases(run.cfg)):
         if phase:
+            # the weights in place are those of the last move, not of the best
             run.use(state.candidate)
-            earlier[f"test-{phase}"] = run.score(state.candidate.prompt, run.task.test)
+            earlier[f"test-{phase}"] = run.score(
+                state.candidate.prompt, run.task.test
+            )
             run.enter(build(run.cfg, phase))
         state = adapt(run, state, watch)
         history += state.history
+        # the next phase starts from the best candidate, and with its memory
         chosen = best(state.history, run.cfg)
-        state = replace(state, candidate=Candidate(chosen.prompt, chosen.adapter))
+        state = replace(
+            state, candidate=Candidate(chosen.prompt, chosen.adapter)
+        )
     return history, chosen, state.memory, earlier

@@ -41,6 +41,7 @@ def loss_change(now: Losses, before: Losses) -> float | None:
     change mean learning: newly chosen facts, other targets and another prompt are other pairs, and
     replay is in neither.
     """
+    # a pair is prompt, question and target: a changed one of them is another
     shared = [pair for pair in now if pair in before]
     if not shared:
         return None
@@ -63,7 +64,9 @@ def gain(new: float, old: float, n: int) -> float:
     return (new - old) / max(old, 1 / n)
 
 
-def after(state: State, move: Move, outcome: Outcome, dev: Sequence[Scored]) -> Signal:
+def after(
+    state: State, move: Move, outcome: Outcome, dev: Sequence[Scored]
+) -> Signal:
     """Return the signal after a move that took `state` to `outcome`, whose scored rows are `dev`."""
     if move is Move.NUMERICAL:
         c1 = loss_change(outcome.memory.losses, state.memory.losses)
@@ -76,6 +79,7 @@ def is_small(signal: Signal, cfg: RunConfig) -> bool:
 
     Signed on purpose: a rising loss is saturated too.
     """
+    # a vanishing gradient needs no second epoch to compare with
     if signal.c2 is not None and signal.c2 < cfg.c2_eps:
         return True
     return signal.c1 is not None and signal.c1 > -cfg.c1_eps
@@ -84,6 +88,7 @@ def is_small(signal: Signal, cfg: RunConfig) -> bool:
 def last_phase(moves: Sequence[StepRecord]) -> list[StepRecord]:
     """Return the unbroken run of moves of one kind that ends the history."""
     tail: list[StepRecord] = []
+    # backwards until the kind changes
     for step in reversed(moves):
         if tail and step.move != tail[-1].move:
             break
@@ -101,13 +106,16 @@ def saturated(moves: Sequence[StepRecord], cfg: RunConfig) -> bool:
 
 def exhausted(moves: Sequence[StepRecord], cfg: RunConfig) -> bool:
     """Tell whether the last symbolic phase ends with `patience` moves that gained < gain_eps."""
+    # a move without an accepted edit gains nothing
     recent = last_phase(moves)[-cfg.patience :]
     if len(recent) < cfg.patience or recent[-1].move != Move.SYMBOLIC:
         return False
     return all((step.signal.gain or 0.0) < cfg.gain_eps for step in recent)
 
 
-def prompts_failed(moves: Sequence[StepRecord], cfg: RunConfig, style: float | None = None) -> bool:
+def prompts_failed(
+    moves: Sequence[StepRecord], cfg: RunConfig, style: float | None = None
+) -> bool:
     """Tell whether the last symbolic move gained < gain_eps, or left most of its demand unmet.
 
     `style` is the share of examples that need style now, where somebody can tell: a gain may be one
@@ -118,5 +126,6 @@ def prompts_failed(moves: Sequence[StepRecord], cfg: RunConfig, style: float | N
         return False
     if (symbolic[-1].signal.gain or 0.0) < cfg.gain_eps:
         return True
+    # a gain may be one of content: then the demand for style is still there
     demanded = symbolic[-1].demand.get("style", 0.0)
     return style is not None and style > demanded / 2

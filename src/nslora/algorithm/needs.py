@@ -28,7 +28,15 @@ from nslora.types import Need, Scored
 if TYPE_CHECKING:  # the study wing reads this module without torch
     from nslora.algorithm.session import Session, State
 
-FEATURES = ("reward", "nll", "nll_neutral", "mean_logprob", "recall", "log_length_ratio", "shape")
+FEATURES = (
+    "reward",
+    "nll",
+    "nll_neutral",
+    "mean_logprob",
+    "recall",
+    "log_length_ratio",
+    "shape",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,9 @@ class Needs:
     def _share(self, content: bool) -> float:
         if self.p_content is None:
             return 0.0
-        return float(np.mean(self.failing & ((self.p_content >= 0.5) == content)))
+        return float(
+            np.mean(self.failing & ((self.p_content >= 0.5) == content))
+        )
 
     @property
     def demand(self) -> dict[str, float]:
@@ -92,10 +102,19 @@ def features(
     under the current candidate and under the initial prompt. `recall` is the share of gold words in
     the reply, `shape` the distance between the character-class shares of reply and gold answer.
     """
+    # one row per example, F columns
     rows = []
     for s, current, neutral in zip(scored, nll, nll_neutral, strict=True):
         shape = shape_distance(s.output, s.example.answer)
-        row = (s.reward.value, current, neutral, s.mean_logprob, recall(s), length_ratio(s), shape)
+        row = (
+            s.reward.value,
+            current,
+            neutral,
+            s.mean_logprob,
+            recall(s),
+            length_ratio(s),
+            shape,
+        )
         rows.append(row)
     return np.array(rows, dtype=float).reshape(-1, len(FEATURES))
 
@@ -113,7 +132,9 @@ def recall(s: Scored) -> float:
 
 def length_ratio(s: Scored) -> float:
     """Return the log of reply length over gold length, in words (each plus one)."""
-    return math.log((len(words(s.output)) + 1) / (len(words(s.example.answer)) + 1))
+    return math.log(
+        (len(words(s.output)) + 1) / (len(words(s.example.answer)) + 1)
+    )
 
 
 def shape_distance(a: str, b: str) -> float:
@@ -132,7 +153,9 @@ def character_classes(text: str) -> np.ndarray:
 
 
 def counterfactual(
-    before: Sequence[Scored], numerical: Sequence[Scored], symbolic: Sequence[Scored]
+    before: Sequence[Scored],
+    numerical: Sequence[Scored],
+    symbolic: Sequence[Scored],
 ) -> np.ndarray:
     """Return labels [N]: 1 where the numerical move raised the reward more, 0 where the symbolic did.
 
@@ -140,10 +163,16 @@ def counterfactual(
     """
     if not len(before) == len(numerical) == len(symbolic):
         raise ValueError("one scored row per example and move is needed")
+    # rewards [N] before, and after each kind of move
     start, weights, prompts = (
-        np.array([s.reward.value for s in rows]) for rows in (before, numerical, symbolic)
+        np.array([s.reward.value for s in rows])
+        for rows in (before, numerical, symbolic)
     )
-    by_weights, by_prompts = np.maximum(weights - start, 0), np.maximum(prompts - start, 0)
+    # a loss is no gain of the other kind
+    by_weights, by_prompts = (
+        np.maximum(weights - start, 0),
+        np.maximum(prompts - start, 0),
+    )
     labels = (by_weights > by_prompts).astype(float)
     return np.where(by_weights == by_prompts, math.nan, labels)
 
@@ -159,13 +188,15 @@ class NeedClassifier:
 
     def p_content(self, x: np.ndarray) -> np.ndarray:
         """Return the probability [N] that an example needs content rather than style, from features [N, F]."""
+        # [N, F] standardised, then [N]
         z = (x - np.array(self.mean)) / np.array(self.scale)
         return 1 / (1 + np.exp(-(z @ np.array(self.weights) + self.bias)))
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(
-            json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n", encoding="utf-8"
+            json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
     @classmethod
@@ -173,16 +204,25 @@ class NeedClassifier:
         """Read what `save` wrote; ValueError when it was made for other features."""
         data = json.loads(text)
         if tuple(data.pop("features")) != FEATURES:
-            raise ValueError("this need classifier was trained on other features")
+            raise ValueError(
+                "this need classifier was trained on other features"
+            )
         return cls(
-            tuple(data["mean"]), tuple(data["scale"]), tuple(data["weights"]), float(data["bias"])
+            tuple(data["mean"]),
+            tuple(data["scale"]),
+            tuple(data["weights"]),
+            float(data["bias"]),
         )
 
     @classmethod
     @cache
     def default(cls) -> NeedClassifier:
         """Return the classifier that ships with the package, trained on the probe runs in results/classifier/."""
-        return cls.parse((files("nslora.algorithm") / "needs.json").read_text(encoding="utf-8"))
+        return cls.parse(
+            (files("nslora.algorithm") / "needs.json").read_text(
+                encoding="utf-8"
+            )
+        )
 
 
 def probes(folder: Path) -> pd.DataFrame:
@@ -202,11 +242,15 @@ def out_of_fold(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # both classes count alike, however rare one is
     model = make_pipeline(
-        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
+        StandardScaler(),
+        LogisticRegression(class_weight="balanced", max_iter=1000),
     )
     folds = GroupKFold(n_splits=min(5, len(set(groups))))
-    return cross_val_predict(model, x, y, groups=groups, cv=folds, method="decision_function")
+    return cross_val_predict(
+        model, x, y, groups=groups, cv=folds, method="decision_function"
+    )
 
 
 def fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> NeedClassifier:
@@ -217,14 +261,22 @@ def fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> NeedClassifier:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(y)) < 2:
-        raise ValueError("the probe made only one kind of label, so there is nothing to classify")
+        raise ValueError(
+            "the probe made only one kind of label, so there is nothing to classify"
+        )
+    # [F]; a constant feature is left as it is
     mean, scale = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1.0)
-    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit((x - mean) / scale, y)
+    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(
+        (x - mean) / scale, y
+    )
+    # fitted on values of rows that the model had not seen
     platt = LogisticRegression().fit(out_of_fold(x, y, groups)[:, None], y)
     slope, intercept = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     weights = tuple(float(w) * slope for w in model.coef_[0])
     bias = float(model.intercept_[0]) * slope + intercept
-    return NeedClassifier(tuple(mean.tolist()), tuple(scale.tolist()), weights, bias)
+    return NeedClassifier(
+        tuple(mean.tolist()), tuple(scale.tolist()), weights, bias
+    )
 
 
 def describe(run: Session, state: State) -> np.ndarray:
@@ -246,12 +298,17 @@ def none(run: Session, state: State) -> Needs:
 
 def classifier(run: Session, state: State) -> Needs:
     """Ask the trained classifier that ships with the package."""
-    return Needs(_failing(state), NeedClassifier.default().p_content(describe(run, state)))
+    return Needs(
+        _failing(state),
+        NeedClassifier.default().p_content(describe(run, state)),
+    )
 
 
 def by_recall(run: Session, state: State) -> Needs:
     """An example needs content as far as the gold answer's words are not in the reply."""
-    return Needs(_failing(state), np.array([1 - recall(s) for s in state.train]))
+    return Needs(
+        _failing(state), np.array([1 - recall(s) for s in state.train])
+    )
 
 
 def asked(run: Session, state: State) -> Needs:
@@ -260,6 +317,7 @@ def asked(run: Session, state: State) -> Needs:
     A gold answer that satisfies the reward asks for no form: what fails is content. Where it does
     not, a reply that is worth less lacks the content too; at equal worth the words tell.
     """
+    # [N]
     p_content = []
     for s in state.train:
         gold = run.gold_reward(s.example)
@@ -291,9 +349,12 @@ def hidden(run: Session, state: State) -> Needs:
     """Read the hidden labels: the oracle. What needs both needs content until that is right."""
     p_content = []
     for s in state.train:
+        # the only place that reads a label
         need = run.task.hidden[s.example.id].need
         wrong = run.task.reward(s.example, s.output).parts["content"] < 1
-        p_content.append(float(need is Need.CONTENT or (need is Need.BOTH and wrong)))
+        p_content.append(
+            float(need is Need.CONTENT or (need is Need.BOTH and wrong))
+        )
     return Needs(_failing(state), np.array(p_content))
 
 

@@ -9,11 +9,20 @@ import numpy as np
 
 from nslora.algorithm import monitor, remake
 from nslora.algorithm.needs import Needs
-from nslora.algorithm.session import Losses, Memory, Outcome, Session, State, Targets
+from nslora.algorithm.session import (
+    Losses,
+    Memory,
+    Outcome,
+    Session,
+    State,
+    Targets,
+)
 from nslora.model.lora import Epoch
 from nslora.types import Candidate, Example, Pair, Prompt
 
-REPLAY_REFORMED = 64  # replay questions at most that are answered anew under a refined prompt
+REPLAY_REFORMED = (
+    64  # replay questions at most that are answered anew under a refined prompt
+)
 
 
 def numerical(run: Session, state: State, needs: Needs) -> Outcome:
@@ -28,15 +37,19 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
     targets = remake.POLICIES[cfg.row.targets](run, state, chosen)
     pairs = own_pairs(run, refined, chosen, targets)
 
+    # weights normally learn under the prompt that they will be used with
     prompt = run.task.initial_prompt if cfg.bake else refined
     if prompt != refined:
-        pairs = [replace(pair, prompt=prompt, refined=refined) for pair in pairs]
+        pairs = [
+            replace(pair, prompt=prompt, refined=refined) for pair in pairs
+        ]
     rng = cfg.rng(f"epoch-{step}")
     replayed = replay_pairs(run, prompt, round(cfg.replay * len(pairs)), rng)
     for _ in range(cfg.epochs):
         epoch = run.timed(lambda: run.learner.epoch([*pairs, *replayed], rng))
         run.train_tokens += epoch.tokens
 
+    # adapter and optimizer: a run can go back to any of its moves
     adapter = f"adapter-{step:02d}"
     run.learner.save(run.scratch / adapter)
     run.adapter = adapter
@@ -55,6 +68,7 @@ def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
 
     Style that prompts failed to bring is for the weights as well.
     """
+    # [N]
     for_weights = needs.for_weights()
     if monitor.prompts_failed(state.moves, run.cfg, needs.style):
         for_weights = for_weights | needs.failing
@@ -65,18 +79,25 @@ def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
     return facts or state.memory.chosen or everything
 
 
-def own_pairs(run: Session, prompt: Prompt, chosen: frozenset[str], targets: Targets) -> list[Pair]:
+def own_pairs(
+    run: Session, prompt: Prompt, chosen: frozenset[str], targets: Targets
+) -> list[Pair]:
     """Return pairs for every training wording of the chosen facts, and of those with a target."""
+    # verified targets are trained on though their fact needs nothing now
     train = [e for e in run.task.train if e.fact in chosen or e.fact in targets]
     pairs = remake.spread(train, prompt, targets)
     arrange = remake.ARMS.get(run.cfg.row.targets)
-    return arrange(pairs, remake.gold_pairs(train, prompt)) if arrange else pairs
+    return (
+        arrange(pairs, remake.gold_pairs(train, prompt)) if arrange else pairs
+    )
 
 
 def own_losses(epoch: Epoch, pairs: Sequence[Pair]) -> Losses:
     """Return the losses of the task's own pairs, which come first in the epoch's pairs."""
     losses: dict[tuple[Prompt, str, str], tuple[float, int]] = {}
-    for pair, nll, tokens in zip(pairs, epoch.nll, epoch.answer_tokens, strict=False):
+    for pair, nll, tokens in zip(
+        pairs, epoch.nll, epoch.answer_tokens, strict=False
+    ):
         losses[pair.prompt, pair.question, pair.target] = (nll, tokens)
     return losses
 
@@ -84,10 +105,15 @@ def own_losses(epoch: Epoch, pairs: Sequence[Pair]) -> Losses:
 def count_sources(pairs: Sequence[Pair]) -> dict[str, int]:
     """Return how many pairs came from each source."""
     sources = sorted({pair.source for pair in pairs})
-    return {source: sum(pair.source == source for pair in pairs) for source in sources}
+    return {
+        source: sum(pair.source == source for pair in pairs)
+        for source in sources
+    }
 
 
-def replay_pairs(run: Session, prompt: Prompt, count: int, rng: np.random.Generator) -> list[Pair]:
+def replay_pairs(
+    run: Session, prompt: Prompt, count: int, rng: np.random.Generator
+) -> list[Pair]:
     """Return at most `count` replay pairs, drawn anew each time.
 
     Half are under the current prompt, so that it does not cost knowledge; half under prompts that
@@ -97,7 +123,10 @@ def replay_pairs(run: Session, prompt: Prompt, count: int, rng: np.random.Genera
         return []
     initial = run.task.initial_prompt
     plain = [example for p, example in run.task.replay if p == initial]
-    instructed = [(p, example) for p, example in run.task.replay if p != initial]
+    instructed = [
+        (p, example) for p, example in run.task.replay if p != initial
+    ]
+    # replies to plain questions, and replies that obey an instruction
     half = count - count // 2
     if prompt == initial:
         own = remake.replay(run, [(prompt, example) for example in plain])
@@ -107,11 +136,15 @@ def replay_pairs(run: Session, prompt: Prompt, count: int, rng: np.random.Genera
     return _drawn(own, half, rng) + _drawn(obedient, count // 2, rng)
 
 
-def _drawn(pairs: list[Pair], count: int, rng: np.random.Generator) -> list[Pair]:
+def _drawn(
+    pairs: list[Pair], count: int, rng: np.random.Generator
+) -> list[Pair]:
     return [pairs[i] for i in rng.permutation(len(pairs))[:count]]
 
 
-def reformed(run: Session, prompt: Prompt, questions: Sequence[Example], most: int) -> list[Pair]:
+def reformed(
+    run: Session, prompt: Prompt, questions: Sequence[Example], most: int
+) -> list[Pair]:
     """Return replay pairs for a refined prompt, of at most `most` questions.
 
     They are questions that the frozen model answers right under the initial prompt, answered anew
@@ -119,16 +152,22 @@ def reformed(run: Session, prompt: Prompt, questions: Sequence[Example], most: i
     refined prompt alone costs knowledge: asked for JSON, a small model names wrong capitals.
     """
     text = run.backbone.text
-    before = run.frozen([text(run.task.initial_prompt, e.question) for e in questions])
+    # only what is known can be kept
+    before = run.frozen(
+        [text(run.task.initial_prompt, e.question) for e in questions]
+    )
     right = [
         example
         for example, reply in zip(questions, before, strict=True)
         if run.reward(example, reply.text).success
     ]
-    right = [right[i] for i in run.cfg.rng("replay").permutation(len(right))[:most]]
+    right = [
+        right[i] for i in run.cfg.rng("replay").permutation(len(right))[:most]
+    ]
     hinted = run.frozen([text(prompt, remake.hint(e)) for e in right])
     pairs = []
     for example, reply in zip(right, hinted, strict=True):
+        # a reply that was cut teaches to run on
         whole = 0 < reply.tokens < run.cfg.max_new_tokens
         if whole and reply.text and run.reward(example, reply.text).success:
             pairs.append(Pair(prompt, example.question, reply.text, "replay"))

@@ -23,8 +23,12 @@ from nslora.types import Example, Pair, Prompt, Scored
 REWRITES = 6  # answers that the editor rewrites per move at most, until one has a form for the rest
 TEMPERATURE = 0.8  # of sampled replies
 SAMPLES = 2  # sampled replies per question in rejection sampling
-ATTEMPTS = 4  # sampled solutions per problem that the greedy reply does not solve
-LENT_WORDS = 12  # words beside the answer in a reply that lends its form, at most
+ATTEMPTS = (
+    4  # sampled solutions per problem that the greedy reply does not solve
+)
+LENT_WORDS = (
+    12  # words beside the answer in a reply that lends its form, at most
+)
 HINT = "{question}\n(The answer is {answer}.)"
 
 
@@ -48,7 +52,9 @@ def sampled(run: Session, state: State, chosen: frozenset[str]) -> Targets:
     wanting = [
         s.example
         for s in state.train
-        if s.example.fact in chosen and s.example.fact not in targets and gains_by_reply(run, s)
+        if s.example.fact in chosen
+        and s.example.fact not in targets
+        and gains_by_reply(run, s)
     ]
     return targets | sample_verified(run, state, wanting, SAMPLES, "sampled")
 
@@ -60,7 +66,11 @@ def remade(run: Session, state: State, chosen: frozenset[str]) -> Targets:
     unlearned as soon as no example fails any more.
     """
     targets = {**passing(run, state), **still_verified(run, state)}
-    rows = [s for s in state.train if s.example.fact in chosen and s.example.fact not in targets]
+    rows = [
+        s
+        for s in state.train
+        if s.example.fact in chosen and s.example.fact not in targets
+    ]
     examples = [s.example for s in rows]
 
     # replies under a refined prompt, in its form
@@ -70,12 +80,18 @@ def remade(run: Session, state: State, chosen: frozenset[str]) -> Targets:
         targets = lend(run, targets, examples)
 
     # solutions to problems that the greedy reply does not solve
-    unsolved = [s.example for s in rows if is_problem(s.example) and s.reward.success < 1]
+    unsolved = [
+        s.example
+        for s in rows
+        if is_problem(s.example) and s.reward.success < 1
+    ]
     unsolved = [example for example in unsolved if example.fact not in targets]
     targets |= sample_verified(run, state, unsolved, ATTEMPTS, "remade")
 
     # answers that the editor rewrites, where the bare one fails the reward
-    missing = [e for e in examples if e.fact not in targets and run.asks_form(e)]
+    missing = [
+        e for e in examples if e.fact not in targets and run.asks_form(e)
+    ]
     targets |= rewritten(run, state, missing)
     return lend(run, targets, examples)
 
@@ -83,9 +99,13 @@ def remade(run: Session, state: State, chosen: frozenset[str]) -> Targets:
 def unverified(run: Session, state: State, chosen: frozenset[str]) -> Targets:
     """Train on replies to hinted questions, right or wrong: the control of verification."""
     examples = [s.example for s in state.train if s.example.fact in chosen]
-    texts = [run.backbone.text(state.candidate.prompt, hint(e)) for e in examples]
+    texts = [
+        run.backbone.text(state.candidate.prompt, hint(e)) for e in examples
+    ]
     replies = zip(examples, run.frozen(texts), strict=True)
-    return {e.fact: (reply.text, "unverified") for e, reply in replies if reply.text}
+    return {
+        e.fact: (reply.text, "unverified") for e, reply in replies if reply.text
+    }
 
 
 POLICIES: Mapping[str, Callable[[Session, State, frozenset[str]], Targets]] = {
@@ -129,6 +149,7 @@ def gains_by_reply(run: Session, scored: Scored) -> bool:
 
 def still_verified(run: Session, state: State) -> Targets:
     """Return the remembered targets that the reward still verifies; a new phase may ask otherwise."""
+    # any wording of a fact does: the reward does not depend on it
     examples = {e.fact: e for e in run.task.train}
     return {
         fact: (text, source)
@@ -156,8 +177,11 @@ def hint(example: Example) -> str:
     return HINT.format(question=example.question, answer=example.answer)
 
 
-def hinted(run: Session, prompt: Prompt, examples: Sequence[Example]) -> Targets:
+def hinted(
+    run: Session, prompt: Prompt, examples: Sequence[Example]
+) -> Targets:
     """Return the frozen model's replies to hinted questions that the reward verifies."""
+    # the frozen weights: tuned ones may have forgotten how to obey
     texts = [run.backbone.text(prompt, hint(e)) for e in examples]
     targets = {}
     for example, reply in zip(examples, run.frozen(texts), strict=True):
@@ -167,27 +191,39 @@ def hinted(run: Session, prompt: Prompt, examples: Sequence[Example]) -> Targets
 
 
 def sample_verified(
-    run: Session, state: State, examples: Sequence[Example], draws: int, source: str
+    run: Session,
+    state: State,
+    examples: Sequence[Example],
+    draws: int,
+    source: str,
 ) -> Targets:
     """Return, per fact, the first of `draws` sampled replies that the reward verifies."""
     asked = [example for example in examples for _ in range(draws)]
     if not asked:
         return {}
-    texts = [run.backbone.text(state.candidate.prompt, e.question) for e in asked]
+    texts = [
+        run.backbone.text(state.candidate.prompt, e.question) for e in asked
+    ]
+    # by the move: later moves draw other numbers
     purpose = f"targets {state.history[-1].step + 1}"
     targets: dict[str, tuple[str, str]] = {}
-    for example, reply in zip(asked, run.sample(texts, purpose, TEMPERATURE), strict=True):
+    for example, reply in zip(
+        asked, run.sample(texts, purpose, TEMPERATURE), strict=True
+    ):
         if reply.text and run.reward(example, reply.text).success:
             targets.setdefault(example.fact, (reply.text, source))
     return targets
 
 
-def lend(run: Session, targets: Targets, examples: Sequence[Example]) -> Targets:
+def lend(
+    run: Session, targets: Targets, examples: Sequence[Example]
+) -> Targets:
     """Give examples without a target the form of one that has: its text with the answer exchanged.
 
     A form that the prompt brought is lent to every example, one that the editor wrote only where a
     form is asked for. Each text is verified.
     """
+    # (text, its answer, its source) of texts that fit other answers
     forms = []
     for e in examples:
         text, source = targets.get(e.fact, ("", ""))
@@ -196,6 +232,7 @@ def lend(run: Session, targets: Targets, examples: Sequence[Example]) -> Targets
     lent = dict(targets)
     for e in examples:
         for text, answer, source in forms:
+            # the answer exchanged, the form kept
             target = text.replace(answer, e.answer)
             fits = source == "remade" or run.asks_form(e)
             if e.fact not in lent and fits and run.reward(e, target).success:
@@ -215,11 +252,14 @@ def lends_form(example: Example, text: str) -> bool:
     return len(rest) <= LENT_WORDS and not question & set(rest)
 
 
-def rewritten(run: Session, state: State, examples: Sequence[Example]) -> Targets:
+def rewritten(
+    run: Session, state: State, examples: Sequence[Example]
+) -> Targets:
     """Return answers that the editor rewrote to do what the critique of the bare ones asks.
 
     Verified, and asked for until one has a form that can be lent to the rest.
     """
+    # other seeds at every move: what failed once may succeed
     rng = run.cfg.rng(f"rewrite-{state.history[-1].step + 1}")
     seeds = rng.integers(2**31, size=REWRITES)
     targets: dict[str, tuple[str, str]] = {}
@@ -240,7 +280,9 @@ def rewrite_answer(run: Session, example: Example, seed: int) -> str | None:
     """
     critique = quote(run.gold_reward(example).critique)
     user = f"Answer: {quote(example.answer)}\nCritic: {critique}\nRewritten answer:"
-    request = Request(ANSWER, user, seed, temperature=0.7, max_tokens=ANSWER_TOKENS)
+    request = Request(
+        ANSWER, user, seed, temperature=0.7, max_tokens=ANSWER_TOKENS
+    )
     try:
         reply = run.timed(lambda: run.editor.complete(request))
     except EditorError:
@@ -256,12 +298,15 @@ def gold_pairs(examples: Sequence[Example], prompt: Prompt) -> list[Pair]:
     return [Pair(prompt, e.question, e.gold, "gold", e.id) for e in examples]
 
 
-def spread(examples: Sequence[Example], prompt: Prompt, targets: Targets) -> list[Pair]:
+def spread(
+    examples: Sequence[Example], prompt: Prompt, targets: Targets
+) -> list[Pair]:
     """Return pairs for every wording of a fact from its target; gold where there is none.
 
     A problem with a bare result is left out where other problems have a solution: results among
     solutions teach to guess.
     """
+    # does any problem have a solution to learn from?
     solved = any(is_problem(e) and e.fact in targets for e in examples)
     pairs = []
     for e in examples:

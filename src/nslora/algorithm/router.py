@@ -35,7 +35,9 @@ def always(move: Move) -> Decision:
 
 def once_symbolic(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Make one symbolic move with the whole budget: `gepa`, which searches prompts by itself."""
-    return Choice(Move.STOP if moves else Move.SYMBOLIC, "the whole budget at once")
+    return Choice(
+        Move.STOP if moves else Move.SYMBOLIC, "the whole budget at once"
+    )
 
 
 def schedule(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
@@ -48,6 +50,7 @@ def schedule(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
 
 def alternate(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Prompt, weights, prompt, ..., each for a third of the budget: BetterTogether's p-w-p."""
+    # with fewer than three moves every turn is one move
     third = max(1, cfg.moves // 3)
     weights = (len(moves) // third) % 2 == 1
     return Choice(Move.NUMERICAL if weights else Move.SYMBOLIC, "by turns")
@@ -55,12 +58,14 @@ def alternate(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
 
 def coin(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Toss a fair coin per move; every run has a coin of its own."""
+    # by the number of the move: a resumed run tosses the same coins
     heads = cfg.own_rng(f"coin {len(moves)}").random() < 0.5
     return Choice(Move.NUMERICAL if heads else Move.SYMBOLIC, "a coin")
 
 
 def by_signal(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Numerical until saturated, symbolic until exhausted, then back: `monitor`, blind to needs."""
+    # the paper starts with weights
     if not moves:
         return Choice(Move.NUMERICAL, "the first move")
     if moves[-1].move == Move.NUMERICAL:
@@ -79,7 +84,9 @@ def by_demand(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     return Choice(Move.SYMBOLIC, "more examples need style")
 
 
-def by_signal_and_demand(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+def by_signal_and_demand(
+    moves: History, needs: Needs, cfg: RunConfig
+) -> Choice:
     """Follow the signal, but skip a kind of move that no example needs: `neurosymbolic`, `oracle`.
 
     The paper's rule (numerical first) with our additions, in this order:
@@ -88,22 +95,34 @@ def by_signal_and_demand(moves: History, needs: Needs, cfg: RunConfig) -> Choice
     the last move is kept for weights where prompts have failed; else the signal decides.
     """
     content, style = needs.content, needs.style
+
+    # nothing is needed
     if max(content, style) < cfg.demand_floor:
         if _unsettled(moves, cfg):
             return Choice(Move.NUMERICAL, "dev still fails")
         return Choice(Move.STOP, "nothing is needed")
+
+    # a needed kind that was never tried gets its turn
     left = cfg.moves - len(moves)
     if left == cfg.reserve and (move := _untried(moves, needs, cfg)):
         return Choice(move, "needed and never tried")
+
+    # style that prompts failed to bring is a demand on the weights
     failed = monitor.prompts_failed(moves, cfg, style)
     if failed:
         content += style
+
+    # only one kind is needed
     if content < cfg.demand_floor:
         return Choice(Move.SYMBOLIC, "only style is needed")
     if style < cfg.demand_floor:
         return Choice(Move.NUMERICAL, "only content is needed")
+
+    # an edit in the last move would leave weights of another form
     if failed and left == 1 and cfg.reserve > 0:
-        return Choice(Move.NUMERICAL, "prompts failed: the last move is for weights")
+        return Choice(
+            Move.NUMERICAL, "prompts failed: the last move is for weights"
+        )
     return by_signal(moves, needs, cfg)
 
 

@@ -10,24 +10,34 @@ from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Outcome, Session, State
 from nslora.types import Candidate, Edit, Prompt, Scored
 
-RUNGS = (6, 12)  # dev items that edits are compared on; a third of them reach the second rung
+RUNGS = (
+    6,
+    12,
+)  # dev items that edits are compared on; a third of them reach the second rung
 
 
 def symbolic(run: Session, state: State, needs: Needs) -> Outcome:
     """Rewrite the prompt: propose edits, compare them on dev, keep the best one past the gate."""
     edits = PROPOSERS[run.cfg.row.edits](run, state, needs)
-    usable = [e for e in edits if not e.problem and e.prompt != state.candidate.prompt]
+    usable = [
+        e for e in edits if not e.problem and e.prompt != state.candidate.prompt
+    ]
+    # few dev items tell a good edit from a bad one, all of them guard the gate
     winner, values = successive_halving(run, usable, state.dev)
     accepted = winner is not None and passes_gate(run, winner.prompt, state.dev)
     candidate = state.candidate
     if winner is not None and accepted:
         candidate = Candidate(winner.prompt, candidate.adapter)
-    log = [describe(edit, values.get(id(edit)), accepted and edit is winner) for edit in edits]
+    log = [
+        describe(edit, values.get(id(edit)), accepted and edit is winner)
+        for edit in edits
+    ]
     return Outcome(candidate, {"edits": log}, run.bill(), state.memory)
 
 
 def passes_gate(run: Session, prompt: Prompt, dev: Sequence[Scored]) -> bool:
     """Tell whether dev reward does not fall under a prompt; always, without `gate`."""
+    # a tie passes: an edit may help where no dev item shows it
     scored = run.score(prompt, [s.example for s in dev])
     return not run.cfg.gate or mean_value(scored) >= mean_value(dev)
 
@@ -52,14 +62,22 @@ def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:
             forbidden=frozenset(example.answer for example in run.task.train),
         )
     )
+    # the control keeps the shape of an edit and takes its message
     if cfg.control == "random":
-        vocabulary = {word for _, e in run.task.replay for word in e.question.split()}
+        vocabulary = {
+            word for _, e in run.task.replay for word in e.question.split()
+        }
         old = state.candidate.prompt
-        edits = [controls.scrambled(edit, old, sorted(vocabulary), chance) for edit in edits]
+        edits = [
+            controls.scrambled(edit, old, sorted(vocabulary), chance)
+            for edit in edits
+        ]
     return edits
 
 
-def failures_to_show(run: Session, state: State, needs: Needs, step: int) -> list[Scored]:
+def failures_to_show(
+    run: Session, state: State, needs: Needs, step: int
+) -> list[Scored]:
     """Return failing examples for the editor, those that only lack form first, else in random order.
 
     Where the bare gold answer fails the reward, a form is asked for; a reply worth as much as that
@@ -67,6 +85,7 @@ def failures_to_show(run: Session, state: State, needs: Needs, step: int) -> lis
     """
     rows = zip(state.train, needs.for_prompt(), strict=True)
     failing = [s for s, for_prompt in rows if for_prompt]
+    # random first, so that equal ones differ from move to move
     order = run.cfg.rng(f"feedback-{step}").permutation(len(failing))
 
     def lacks_content(s: Scored) -> tuple[bool, bool]:
@@ -85,23 +104,30 @@ def successive_halving(
     more. The rungs take items where a form is asked for first, then the lowest rewards: there edits
     differ. What an edit does to the others the gate sees. The edits of a rung are one batch.
     """
-    hardest = sorted(dev, key=lambda s: (not run.asks_form(s.example), s.reward.value))
+    hardest = sorted(
+        dev, key=lambda s: (not run.asks_form(s.example), s.reward.value)
+    )
     examples = [s.example for s in hardest]
     alive, values = list(edits), dict[int, float]()
     for items in RUNGS:
         if len(alive) < 2:
             break
         rung = examples[:items]
+        # edits x items, all in one batch
         prompts = [edit.prompt for edit in alive for _ in rung]
         scored = run.score_each(prompts, rung * len(alive))
         for i, edit in enumerate(alive):
-            values[id(edit)] = mean_value(scored[i * len(rung) : (i + 1) * len(rung)])
+            values[id(edit)] = mean_value(
+                scored[i * len(rung) : (i + 1) * len(rung)]
+            )
         alive.sort(key=lambda edit: -values[id(edit)])
         alive = alive[: max(1, round(len(alive) / 3))]
     return (alive[0] if alive else None), values
 
 
-def describe(edit: Edit, value: float | None, accepted: bool) -> dict[str, object]:
+def describe(
+    edit: Edit, value: float | None, accepted: bool
+) -> dict[str, object]:
     """Return the log row of an edit."""
     return {
         "system": edit.prompt.system,

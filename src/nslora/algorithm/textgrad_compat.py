@@ -74,7 +74,9 @@ class Text(textgrad.Variable):
         predecessors: Iterable[textgrad.Variable] = (),
         requires_grad: bool = True,
     ) -> None:
-        super().__init__(value, role_description=role, requires_grad=requires_grad)
+        super().__init__(
+            value, role_description=role, requires_grad=requires_grad
+        )
         self.predecessors = list(predecessors)
 
     @property
@@ -96,11 +98,17 @@ class Reply(LLMCall):
 
     def forward(self, system: Text, question: Text, scored: Scored) -> Text:
         """The recorded reply as a function of both prompt texts."""
-        reply = Text(quote(scored.output), "the reply to the user", [system, question])
-        asked = Prompt(question=escape(question.value)).render(quote(scored.example.question))
+        reply = Text(
+            quote(scored.output), "the reply to the user", [system, question]
+        )
+        asked = Prompt(question=escape(question.value)).render(
+            quote(scored.example.question)
+        )
         told = escape(system.value)
         reply.set_grad_fn(
-            BackwardContext(self.backward, response=reply, prompt=asked, system_prompt=told)
+            BackwardContext(
+                self.backward, response=reply, prompt=asked, system_prompt=told
+            )
         )
         return reply
 
@@ -111,12 +119,18 @@ class Critic(Function):
     def forward(self, reply: Text, words: str) -> Text:
         """The loss on one reply."""
         loss = Text(words, "the critic's words", [reply])
-        loss.set_grad_fn(BackwardContext(self.backward, reply=reply, words=words))
+        loss.set_grad_fn(
+            BackwardContext(self.backward, reply=reply, words=words)
+        )
         return loss
 
-    def backward(self, reply: Text, words: str, backward_engine: EngineLM) -> None:
+    def backward(
+        self, reply: Text, words: str, backward_engine: EngineLM
+    ) -> None:
         """Put the words on the reply."""
-        reply.gradients.add(textgrad.Variable(words, role_description="feedback to the reply"))
+        reply.gradients.add(
+            textgrad.Variable(words, role_description="feedback to the reply")
+        )
 
 
 class Unanswered(Exception):
@@ -142,7 +156,9 @@ class Replies:
 
     def ask(self, editor: Editor) -> None:
         """Make all noted requests at once."""
-        self.answered |= zip(self.wanted, editor.complete_all(self.wanted), strict=True)
+        self.answered |= zip(
+            self.wanted, editor.complete_all(self.wanted), strict=True
+        )
         self.wanted.clear()
 
 
@@ -156,6 +172,7 @@ def ask_together(passes: Sequence[Pass[T]], editor: Editor) -> list[T]:
     all are interrupted, their requests are made together and the passes run again. They have no
     other effects than their result.
     """
+    # by the number of the pass
     replies, results = Replies(), dict[int, T]()
     while len(results) < len(passes):
         for i, make in enumerate(passes):
@@ -175,10 +192,14 @@ class Engine(EngineLM):
     def __init__(self, replies: Replies, seed: int, critique: str = "") -> None:
         self.replies, self.seed, self.critique = replies, seed, critique
 
-    def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
+    def generate(
+        self, prompt: str, system_prompt: str | None = None, **_: object
+    ) -> str:
         """Return one gradient; raises EditorError, or Unanswered."""
         user = prompt + GRADIENT.format(words=self.critique)
-        return self.replies[Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS)]
+        return self.replies[
+            Request(EDITOR, user, self.seed, 0.3, GRADIENT_TOKENS)
+        ]
 
     def __call__(self, *args, **kwargs) -> str:
         """Do as `generate` does."""
@@ -192,10 +213,14 @@ class EditEngine(Engine):
         super().__init__(replies, seed)
         self.plan = plan
 
-    def generate(self, prompt: str, system_prompt: str | None = None, **_: object) -> str:
+    def generate(
+        self, prompt: str, system_prompt: str | None = None, **_: object
+    ) -> str:
         """Return one edit in its tags; raises EditorError, NoEdit, or Unanswered."""
         user = prompt + REMINDER.format(plan=self.plan)
-        reply = self.replies[Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)]
+        reply = self.replies[
+            Request(system_prompt or "", user, self.seed, 0.7, EDIT_TOKENS)
+        ]
         return f"{TAGS[0]}{parse(reply)}{TAGS[1]}"
 
 
@@ -221,7 +246,11 @@ def masked(scored: Scored) -> str:
     Sentences that give it are left out if others remain: else the editor asks for right answers and forgets the rule.
     """
     answer, critique = scored.example.answer.strip(), scored.reward.critique
-    named = _whole(answer) if len(answer) >= SHORTEST else re.compile(re.escape(f"'{answer}'"))
+    named = (
+        _whole(answer)
+        if len(answer) >= SHORTEST
+        else re.compile(re.escape(f"'{answer}'"))
+    )
     sentences = re.split(r"(?<=[.!?])\s+", named.sub(MASK, critique))
     return quote(" ".join([s for s in sentences if MASK not in s] or sentences))
 
@@ -232,7 +261,9 @@ def _whole(answer: str) -> re.Pattern[str]:
 
 def parse(reply: str) -> str:
     """The text between the only pair of tags; raises NoEdit."""
-    if [reply.count(tag) for tag in TAGS] != [1, 1] or reply.index(TAGS[0]) > reply.index(TAGS[1]):
+    if [reply.count(tag) for tag in TAGS] != [1, 1] or reply.index(
+        TAGS[0]
+    ) > reply.index(TAGS[1]):
         raise NoEdit("tags")
     text = reply.split(TAGS[0])[1].split(TAGS[1])[0].strip()
     if (
@@ -296,14 +327,20 @@ def propose_edits(
 
 
 def ask_gradients(
-    prompt: Prompt, shown: Sequence[tuple[str, Scored]], editor: Editor, seed: int
+    prompt: Prompt,
+    shown: Sequence[tuple[str, Scored]],
+    editor: Editor,
+    seed: int,
 ) -> dict[str, list[str]]:
     """Return the gradients of all shown failures per prompt text, asked for in one batch."""
 
     def gradient(name: str, i: int) -> Pass[list[str]]:
         critique, scored = shown[i]
-        return lambda replies: gradients(prompt, name, scored, Engine(replies, seed + i, critique))
+        return lambda replies: gradients(
+            prompt, name, scored, Engine(replies, seed + i, critique)
+        )
 
+    # texts x failures
     keys = [(name, i) for name in ROLES for i in range(len(shown))]
     feedback: dict[str, list[str]] = {name: [] for name in ROLES}
     made = ask_together([gradient(*key) for key in keys], editor)
@@ -313,7 +350,11 @@ def ask_gradients(
 
 
 def ask_proposals(
-    prompt: Prompt, feedback: dict[str, list[str]], editor: Editor, candidates: int, seed: int
+    prompt: Prompt,
+    feedback: dict[str, list[str]],
+    editor: Editor,
+    candidates: int,
+    seed: int,
 ) -> list[dict[str, tuple[str, str]]]:
     """Return per candidate a proposal for each prompt text (`propose`), asked for in one batch."""
     # one plan per step: the candidates of a text share their prompt, whatever their seed
@@ -324,19 +365,27 @@ def ask_proposals(
             prompt, name, feedback[name], EditEngine(replies, seed + k, plan)
         )
 
+    # candidates x texts
     keys = [(k, name) for k in range(candidates) for name in ROLES]
     made = ask_together([proposal(*key) for key in keys], editor)
     proposals = dict(zip(keys, made, strict=True))
-    return [{name: proposals[k, name] for name in ROLES} for k in range(candidates)]
+    return [
+        {name: proposals[k, name] for name in ROLES} for k in range(candidates)
+    ]
 
 
-def gradients(prompt: Prompt, name: str, scored: Scored, engine: Engine) -> list[str]:
+def gradients(
+    prompt: Prompt, name: str, scored: Scored, engine: Engine
+) -> list[str]:
     """Return the gradients of one failing example on the text `name`; none if the editor failed."""
     leaves = {
         other: Text(getattr(prompt, other), role, requires_grad=other == name)
         for other, role in ROLES.items()
     }
-    loss = Critic()(Reply(engine)(leaves["system"], leaves["question"], scored), engine.critique)
+    loss = Critic()(
+        Reply(engine)(leaves["system"], leaves["question"], scored),
+        engine.critique,
+    )
     with suppress(EditorError):
         loss.backward(engine)
     return [gradient.value for gradient in leaves[name].gradients]
@@ -351,7 +400,9 @@ def propose(
         return value, "editor"
     variable = Text(value, ROLES[name])
     variable.gradients = [
-        textgrad.Variable(f"<FEEDBACK>{escape(text)}</FEEDBACK>", role_description="feedback")
+        textgrad.Variable(
+            f"<FEEDBACK>{escape(text)}</FEEDBACK>", role_description="feedback"
+        )
         for text in feedback
     ]
     options = {
@@ -369,7 +420,9 @@ def propose(
     return text, "" if text.count(SLOT) == (name == "question") else "slot"
 
 
-def assemble(prompt: Prompt, parts: dict[str, tuple[str, str]]) -> list[tuple[Prompt, str]]:
+def assemble(
+    prompt: Prompt, parts: dict[str, tuple[str, str]]
+) -> list[tuple[Prompt, str]]:
     """Prompts with one usable part replaced, and with both, each with no problem; the old one with its problem if none.
 
     An editor that writes one of the texts well and the other badly is the rule with small models.
@@ -383,12 +436,16 @@ def assemble(prompt: Prompt, parts: dict[str, tuple[str, str]]) -> list[tuple[Pr
     if len(new) > 1:
         prompts.append(replace(prompt, **new))
     problems = [problem for _, problem in parts.values() if problem]
-    return [(p, "") for p in prompts] or [(prompt, (problems or ["unchanged"])[0])]
+    return [(p, "") for p in prompts] or [
+        (prompt, (problems or ["unchanged"])[0])
+    ]
 
 
 def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
     """Whether `text` holds one of `answers` (3 characters or more) as whole words, which `ordinary` text does not."""
     found = {
-        a.strip() for a in answers if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)
+        a.strip()
+        for a in answers
+        if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)
     }
     return any(not _whole(a).search(ordinary) for a in found)
