@@ -1,25 +1,48 @@
-"""The notebooks: clean sources, honest parameters, and all of them executed at toy size by the real runner."""
+"""The notebooks: clean sources, honest parameters, and all of them executed at toy size.
 
+Every cell runs here in this process, on made-up records and without a language model of any size;
+the runner's own way, in kernels and with real models, is that of the smoke profile at the end.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
-from synthetic import write_record
+from IPython.display import HTML, Image
+from matplotlib.figure import Figure
+from scripted import Scripted, lowercase
+from synthetic import write_lines, write_record
 
 from nslora.experiments import grid
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+NAMES = [path.stem for path in NOTEBOOKS]
+REPORTS = list(grid.load("smoke", ROOT).reports)
+# profiles that answer every question
+WHOLE = ("quick", "full", "smoke")
 PARAMETER = re.compile(r"(?P<name>\w+): (str|int|float|bool) = (?P<value>.+?)  # \w.*")
+MAGIC = "%matplotlib inline\n"
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_report = pytest.mark.parametrize("name", REPORTS)
+Execute = Callable[..., list[Any]]
+
+
+# ---- sources
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -33,55 +56,265 @@ def parameters(path: Path) -> dict[str, str]:
     first, *others = read(path).cells
     assert "parameters" in first.metadata.get("tags", ())
     assert all("parameters" not in cell.metadata.get("tags", ()) for cell in others)
-    found = [PARAMETER.fullmatch(line) for line in first.source.splitlines()]
-    assert all(found), "every line must be `name: type = value  # meaning`"
-    return {match["name"]: match["value"].strip('"') for match in found if match}
+    lines = [PARAMETER.fullmatch(line) for line in first.source.splitlines()]
+    assert all(lines), "every line must be `name: type = value  # meaning`"
+    return {match["name"]: match["value"].strip('"') for match in lines if match}
+
+
+def test_sources_hold_no_outputs():
+    command = [sys.executable, "-m", "nbstripout", "--verify", *map(str, NOTEBOOKS)]
+    subprocess.run(command, check=True)
 
 
 @each
-def test_sources_are_clean(path):
+def test_the_library_computes_and_cells_show(path: Path) -> None:
     nb = read(path)
     assert nb.metadata.kernelspec.name == "python3"
-    subprocess.run([sys.executable, "-m", "nbstripout", "--verify", str(path)], check=True)
     for cell in nb.cells:
         if cell.cell_type == "code":
-            assert not re.search(r"^\s*!|^%%|get_ipython|os\.system", cell.source, re.MULTILINE), (
-                "hides failures"
-            )
-            assert not re.search(r"^(def|class) ", cell.source, re.MULTILINE), (
-                "algorithms belong in src/"
-            )
+            hides = re.search(r"^\s*!|^%%|get_ipython|os\.system", cell.source, re.MULTILINE)
+            assert not hides, "hides failures"
+            own = re.search(r"^(def|class) |\bprint\(", cell.source, re.MULTILINE)
+            assert not own, "algorithms belong in src/, and tables are rendered"
             assert len(cell.source.splitlines()) <= 15
 
 
 @each
-def test_prose_asks_a_question_first_and_leads_every_few_cells(path):
+def test_prose_asks_a_question_first_and_leads_every_few_cells(path: Path) -> None:
     nb = read(path)
-    assert nb.cells[1].source.startswith(f"# {path.stem[:2]} ")
+    question = nb.cells[1].source
+    assert question.startswith(f"# {path.stem[:2]} · ")
+    assert question.splitlines()[0].endswith("?")
     kinds = "".join(cell.cell_type[0] for cell in nb.cells)
     assert "cccc" not in kinds
     assert "undecided" in "".join(cell.source for cell in nb.cells[-3:]).lower()
 
 
 @each
-def test_defaults_are_runs_of_the_quick_profile(path, monkeypatch):
+def test_defaults_are_runs_of_the_quick_profile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(path.parent)
     given = parameters(path)
     assert given["profile"] == "quick"
-    if path.stem in grid.load("quick").reports:
+    if path.stem in REPORTS:
         assert not {"backbone", "seed"} & set(given), "it reads the runs of all of them"
     else:
         assert grid.configs("quick", path.stem, given["backbone"], int(given["seed"]))
 
 
-def test_every_notebook_is_in_every_profile():
-    for name in tomllib.loads((ROOT / "experiments.toml").read_text())["profiles"]:
-        profile = grid.load(name, ROOT)
-        assert {path.stem for path in NOTEBOOKS} == {*profile.notebooks, *profile.reports}
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_notebook_is_in_the_profile(name: str) -> None:
+    profile = grid.load(name, ROOT)
+    assert set(NAMES) == {*profile.notebooks, *profile.reports}
+
+
+# ---- executed in this process
+
+
+def copy_project(root: Path) -> Path:
+    """Copy what the runner needs: the notebooks and the grid."""
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    shutil.copy(ROOT / "experiments.toml", root)
+    return root
+
+
+def write_runs(profile: grid.Profile) -> None:
+    """Write a made-up record of every run, as a clone has them; their checkpoints are not there."""
+    runs = [cfg for runs in profile.notebooks.values() for cfg in runs]
+    for cfg in {cfg.run_id: cfg for cfg in runs}.values():
+        folder = write_record(profile.results, run_id=cfg.run_id, **cfg.settings)
+        if cfg.method == "neurosymbolic":
+            best_is_last(folder)
+        if cfg.row.targets == "verified":
+            write_lines(folder / "remade.jsonl", [remade(cfg)])
+        assert profile.store.accept(cfg)
+
+
+def best_is_last(folder: Path) -> None:
+    """Make the last move of a record its best, with an adapter that is not there."""
+    lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    *earlier, last = map(json.loads, lines)
+    write_lines(folder / "steps.jsonl", [*earlier, last | {"adapter": "adapter-02"}])
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run["best"]["step"] = last["step"]
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+
+def remade(cfg: Any) -> dict[str, Any]:
+    """Return a row of remade.jsonl for the first training problem."""
+    from nslora.tasks.build import build
+
+    example = build(cfg).train[0]
+    return {
+        "question": example.question,
+        "answer": "own working <b>",
+        "parent": example.id,
+        "source": "remade",
+        "prompt_diff": [["+", "Count."]],
+        "backbone": cfg.backbone,
+        "run": cfg.run_id,
+    }
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> grid.Profile:
+    """The smoke profile in a project of its own, with a record of every run."""
+    profile = grid.load("smoke", copy_project(tmp_path_factory.mktemp("clone")))
+    write_runs(profile)
+    return profile
+
+
+@pytest.fixture
+def execute(monkeypatch: pytest.MonkeyPatch) -> Execute:
+    """A function that runs every cell of a job's notebook here and returns what it showed."""
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", lambda *values: shown.extend(values))
+
+    def run(job: grid.Job) -> list[Any]:
+        monkeypatch.chdir(job.source.parent)
+        names: dict[str, Any] = {}
+        cells = [cell for cell in read(job.source).cells if cell.cell_type == "code"]
+        for i, cell in enumerate(cells):
+            value = run_cell(cell.source.removeprefix(MAGIC), names)
+            if i == 0:
+                names.update(job.parameters)
+            if value is not None:
+                shown.append(value)
+        return shown
+
+    with pd.option_context("display.max_colwidth", 50):
+        yield run
+
+
+def run_cell(source: str, names: dict[str, Any]) -> Any:
+    """Run a cell and return the value of its last line, as a kernel shows it."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)
+    if not isinstance(last, ast.Expr):
+        return None
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+def rendered(shown: list[Any]) -> list[tuple[str, str]]:
+    """Return kind and text of everything shown; anything but these kinds fails."""
+    kinds: dict[type, Callable[[Any], tuple[str, str]]] = {
+        Figure: lambda figure: ("picture", draw(figure)),
+        Image: lambda image: ("picture", str(image.filename)),
+        pd.DataFrame: lambda frame: ("table", frame.to_html()),
+        HTML: lambda page: ("page", str(page.data)),
+    }
+    outputs = []
+    for value in shown:
+        as_markdown = ("text", getattr(value, "_repr_markdown_", str)())
+        render = kinds.get(type(value))
+        assert render or hasattr(value, "_repr_markdown_"), f"{type(value)} is not rendered"
+        outputs.append(render(value) if render else as_markdown)
+    return outputs
+
+
+def draw(figure: Figure) -> str:
+    """Draw a figure and return what is written in it."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=30)
+    assert file.tell() > 500
+    texts = [text for ax in figure.axes for text in (ax.get_title(), ax.get_ylabel())]
+    return " ".join(texts)
+
+
+def first_job(profile: grid.Profile, name: str) -> grid.Job:
+    """Return the notebook's first job of the profile."""
+    return next(job for job in grid.jobs(profile) if job.notebook == name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "00_quickstart"])
+def test_a_notebook_answers_first_and_shows_everything_there_is(
+    name: str, clone: grid.Profile, execute: Execute
+) -> None:
+    outputs = rendered(execute(first_job(clone, name)))
+    assert not clone.finished, "no run was to be made"
+    first, _ = outputs[0]
+    assert first == "picture" or name == "09_paper", "the answer comes before the details"
+    assert len([text for _, text in outputs if "undecided" in text or "not run" in text])
+
+
+def test_the_main_comparison_lays_replies_side_by_side(
+    clone: grid.Profile, execute: Execute
+) -> None:
+    texts = [text for kind, text in rendered(execute(first_job(clone, "04_main")))]
+    replies = next(text for text in texts if "<th>output</th>" in text)
+    methods = {cfg.method for cfg in clone.notebooks["04_main"]}
+    assert {name for name in methods if f"<th>{name}</th>" in replies} == methods
+    assert any("signal and demand" in text for text in texts), "the table of methods"
+    assert any("saturated" in text for text in texts), "what decided"
+    assert any("tuned+initial" in text for text in texts), "the 2 x 2"
+
+
+def test_a_remade_answer_stands_beside_the_bare_result(
+    clone: grid.Profile, execute: Execute
+) -> None:
+    outputs = rendered(execute(first_job(clone, "05_remaking")))
+    pair = next(text for _, text in outputs if "bare result" in text)
+    assert "own working &lt;b&gt;" in pair
+    assert any("<ins>Count.</ins>" in text for kind, text in outputs if kind == "page")
+
+
+def test_needs_are_shown_with_their_features_where_there_are_probes(
+    clone: grid.Profile, execute: Execute, tmp_path: Path
+) -> None:
+    from nslora.algorithm.needs import FEATURES
+
+    folder = clone.root / "results" / "classifier"
+    folder.mkdir(parents=True)
+    rows = [dict.fromkeys(FEATURES, float(i % 2)) for i in range(12)]
+    probe = pd.DataFrame(rows).assign(label=[i % 2 for i in range(12)], fact=list("abcdefghijkl"))
+    probe.to_csv(folder / "probe-one.csv", index=False)
+    report = {"rows": 12, "leave one task out": {"mixed": {"classifier": 0.75, "nll": None}}}
+    (folder / "report.json").write_text(json.dumps(report))
+    try:
+        texts = [text for _, text in rendered(execute(first_job(clone, "03_when_classifier")))]
+    finally:
+        shutil.rmtree(folder)
+    assert any("shape" in text and "P(content)" in text for text in texts)
+    assert any("cross-validated" in text for text in texts)
+    assert any("leave one task out" in text and "0.75" in text for text in texts)
+
+
+@each_report
+def test_a_report_says_when_there_is_nothing_to_show(
+    name: str, execute: Execute, tmp_path: Path
+) -> None:
+    profile = grid.load("smoke", copy_project(tmp_path))
+    outputs = rendered(execute(first_job(profile, name)))
+    assert any("Nothing to show" in text for _, text in outputs)
+    assert not [kind for kind, _ in outputs if kind == "picture"]
+
+
+def test_the_quickstart_makes_one_move_by_hand(
+    clone: grid.Profile, execute: Execute, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    """A random model and a scripted editor stand in for those of the smoke profile."""
+    editor = Scripted(lowercase)
+    monkeypatch.setattr("nslora.model.backbone.load", lambda name, threads: tiny)
+    monkeypatch.setattr("nslora.runs.run.open_editor", lambda cfg, store: editor)
+    closed: list[bool] = []
+    monkeypatch.setattr(editor, "close", lambda: closed.append(True))
+    outputs = rendered(execute(first_job(clone, "00_quickstart")))
+    texts = [text for _, text in outputs]
+    assert any("Every reply must be in lower case." in text for text in texts), "the gradient"
+    assert any("<ins>" in text for kind, text in outputs if kind == "page"), "the edits"
+    assert len([text for text in texts if "reason" in text]) >= 2, "the decisions"
+    assert closed == [True], "the editor's server was stopped"
+    assert any("is not in this working folder" in text for text in texts), "no checkpoints here"
+    assert not clone.finished, "no run was to be made"
+
+
+# ---- executed by the runner
 
 
 def reproduce(root: Path, *more: str) -> grid.Profile:
-    """The smoke profile in a project folder of its own, every job done."""
+    """Make the smoke profile of a project folder, every job done."""
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "nslora.cli", "reproduce", "--profile", "smoke", *more]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
@@ -91,51 +324,35 @@ def reproduce(root: Path, *more: str) -> grid.Profile:
     return profile
 
 
-@pytest.fixture
-def project(tmp_path):
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    shutil.copy(ROOT / "experiments.toml", tmp_path)
-    return tmp_path
-
-
-def best_is_last(record: Path) -> None:
-    """Make the last move of a made-up record its best, with an adapter checkpoint that is not there."""
-    *earlier, last = (
-        json.loads(line) for line in (record / "steps.jsonl").read_text().splitlines()
+def test_the_runner_reuses_the_records_of_a_clone(tmp_path: Path) -> None:
+    """One notebook with runs in a kernel of its own; no model is loaded."""
+    project = copy_project(tmp_path)
+    text = (project / "experiments.toml").read_text(encoding="utf-8")
+    head, smoke = text.split("[profiles.smoke]")
+    settings, *blocks = smoke.split("\n[[")
+    kept = [block for block in blocks if "07_ablations" in block]
+    reports = re.sub(r"^reports = .*$", "reports = []", head.split("[profiles.")[0], flags=re.M)
+    (project / "experiments.toml").write_text(
+        "\n[[".join([f"{reports}[profiles.smoke]{settings}", *kept]), encoding="utf-8"
     )
-    steps = [*earlier, last | {"adapter": "adapter-02"}]
-    (record / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    run = json.loads((record / "run.json").read_text())
-    run["best"]["step"] = last["step"]
-    (record / "run.json").write_text(json.dumps(run))
-
-
-def test_all_notebooks_read_the_records_of_a_clone(project):
-    """Every cell but the runs themselves, on records with made-up replies: quick, since no model is loaded."""
     profile = grid.load("smoke", project)
-    for cfg in dict.fromkeys(cfg for runs in profile.notebooks.values() for cfg in runs):
-        best_is_last(write_record(profile.results, **asdict(cfg)))
+    (cfg,) = profile.notebooks["07_ablations"]
+    write_record(profile.results, run_id=cfg.run_id, **cfg.settings)
     reproduce(project, "--reuse")
     assert not profile.finished, "no run was to be made"
-    shown = {job.notebook: json.dumps(read(job.executed)) for job in grid.jobs(profile)}
-    assert {name: "image/png" in text for name, text in shown.items()} == dict.fromkeys(shown, True)
-    assert "<ins>" in shown["00_quickstart"]
-    assert "is not in this working folder" in shown["00_quickstart"], (
-        "a clone has no checkpoints to bundle"
-    )
-    for name in shown:
-        assert "undecided" in shown[name].lower()
+    (job,) = grid.jobs(profile)
+    assert "undecided" in json.dumps(read(job.executed))
 
 
-def test_all_notebooks_run_at_toy_size(project):
-    """The smoke profile with real models: records, executed notebooks, figures and claims come out."""
-    profile = reproduce(project)
+def test_all_notebooks_run_at_toy_size(tmp_path: Path) -> None:
+    """The smoke profile with real models: records, executed notebooks, figures and claims."""
+    profile = reproduce(copy_project(tmp_path))
     runs = {cfg.run_id for runs in profile.notebooks.values() for cfg in runs}
-    assert (
-        {path.name for path in profile.results.glob("records/*")}
-        == runs
-        == {e["run"] for e in profile.finished}
-    )
+    records = {path.name for path in profile.results.glob("records/*")}
+    assert records == runs == {entry["run"] for entry in profile.finished}
+    shown = {job.notebook: json.dumps(read(job.executed)) for job in grid.jobs(profile)}
+    assert {name for name in shown if "image/png" in shown[name]} == set(NAMES)
+    assert not [name for name in shown if '"stream", "name": "stderr"' in shown[name]]
     figure = profile.results / "figures" / "success.png"
     assert figure.stat().st_size > 1000
     assert len(json.loads((profile.results / "claims.json").read_text())["claims"]) >= 7
