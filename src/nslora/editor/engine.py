@@ -23,7 +23,7 @@ from nslora.editor.local import LocalServer, read_key_and_watch
 from nslora.model import checkpoints
 from nslora.types import SLOT, Prompt
 
-BYTES = 2  # per parameter, in bfloat16
+BYTES = 4  # per parameter: bfloat16 weights, and their copy in a layout for few rows
 SPARE = 2e9  # bytes of memory that must stay free beside the weights
 
 

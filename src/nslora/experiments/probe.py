@@ -42,7 +42,8 @@ def configure(cfg: RunConfig, number: int) -> RunConfig:
     """Return the settings of the `number`-th probe, for the backbone and learning rate of `cfg`."""
     task, rule = PROBES[number]
     where = {"task": task, "rule": rule, "seed": SEED + number, "study": "single"}
-    return cfg.but(**where, **SIZES, method="alternate", targets="method", needs="method")
+    # remade targets let weights bring style too, and nearly every label says content
+    return cfg.but(**where, **SIZES, method="alternate", targets="gold", needs="method")
 
 
 def run(cfg: RunConfig, place: Store) -> Path:
