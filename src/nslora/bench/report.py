@@ -58,8 +58,8 @@ def select(rows: Sequence[Row], parts: Container[str]) -> pd.DataFrame:
     turns = []
     for row in rows:
         if row["part"] in parts:
-            # few sides have settings
             peak = row.get("peak_device_mb", row["peak_mb"])
+            # few sides have a setting
             turns.append({"setting": "", **row, "mb": peak})
     return pd.DataFrame(turns)
 

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_jsonl
 from nslora.study import stats
 from nslora.study.stats import SHARE, Bounds
 from nslora.types import UserError
 
-SCHEMA = 2
-FILES = ("run.json", "steps.jsonl", "clock.jsonl", "hidden.jsonl", "scores.csv", "remade.jsonl")
 # The columns that every frame has. `instance` numbers what is the same task under the same settings: two methods of one
 # study are compared where they share it.
 IDENTITY = ["task", "rule", "backbone", "method", "seed"]
@@ -61,7 +60,6 @@ DECIDING = ("random", "monitor", "needs-only", "neurosymbolic", "oracle")
 RUNS = [*HEAD, "schedule", "editor.calls", "editor.replayed"]
 MOVED = ["move", "reason", "dev.value", "dev.n", "bill.train_tokens", "bill.editor_tokens"]
 STEPS = ["step", *MOVED, "clock.seconds", "signal.c1", "signal.c2", "signal.gain"]
-SCORES = ["split", "id", "fact", "need", "question", "answer", *PARTS, "output"]
 
 
 @dataclass(frozen=True)
@@ -101,25 +99,19 @@ class Records:
         return frame.merge(columns, on="run_id", how="left")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines."""
-    # not splitlines(): text of models holds other characters that it takes for ends of lines
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 def read_moves(folder: Path) -> list[dict[str, Any]]:
     """Read the moves of a run, each with its time (`clock`) and what no method sees (`hidden`)."""
     # by step, to which the other two files add
-    steps = {row["step"]: row for row in read_lines(folder / "steps.jsonl")}
+    steps = {row["step"]: row for row in read_jsonl(folder / "steps.jsonl")}
     for name in ("clock", "hidden"):
-        for row in read_lines(folder / f"{name}.jsonl"):
+        for row in read_jsonl(folder / f"{name}.jsonl"):
             steps[row.pop("step")][name] = row
     return list(steps.values())
 
 
 def read_scores(path: Path) -> pd.DataFrame:
     """Read graded items; texts stay as they are, so a reply "NA" is a reply."""
-    kinds = dict.fromkeys(SCORES, str) | dict.fromkeys(PARTS, float)
+    kinds = dict.fromkeys(COLUMNS, str) | dict.fromkeys(PARTS, float)
     return pd.read_csv(path, dtype=kinds, keep_default_na=False)[list(kinds)]
 
 
@@ -181,7 +173,7 @@ def read(folders: Sequence[Path]) -> Records:
     steps = complete(moves, ["run_id", *STEPS])
     # all under dotted names are numbers; null in JSON: no signal yet
     steps = steps.astype({name: float for name in STEPS if "." in name})
-    items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *SCORES])
+    items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *COLUMNS])
     head = runs[HEAD]
     return Records(
         runs,
