@@ -246,24 +246,31 @@ def estimates(frame: pd.DataFrame, by: Sequence[str], bounds: Bounds = SHARE) ->
     return in_order(pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"]))
 
 
+def until_budget(steps: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of each group's steps by `move`, from 0 to its run's budget (`moves`).
+
+    A run that stopped early keeps its last values.
+    """
+    rows = [pd.DataFrame(columns=[*columns, "move"])]
+    for _, group in steps.groupby(list(by)):
+        budget = range(group.moves.iloc[0] + 1)
+        # [move] of the steps made, then of all
+        spent = group[list(columns)].reset_index(drop=True).reindex(budget, method="ffill")
+        rows.append(spent.reset_index(names="move"))
+    return pd.concat(rows[1:] or rows, ignore_index=True)
+
+
 def graded(records: Records, split: str, metric: str = "success") -> pd.DataFrame:
     """Return the graded items of a split, the metric as the column `value`."""
     rows = records.scores[records.scores.split == split]
     return rows.drop(columns="value").rename(columns={metric: "value"})
 
 
-def paired(
-    scores: pd.DataFrame,
-    a: str,
-    b: str,
-    factor: str = "method",
-    metric: str = "success",
-    split: str = "test",
-) -> pd.DataFrame:
-    """Return differences a - b of a split's items as `value`, each pair alike in everything but `factor`."""
-    chosen = scores[(scores.split == split) & scores[factor].isin((a, b))]
+def paired(scores: pd.DataFrame, a: str, b: str, factor: str = "method") -> pd.DataFrame:
+    """Return differences a - b of test success per item as `value`, each pair alike in everything but `factor`."""
+    chosen = scores[(scores.split == "test") & scores[factor].isin((a, b))]
     index = ITEM if factor == "method" else [*ITEM, "method"]
-    wide = chosen.pivot(index=index, columns=factor, values=metric)
+    wide = chosen.pivot(index=index, columns=factor, values="success")
     # an item that either lacks is left out
     wide = wide.reindex(columns=[a, b]).astype(float)
     return (wide[a] - wide[b]).dropna().rename("value").reset_index()
@@ -302,19 +309,19 @@ def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def factorial(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return test success of {frozen, tuned} weights x {initial, final} prompt per backbone and method, by `cell`."""
+def factorial(records: Records) -> pd.DataFrame:
+    """Return test success of {frozen, tuned} weights x {initial, final} prompt on mixed, by `cell`."""
     scores = records.of("main").scores
-    scores = scores[(scores.task == task) & scores.split.isin(FACTORIAL)]
+    scores = scores[(scores.task == "mixed") & scores.split.isin(FACTORIAL)]
     cells = scores.assign(value=scores.success).rename(columns={"split": "cell"})
     table = estimates(cells, ["cell", "backbone", "method"])
     return table.sort_values("cell", key=lambda cell: cell.map(FACTORIAL.index), kind="stable")
 
 
-def by_need(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return test success per backbone, method and hidden `need`."""
+def by_need(records: Records) -> pd.DataFrame:
+    """Return test success on mixed per backbone, method and hidden `need`."""
     test = graded(records.of("main"), "test")
-    return estimates(test[test.task == task], ["need", "backbone", "method"])
+    return estimates(test[test.task == "mixed"], ["need", "backbone", "method"])
 
 
 def ceilings(records: Records) -> pd.DataFrame:
