@@ -123,7 +123,8 @@ def side(spec: Row) -> Iterator[Callable[..., Row]]:
             about = labels(spec) | read_row(process, log, spec)
 
             def repeat(**ask: Any) -> Row:
-                print(json.dumps(ask or spec.get("ask", {})), file=process.stdin, flush=True)
+                line = json.dumps(ask or spec.get("ask", {}))
+                print(line, file=process.stdin, flush=True)
                 return about | read_row(process, log, spec)
 
             yield repeat
@@ -162,11 +163,6 @@ def measure(specs: Sequence[Row], repetitions: int, **tags: Any) -> list[Row]:
         return [{**tags, "repetition": i, **repeat()} for i, repeat in turns(sides, repetitions)]
 
 
-def same(a: Row, b: Row) -> float:
-    """Return the share of equal replies."""
-    return sum(x == y for x, y in zip(a["texts"], b["texts"], strict=True)) / len(a["texts"])
-
-
 def train(size: Size, common: Row) -> Iterator[Row]:
     """Measure our numerical move against the best of TRL's settings, each tried on half of the items."""
     for backbone, (case, items, tokens, batch) in product(size.backbones, size.learn):
@@ -189,8 +185,8 @@ def train(size: Size, common: Row) -> Iterator[Row]:
         yield from tried
         rates = list(map(rate, tried))
         best = theirs[rates.index(max(rates))]
-        pair = [spec | {"run": "epochs", "side": OURS}, best]
-        yield from measure(pair, size.repetitions, part="train", case=case)
+        ours = spec | {"run": "epochs", "side": OURS}
+        yield from measure([ours, best], size.repetitions, part="train", case=case)
 
 
 def tried_once(spec: Row, case: str) -> Row:
@@ -222,8 +218,8 @@ def evaluate(size: Size, common: Row) -> Iterator[Row]:
         tried = [without_texts(row) for row in batch_sizes(theirs, size, case)]
         yield from tried
         best = max(tried, key=rate)
-        pair = [ours, theirs | {"setting": best["setting"], "ask": {"batch": best["batch"]}}]
-        turns = measure(pair, size.repetitions, part="evaluate", case=case)
+        theirs |= {"setting": best["setting"], "ask": {"batch": best["batch"]}}
+        turns = measure([ours, theirs], size.repetitions, part="evaluate", case=case)
         yield from with_share(turns, least=0.0)
 
 
@@ -242,7 +238,8 @@ def with_share(rows: Sequence[Row], least: float) -> Iterator[Row]:
     """Yield rows of two sides with the share of equal replies for the replies; RuntimeError if it is too low."""
     # sides take turns, so every other row is ours
     for a, b in zip(rows[::2], rows[1::2], strict=True):
-        share = same(a, b)
+        same = [x == y for x, y in zip(a["texts"], b["texts"], strict=True)]
+        share = sum(same) / len(same)
         if share < least:
             raise RuntimeError(f"the texts differ in {a['dtype']}: {a['texts']} and {b['texts']}")
         yield without_texts(a) | {"identical": share}
@@ -259,8 +256,9 @@ def load(size: Size, common: Row) -> Iterator[Row]:
     for backbone in size.backbones:
         spec = {**common, "run": "loads", "backbone": backbone}
         # one file, read by two loaders
-        pair = [spec | {"side": OURS, "gguf": False}, spec | {"side": "GGUF loader", "gguf": True}]
-        yield from measure(pair, size.repetitions, part="load", case="cached backbone")
+        ours = spec | {"side": OURS, "gguf": False}
+        theirs = spec | {"side": "GGUF loader", "gguf": True}
+        yield from measure([ours, theirs], size.repetitions, part="load", case="cached backbone")
 
 
 def editor(size: Size, common: Row) -> Iterator[Row]:
@@ -275,8 +273,9 @@ def editor(size: Size, common: Row) -> Iterator[Row]:
         }
         ours = spec | {"run": "edits", "side": OURS}
         theirs = spec | {"run": "bare_edits", "side": "llama.cpp"}
-        pair = [ours, theirs]
-        yield from measure(pair, size.repetitions, part="editor", case=case, backbone=size.editor)
+        yield from measure(
+            [ours, theirs], size.repetitions, part="editor", case=case, backbone=size.editor
+        )
 
 
 def arithmetic(size: Size, common: Row) -> Iterator[Row]:
@@ -292,7 +291,8 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
     longest = size.learn[-1][2]
     cases = (("training", "epochs"), ("prefill", "prefill"))
     for backbone, (case, run) in product(size.backbones, cases):
-        ours = epoch_of(common, backbone, size.batch, longest, case == "training") | {"run": run}
+        ours = epoch_of(common, backbone, size.batch, longest, case == "training")
+        ours["run"] = run
         for row in measure([ours, *products], size.repetitions, part="arithmetic", case=case):
             yield row | {"backbone": backbone, "work": row["flop"] / 1e9}
 
@@ -319,7 +319,8 @@ def growth(size: Size, common: Row) -> Iterator[Row]:
     plan += [("tokens", n, few, n) for n in size.tokens]
     for backbone, (axis, n, items, tokens) in product(size.backbones, plan):
         times = size.warm if axis == "items" else 1
-        spec = epoch_of(common, backbone, items, tokens) | {"warm": {"first": few, "times": times}}
+        spec = epoch_of(common, backbone, items, tokens)
+        spec["warm"] = {"first": few, "times": times}
         yield from measure([spec], 1, part="growth", case=axis, size=n)
 
 

@@ -139,7 +139,8 @@ def identical(rows: Sequence[Row]) -> list[str]:
 def ratios(frame: pd.DataFrame) -> Figure:
     """Draw our speed over the other side's (`compared`), a panel per backbone or editor."""
     counts = frame.groupby("backbone", sort=False).size()
-    fig = Figure(figsize=(figures.PAGE, 0.6 + (0.3 + 0.17 * counts).sum()), layout="constrained")
+    height = 0.6 + (0.3 + 0.17 * counts).sum()
+    fig = Figure(figsize=(figures.PAGE, height), layout="constrained")
     # a panel is as high as it has comparisons
     shape = {"sharex": True, "height_ratios": list(counts + 1)}
     for ax, here in figures.panels(fig, frame, "backbone", **shape):
@@ -164,7 +165,11 @@ def grown(rows: Sequence[Row]) -> pd.DataFrame:
         return turns
     by = ["backbone", "axis", "size"]
     groups = turns.rename(columns={"case": "axis"}).groupby(by, sort=False)
-    costs = groups.agg(seconds=("seconds", "median"), peak_mb=("mb", "max"), n=("seconds", "size"))
+    costs = groups.agg(
+        seconds=("seconds", "median"),
+        peak_mb=("mb", "max"),
+        n=("seconds", "size"),
+    )
     return costs.reset_index()
 
 
@@ -205,7 +210,8 @@ def write_comparisons(out: Path, rows: Sequence[Row], around: Mapping[str, Row])
         return []
     around = {name: environment for name, environment in around.items() if name in UNITS}
     n = report.count(frame)
-    notes = [CAPTION.format(n=n, places=places(around)), *tried(rows), *identical(rows)]
+    caption = CAPTION.format(n=n, places=places(around))
+    notes = [caption, *tried(rows), *identical(rows)]
     paths = report.save_table(table(frame), frame, out / "bench", "\n\n".join(notes))
     about = {
         "figure": "our speed over theirs",

@@ -88,7 +88,11 @@ def additions(
 
 def encoded(backbone: Backbone, pairs: Sequence[Pair]) -> list[Row]:
     """Return token ids of (prompt, answer) per pair."""
-    return [backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in pairs]
+    rows = []
+    for pair in pairs:
+        text = backbone.text(pair.prompt, pair.question)
+        rows.append(backbone.encode(text, pair.target))
+    return rows
 
 
 def inputs(backbone: Backbone, items: int, chains: bool) -> list[str]:
@@ -116,7 +120,8 @@ def flop(model: Any, rows: Sequence[tuple[int, int, int]], training: bool) -> fl
     """
     config = model.config
     head = model.get_output_embeddings()
-    linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    linear = [layer.weight for layer in layers if layer is not head]
     trained = sum(w.numel() for w in linear if w.requires_grad)
     frozen = sum(w.numel() for w in linear) - trained
     heads = config.num_attention_heads
@@ -126,7 +131,8 @@ def flop(model: Any, rows: Sequence[tuple[int, int, int]], training: bool) -> fl
     pairs = sum(tokens**2 - (tokens - new) ** 2 for tokens, new, _ in rows) / 2
     attention = 4 * config.num_hidden_layers * width * pairs * (3 if training else 1)
     # the head is frozen, and computed where there are logits
-    logits = head.weight.numel() * sum(n for *_, n in rows) * (4 if training else 2)
+    positions = sum(n for *_, n in rows)
+    logits = head.weight.numel() * positions * (4 if training else 2)
     return float(per_token * sum(new for _, new, _ in rows) + attention + logits)
 
 
@@ -145,7 +151,11 @@ def epochs(spec: Spec) -> Side:
     """Make our numerical move: an epoch, or `times` one over the `first` pairs. `flop` counts every row whole."""
     backbone, about = open_side(spec)
     pairs = sums_of(backbone, spec)
-    cfg = RunConfig(backbone=spec["backbone"], batch=spec["batch"], threads=spec["threads"])
+    cfg = RunConfig(
+        backbone=spec["backbone"],
+        batch=spec["batch"],
+        threads=spec["threads"],
+    )
     learner = Learner(backbone, cfg)
     rows = []
     for prompt, answer in encoded(backbone, pairs):
@@ -177,7 +187,9 @@ def trl_epochs(spec: Spec) -> Side:
     settings = dict(spec["settings"])
     model = backbone.model.to(DTYPES[settings.pop("base", backbone.dtype)])
     # -100: no loss on the prompt, as in our learner
-    items = [{"input_ids": p + a, "labels": [-100] * len(p) + a} for p, a in rows]
+    items = []
+    for prompt, answer in rows:
+        items.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
     rank = RunConfig().rank
     lora = LoraConfig("CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
     trainer = SFTTrainer(
@@ -311,7 +323,8 @@ def product(spec: Spec) -> Side:
     size = spec["size"]
     about = {"device": fastest_device(), "dtype": spec["dtype"]}
     # two of [size, size]
-    a, b = torch.randn(2, size, size, device=about["device"]).to(DTYPES[spec["dtype"]])
+    pair = torch.randn(2, size, size, device=about["device"])
+    a, b = pair.to(DTYPES[spec["dtype"]])
     return lambda: {"flop": 2.0 * size * torch.mm(a, b).numel()}, about
 
 
@@ -335,9 +348,11 @@ def requests(spec: Spec) -> Iterator[Request]:
     """Yield requests with a new prompt or (`again`) the same one; they use all the tokens that they allow."""
     for seed in count(1):
         first = 1000 if spec["again"] else 1000 * seed
-        lines = "\n".join(WRITE.format(i, i + 9) for i in range(first, first + spec["lines"]))
+        numbers = range(first, first + spec["lines"])
+        system = "\n".join(WRITE.format(i, i + 9) for i in numbers)
         # more numbers than the tokens suffice for
-        yield Request(lines, WRITE.format(first, first + 500), seed, 0.0, spec["new_tokens"])
+        user = WRITE.format(first, first + 500)
+        yield Request(system, user, seed, 0.0, spec["new_tokens"])
 
 
 def edits(spec: Spec) -> Side:

@@ -26,7 +26,7 @@ AREA = ["mean", "low", "high", "n"]
 
 
 def estimated_needs(records: Records) -> pd.DataFrame:
-    """Return P(content) and the hidden need of every training item and move of main runs on mixed that estimate needs."""
+    """Return P(content) and the hidden need of every training item and move of main runs on mixed."""
     steps = records.of("main").steps
     steps = steps[(steps.task == "mixed") & steps.method.isin(ESTIMATING) & (steps.step > 0)]
     rows = [

@@ -32,7 +32,7 @@ UNITS = {"move": "moves", "tokens": "thousand tokens", "seconds": "seconds"}
 
 
 def costs(records: Records) -> pd.DataFrame:
-    """Return the mean cost of a run on mixed per backbone and method: seconds, tokens, editor requests, peak memory in MB."""
+    """Return the mean cost of a run on mixed per backbone and method: seconds, tokens, editor requests, peak MB."""
     main = records.of("main").runs
     runs = main[main.task == "mixed"]
     if runs.empty:
