@@ -17,7 +17,7 @@ OTHER = {  # another valid value for every setting that takes part in a run's id
     "items": 5, "test_items": 5, "rule": "json", "tier": "hard", "max_new_tokens": 9,
     "reward": "parts", "rank": 4, "lr": 1e-3, "batch": 2, "epochs": 2, "targets": "gold",
     "bake": True, "replay": 0.0, "replay_pool": 9, "candidates": 1, "feedback": 1,
-    "prompt_tokens": 99, "gate": False, "control": "random", "needs": "recall", "c1_eps": 0.5,
+    "prompt_tokens": 99, "gate": False, "control": "random", "needs": "classifier", "c1_eps": 0.5,
     "c2_eps": 0.1, "gain_eps": 0.1, "patience": 2, "demand_floor": 0.2, "reserve": 0,
     "editor_url": "https://example.org/v1", "editor_model": "smollm2-135m",
     "editor_engine": "llama.cpp", "threads": 1,
@@ -71,7 +71,7 @@ def test_naming_a_methods_own_policy_is_the_same_run() -> None:
 
 def test_a_receipt_makes_the_same_run_again() -> None:
     cfg = RunConfig(method="neurosymbolic", rule="json", study="main")
-    assert cfg.settings["targets"] == "remade" and cfg.settings["needs"] == "classifier"
+    assert cfg.settings["targets"] == "remade" and cfg.settings["needs"] == "asked"
     assert RunConfig.of(cfg.settings).run_id == cfg.run_id
 
 

@@ -42,7 +42,7 @@ def test_tables_and_claims_follow_from_the_records(folder: Path) -> None:
 
 def test_the_readme_shows_what_the_records_say() -> None:
     quick = ROOT / "results" / "quick"
-    assert between(README, "main-table") == str(report.readme_table(quick)).strip()
+    assert between(README, "main-table") == str(report.show_table(quick)).strip()
     assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
 
 

@@ -63,8 +63,8 @@ METHODS = {
     "random": Method("coin"),
     # both, deciding
     "monitor": Method("signal"),
-    "needs-only": Method("demand", needs="classifier"),
-    "neurosymbolic": Method("signal and demand", needs="classifier"),
+    "needs-only": Method("demand", needs="asked"),
+    "neurosymbolic": Method("signal and demand", needs="asked"),
     "oracle": Method("signal and demand", needs="hidden"),
 }
 

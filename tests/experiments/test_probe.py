@@ -87,8 +87,3 @@ def test_a_probe_left_out_is_not_in_the_fit(tmp_path) -> None:
     areas = probe.left_out(frame, "task")
     assert areas["math"]["classifier"] == pytest.approx(0, abs=0.1)
     assert areas["math"]["nll"] == 0.0
-
-
-def test_an_area_without_both_classes_is_not_known() -> None:
-    assert probe.auroc([1.0, 1.0], [0.1, 0.2]) is None
-    assert probe.auroc([1.0, 0.0], [0.2, 0.1]) == 1.0

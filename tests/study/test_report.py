@@ -76,9 +76,8 @@ def test_main_table_cells_are_the_records_numbers(loaded: records.Records) -> No
 
 
 def test_tables_agree_in_every_form(grid: Path) -> None:
-    markdown = report.readme_table(grid)
+    markdown = report.show_table(grid)
     assert markdown == (grid / "tables" / "main.md").read_text()
-    assert report.show_table(grid) == markdown
     assert markdown._repr_markdown_() == markdown and "| lora " in markdown
     tex = (grid / "tables" / "main.tex").read_text()
     # two rows of heads, twelve methods, two ceilings
@@ -93,7 +92,7 @@ def test_seeds_and_rules_short_of_the_table_are_marked(tmp_path: Path) -> None:
     cells = report.main_table(records.load(tmp_path)).iloc[:, 0]
     assert re.fullmatch(r"\d+\.\d \(n=1, 1 of 2 rules\)", str(cells["lora"]))
     assert "rule" not in str(cells["textgrad"])
-    assert "seeds: 1-2." in report.readme_table(tmp_path)
+    assert "seeds: 1-2." in report.show_table(tmp_path)
 
 
 def test_the_two_by_two_and_what_decided_are_tables(grid: Path) -> None:

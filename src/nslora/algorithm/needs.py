@@ -94,7 +94,9 @@ class Needs:
 
 
 def features(
-    scored: Sequence[Scored], nll: Sequence[float], nll_neutral: Sequence[float]
+    scored: Sequence[Scored],
+    nll: Sequence[float],
+    nll_neutral: Sequence[float],
 ) -> np.ndarray:
     """Return the feature matrix [N, F] in the order of FEATURES.
 
@@ -139,7 +141,9 @@ def length_ratio(s: Scored) -> float:
 
 def shape_distance(a: str, b: str) -> float:
     """Return half the L1 distance, in [0, 1], between the character-class shares of two texts."""
-    return float(np.abs(character_classes(a) - character_classes(b)).sum() / 2)
+    return float(
+        np.abs(character_classes(a) - character_classes(b)).sum() / 2
+    )
 
 
 def character_classes(text: str) -> np.ndarray:
@@ -195,7 +199,8 @@ class NeedClassifier:
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(
-            json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n",
+            json.dumps({"features": FEATURES, **asdict(self)}, indent=1)
+            + "\n",
             encoding="utf-8",
         )
 
@@ -227,7 +232,9 @@ class NeedClassifier:
 
 def probes(folder: Path) -> pd.DataFrame:
     """Return the labelled rows of every probe in `folder` (FEATURES, label, fact and more)."""
-    frames = [pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))]
+    frames = [
+        pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))
+    ]
     return (
         pd.concat(frames).dropna(subset=["label"])
         if frames
@@ -235,19 +242,31 @@ def probes(folder: Path) -> pd.DataFrame:
     )
 
 
-def out_of_fold(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return decision values [N] of logistic regressions that did not see the row's group (a fact)."""
+def out_of_fold(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray
+) -> np.ndarray | None:
+    """Return decision values [N] of fits that did not see the row's group.
+
+    None where a label occurs in fewer than two groups.
+    """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.model_selection import (
+        StratifiedGroupKFold,
+        cross_val_predict,
+    )
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # both labels in every fold, as far as there are groups of each
+    rarest = min(len(set(groups[y == label])) for label in set(y))
+    if rarest < 2:
+        return None
     # both classes count alike, however rare one is
     model = make_pipeline(
         StandardScaler(),
         LogisticRegression(class_weight="balanced", max_iter=1000),
     )
-    folds = GroupKFold(n_splits=min(5, len(set(groups))))
+    folds = StratifiedGroupKFold(n_splits=min(5, rarest))
     return cross_val_predict(
         model, x, y, groups=groups, cv=folds, method="decision_function"
     )
@@ -269,9 +288,16 @@ def fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> NeedClassifier:
     model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(
         (x - mean) / scale, y
     )
-    # fitted on values of rows that the model had not seen
-    platt = LogisticRegression().fit(out_of_fold(x, y, groups)[:, None], y)
-    slope, intercept = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    # Platt's scale comes from rows that their fit had not seen; without any,
+    # the values stay as they are
+    slope, intercept = 1.0, 0.0
+    values = out_of_fold(x, y, groups)
+    if values is not None:
+        platt = LogisticRegression().fit(values[:, None], y)
+        slope, intercept = (
+            float(platt.coef_[0, 0]),
+            float(platt.intercept_[0]),
+        )
     weights = tuple(float(w) * slope for w in model.coef_[0])
     bias = float(model.intercept_[0]) * slope + intercept
     return NeedClassifier(

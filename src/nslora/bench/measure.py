@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from nslora.bench import report
 from nslora.bench.report import OURS, Row, rate
@@ -85,74 +85,86 @@ SMALL = Size(
 )
 
 
-@contextmanager
-def side(spec: Row) -> Iterator[Callable[..., Row]]:
-    """A process for what `spec` describes; a call makes one repetition and gives its row.
+def labels(spec: Row) -> Row:
+    """Return what names a side in its rows."""
+    return {key: spec[key] for key in ("side", "setting", "backbone") if key in spec}
 
-    Raises UserError with its sentence when the process refuses the spec, RuntimeError with its log when it breaks.
-    """
-    named = {key: spec[key] for key in ("side", "setting", "backbone") if key in spec}
-    env = {
+
+def environ(spec: Row) -> dict[str, str]:
+    """Return the environment of a side's process."""
+    own = {
         "OMP_NUM_THREADS": str(spec["threads"]),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    env |= CACHES if spec.get("side", OURS) != OURS else {}
-    command = [sys.executable, "-m", "nslora.bench.sides", json.dumps(spec)]
+    # the other side runs as its users would run it
+    caches = CACHES if spec.get("side", OURS) != OURS else {}
+    return {**os.environ, **own, **caches}
+
+
+@contextmanager
+def side(spec: Row) -> Iterator[Callable[..., Row]]:
+    """Start a process for what `spec` describes; a call makes one repetition and returns its row.
+
+    Raises UserError with its sentence when the process refuses the spec, RuntimeError with its log when it breaks.
+    """
+    # a file, for a pipe that nobody reads would stop a talkative side
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "nslora.bench.sides", json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | env,
+            env=environ(spec),
         )
-
-        def answer() -> Row:
-            assert process.stdout
-            if line := process.stdout.readline():
-                return json.loads(line)
-            status = process.wait()
-            log.seek(0)
-            said = log.read().decode(errors="replace").strip()
-            if status == 2:
-                raise UserError(said.splitlines()[-1])
-            raise RuntimeError(f"{spec} ended with status {status}: {said[-2000:]}")
-
-        def repeat(**ask: Any) -> Row:
-            print(json.dumps(ask or spec.get("ask", {})), file=process.stdin, flush=True)
-            return {**named, **about, **answer()}
-
         try:
-            about = answer()
+            # the first line says that all is loaded, before any clock runs
+            about = labels(spec) | read_row(process, log, spec)
+
+            def repeat(**ask: Any) -> Row:
+                line = json.dumps(ask or spec.get("ask", {}))
+                print(line, file=process.stdin, flush=True)
+                return about | read_row(process, log, spec)
+
             yield repeat
         finally:
-            process.kill()  # an editor's server ends with its pipe to this process
+            # an editor's server ends with its pipe to this process
+            process.kill()
             process.communicate()
 
 
+def read_row(process: subprocess.Popen[str], log: IO[bytes], spec: Row) -> Row:
+    """Read the next row of a side's process; where it ended instead, raise what its log says."""
+    assert process.stdout
+    if line := process.stdout.readline():
+        return json.loads(line)
+    status = process.wait()
+    log.seek(0)
+    text = log.read().decode(errors="replace").strip()
+    if status == 2:
+        # the last line is the sentence, libraries may have warned before
+        raise UserError(text.splitlines()[-1])
+    raise RuntimeError(f"{spec} ended with status {status}: {text[-2000:]}")
+
+
 def turns(sides: Sequence[T], repetitions: int) -> list[tuple[int, T]]:
-    """The order of measuring, A B A B, as (repetition, side)."""
+    """Return the order of measuring, A B A B, as (repetition, side)."""
     return [(i, side) for i in range(repetitions) for side in sides]
 
 
 def measure(specs: Sequence[Row], repetitions: int, **tags: Any) -> list[Row]:
-    """Rows of `repetitions` turns of each spec, after one of each that is not counted."""
+    """Return rows of `repetitions` turns of each spec, after one of each that is not counted."""
     with ExitStack() as stack:
+        # all are up together, so that they can take turns
         sides = [stack.enter_context(side(spec)) for spec in specs]
         for repeat, spec in zip(sides, specs, strict=True):
             repeat(**spec.get("warm", {}))
         return [{**tags, "repetition": i, **repeat()} for i, repeat in turns(sides, repetitions)]
 
 
-def same(a: Row, b: Row) -> float:
-    """Share of equal replies."""
-    return sum(x == y for x, y in zip(a["texts"], b["texts"], strict=True)) / len(a["texts"])
-
-
 def train(size: Size, common: Row) -> Iterator[Row]:
-    """Our numerical move against the best of TRL's settings, each tried on half of the items."""
+    """Measure our numerical move against the best of TRL's settings, each tried on half of the items."""
     for backbone, (case, items, tokens, batch) in product(size.backbones, size.learn):
         spec = {
             **common,
@@ -161,38 +173,34 @@ def train(size: Size, common: Row) -> Iterator[Row]:
             "tokens": tokens,
             "batch": batch,
             "spread": 0.3,
+            "steps": case == "long",
         }
-        spec["steps"] = case == "long"
         theirs = [
-            {"run": "trl_epochs", "side": "TRL", "setting": k, "settings": v}
-            for k, v in TRL.items()
+            spec | {"run": "trl_epochs", "side": "TRL", "setting": name, "settings": settings}
+            for name, settings in TRL.items()
         ]
+        # one step warms up what an epoch of half the items then measures
         few = {"items": items // 2, "warm": {"steps": 1}}
-        tried = [tried_once(spec | one | few, f"train, {case}") for one in theirs]
+        tried = [tried_once(one | few, f"train, {case}") for one in theirs]
         yield from tried
-        best = max(zip(tried, theirs, strict=True), key=lambda pair: rate(pair[0]))[1]
-        pair = [spec | {"run": "epochs", "side": OURS}, spec | best]
-        yield from measure(pair, size.repetitions, part="train", case=case)
+        rates = list(map(rate, tried))
+        best = theirs[rates.index(max(rates))]
+        ours = spec | {"run": "epochs", "side": OURS}
+        yield from measure([ours, best], size.repetitions, part="train", case=case)
 
 
 def tried_once(spec: Row, case: str) -> Row:
-    """One turn of a setting of the other side; no work done, with the reason, where it breaks or lacks memory."""
+    """Return one turn of a setting of the other side; no work done, with the reason, where it breaks."""
+    tags = {"part": "tried", "case": case}
     try:
-        return measure([spec], 1, part="tried", case=case)[0]
+        return measure([spec], 1, **tags)[0]
     except RuntimeError as error:
-        named = {key: spec[key] for key in ("side", "setting", "backbone")}
-        return {
-            **named,
-            "part": "tried",
-            "case": case,
-            "work": 0,
-            "seconds": 1.0,
-            "broke": str(error)[-300:],
-        }
+        # no rate, so it is never the best; lack of memory is among the reasons
+        return labels(spec) | tags | {"work": 0, "seconds": 1.0, "broke": str(error)[-300:]}
 
 
 def evaluate(size: Size, common: Row) -> Iterator[Row]:
-    """Our generation against `model.generate` at its best batch size; in float32 the texts must be the same."""
+    """Measure our generation against `model.generate` at its best batch size; in float32 texts must be the same."""
     for backbone, (case, items, new) in product(size.backbones, size.answer):
         spec = {
             **common,
@@ -201,50 +209,60 @@ def evaluate(size: Size, common: Row) -> Iterator[Row]:
             "new_tokens": new,
             "chains": case == "chains",
         }
-        ours, theirs = (
-            {**spec, "run": "replies", "side": OURS},
-            {**spec, "run": "padded_replies", "side": "transformers"},
-        )
+        ours = spec | {"run": "replies", "side": OURS}
+        theirs = spec | {"run": "padded_replies", "side": "transformers"}
+        # greedy replies differ in bfloat16 by rounding alone, in float32 they would by a mistake
         few = {"dtype": "float32", "items": size.checked}
         check = [ours | few, theirs | few | {"ask": {"batch": size.checked}}]
         yield from with_share(measure(check, 1, part="float32", case=case), least=1.0)
-        with side(theirs) as repeat:
-            repeat(batch=items)
-            sizes = [n for n in size.batches if n <= items]
-            tried = [repeat(batch=n) | {"setting": f"batches of {n}", "batch": n} for n in sizes]
-        yield from [
-            without_texts(row) | {"part": "tried", "case": f"evaluate, {case}"} for row in tried
-        ]
+        tried = [without_texts(row) for row in batch_sizes(theirs, size, case)]
+        yield from tried
         best = max(tried, key=rate)
-        pair = [ours, theirs | {"setting": best["setting"], "ask": {"batch": best["batch"]}}]
-        yield from with_share(
-            measure(pair, size.repetitions, part="evaluate", case=case), least=0.0
-        )
+        theirs |= {"setting": best["setting"], "ask": {"batch": best["batch"]}}
+        turns = measure([ours, theirs], size.repetitions, part="evaluate", case=case)
+        yield from with_share(turns, least=0.0)
+
+
+def batch_sizes(theirs: Row, size: Size, case: str) -> Iterator[Row]:
+    """Measure padded generation once at each batch size that its items fill."""
+    items = theirs["items"]
+    with side(theirs) as repeat:
+        repeat(batch=items)
+        for n in size.batches:
+            if n <= items:
+                tags = {"part": "tried", "case": f"evaluate, {case}"}
+                yield repeat(batch=n) | tags | {"setting": f"batches of {n}", "batch": n}
 
 
 def with_share(rows: Sequence[Row], least: float) -> Iterator[Row]:
-    """The rows of two sides with the share of equal replies instead of the replies; RuntimeError if it is too low."""
+    """Yield rows of two sides with the share of equal replies for the replies; RuntimeError if it is too low."""
+    # sides take turns, so every other row is ours
     for a, b in zip(rows[::2], rows[1::2], strict=True):
-        if same(a, b) < least:
+        same = [x == y for x, y in zip(a["texts"], b["texts"], strict=True)]
+        share = sum(same) / len(same)
+        if share < least:
             raise RuntimeError(f"the texts differ in {a['dtype']}: {a['texts']} and {b['texts']}")
-        yield from [without_texts(row) | {"identical": same(a, b)} for row in (a, b)]
+        yield without_texts(a) | {"identical": share}
+        yield without_texts(b) | {"identical": share}
 
 
 def without_texts(row: Row) -> Row:
-    """The row as it is kept."""
+    """Return the row as it is kept."""
     return {key: value for key, value in row.items() if key != "texts"}
 
 
 def load(size: Size, common: Row) -> Iterator[Row]:
-    """Our loading of a cached backbone against the GGUF loader of transformers, the file already read once."""
+    """Measure our loading of a cached backbone against the GGUF loader of transformers, the file already read once."""
     for backbone in size.backbones:
         spec = {**common, "run": "loads", "backbone": backbone}
-        pair = [spec | {"side": OURS, "gguf": False}, spec | {"side": "GGUF loader", "gguf": True}]
-        yield from measure(pair, size.repetitions, part="load", case="cached backbone")
+        # one file, read by two loaders
+        ours = spec | {"side": OURS, "gguf": False}
+        theirs = spec | {"side": "GGUF loader", "gguf": True}
+        yield from measure([ours, theirs], size.repetitions, part="load", case="cached backbone")
 
 
 def editor(size: Size, common: Row) -> Iterator[Row]:
-    """Our editor against the bare server, on a new prompt each time and on the same one."""
+    """Measure our editor against the bare server, on a new prompt each time and on the same one."""
     for case in ("new prompt", "same prompt"):
         spec = {
             **common,
@@ -253,15 +271,15 @@ def editor(size: Size, common: Row) -> Iterator[Row]:
             "again": case == "same prompt",
             "new_tokens": size.written,
         }
-        pair = [
-            spec | {"run": "edits", "side": OURS},
-            spec | {"run": "bare_edits", "side": "llama.cpp"},
-        ]
-        yield from measure(pair, size.repetitions, part="editor", case=case, backbone=size.editor)
+        ours = spec | {"run": "edits", "side": OURS}
+        theirs = spec | {"run": "bare_edits", "side": "llama.cpp"}
+        yield from measure(
+            [ours, theirs], size.repetitions, part="editor", case=case, backbone=size.editor
+        )
 
 
 def arithmetic(size: Size, common: Row) -> Iterator[Row]:
-    """Operations per second of training and of reading prompts, against large matrix products.
+    """Measure operations per second of training and of reading prompts, against large matrix products.
 
     In float32, and in bfloat16 where the hardware computes in it: emulated, one product takes a minute.
     """
@@ -269,38 +287,40 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
     native = fast_bfloat16(fastest_device())
     dtypes = ("bfloat16", "float32") if native else ("float32",)
     products = [square | {"dtype": dtype, "side": f"{dtype} matmul"} for dtype in dtypes]
-    for backbone, (case, run) in product(
-        size.backbones, (("training", "epochs"), ("prefill", "prefill"))
-    ):
-        spec = {
-            **common,
-            "run": run,
-            "side": OURS,
-            "backbone": backbone,
-            "items": size.batch,
-            "spread": 0.0,
-        }
-        ours = spec | {"tokens": size.learn[-1][2], "steps": case == "training"}
+    # the longest items, which leave least to overhead
+    longest = size.learn[-1][2]
+    cases = (("training", "epochs"), ("prefill", "prefill"))
+    for backbone, (case, run) in product(size.backbones, cases):
+        ours = epoch_of(common, backbone, size.batch, longest, case == "training")
+        ours["run"] = run
         for row in measure([ours, *products], size.repetitions, part="arithmetic", case=case):
             yield row | {"backbone": backbone, "work": row["flop"] / 1e9}
 
 
+def epoch_of(common: Row, backbone: str, items: int, tokens: int, steps: bool = True) -> Row:
+    """Return the spec of our epoch over items of equal length."""
+    return {
+        **common,
+        "run": "epochs",
+        "side": OURS,
+        "backbone": backbone,
+        "items": items,
+        "tokens": tokens,
+        "spread": 0.0,
+        "steps": steps,
+    }
+
+
 def growth(size: Size, common: Row) -> Iterator[Row]:
-    """An epoch by number of items and by length of the examples, in a fresh process each, warmed up."""
+    """Measure an epoch by number of items and by length of the examples, in a fresh process each, warmed up."""
     few = 2 * size.batch
-    plan = [("items", n, {"items": n, "tokens": size.tokens[0]}) for n in size.items]
-    plan += [("tokens", n, {"items": few, "tokens": n}) for n in size.tokens]
-    for backbone, (axis, n, much) in product(size.backbones, plan):
-        spec = {
-            **common,
-            **much,
-            "run": "epochs",
-            "side": OURS,
-            "backbone": backbone,
-            "spread": 0.0,
-            "steps": True,
-        }
-        spec["warm"] = {"first": few, "times": size.warm if axis == "items" else 1}
+    # axis, size along it, items, tokens of each
+    plan = [("items", n, n, size.tokens[0]) for n in size.items]
+    plan += [("tokens", n, few, n) for n in size.tokens]
+    for backbone, (axis, n, items, tokens) in product(size.backbones, plan):
+        times = size.warm if axis == "items" else 1
+        spec = epoch_of(common, backbone, items, tokens)
+        spec["warm"] = {"first": few, "times": times}
         yield from measure([spec], 1, part="growth", case=axis, size=n)
 
 
@@ -323,11 +343,13 @@ def run(
         raise UserError(f"unknown part {only!r} of the benchmark; choose from {', '.join(PARTS)}.")
     if threads < 1:
         raise UserError(f"--threads must be at least 1, not {threads}.")
-    kept, paths = out / "bench.json", []
+    kept = out / "bench.json"
+    paths = []
     parts = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     common = {"threads": threads, "batch": size.batch}
     for name in [only] if only else PARTS:
         say(f"bench: {name}")
+        # a busy machine shows in its load
         before = os.getloadavg()[0]
         rows = list(MEASURED[name](size, common))
         # the first row that counts, not one of a check before
@@ -340,8 +362,9 @@ def run(
 
 
 def surroundings(row: Row, threads: int) -> Row:
-    """What a part was measured on and with."""
+    """Return what a part was measured on and with."""
     environment = store.environment(threads, row["device"], row["dtype"])
+    # an extra: only one side of one part needs it
     try:
         environment["versions"]["trl"] = metadata.version("trl")
     except metadata.PackageNotFoundError:

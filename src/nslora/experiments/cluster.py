@@ -15,7 +15,8 @@ from nslora.experiments.forecast import longest_first
 from nslora.experiments.grid import Job, Profile, load
 from nslora.types import UserError
 
-WAIT_S = 30  # for a scheduler to answer
+# for a scheduler to answer
+WAIT_S = 30
 
 
 def reproduce(

@@ -12,8 +12,10 @@ from nslora.experiments.grid import Job, Profile, jobs
 from nslora.runs import preflight
 from nslora.runs.store import write_text
 
-RECEIPT = {"run_id", "config", "cost", "editor"}  # parts of a receipt that a forecast reads
-LIKE = ("task", "backbone", "method")  # runs that share them cost alike, per move
+# parts of a receipt that a forecast reads
+RECEIPT = {"run_id", "config", "cost", "editor"}
+# runs that share them cost alike, per move
+LIKE = ("task", "backbone", "method")
 
 HEAD = """\
 What `make reproduce PROFILE={profile}` takes per notebook, by the receipts of finished runs: hours
@@ -46,7 +48,8 @@ def history(profile: Profile, *folders: str) -> list[dict[str, Any]]:
 
     Incomplete ones are left out.
     """
-    paths: dict[Path, None] = {}  # an ordered set: folders may overlap
+    # an ordered set: folders may overlap
+    paths: dict[Path, None] = {}
     for folder in folders:
         paths |= dict.fromkeys(sorted(profile.root.glob(f"{folder}/records/*/run.json")))
     receipts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]

@@ -33,7 +33,8 @@ STUDIES = (
 )
 REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
 OPTIONAL = {"rules", "settings", "variants"}
-RULED = ("style", "mixed", "stream")  # tasks that have a style rule
+# tasks that have a style rule
+RULED = ("style", "mixed", "stream")
 
 
 @dataclass(frozen=True)

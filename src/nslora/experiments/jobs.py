@@ -32,11 +32,15 @@ from nslora.types import UserError
 
 Say = Callable[[str], None]
 
-TOKEN = "NSLORA_JOB"  # environment variable carried by every process of a job
-SUBREAPER = 36  # prctl(2)
-PDEATHSIG = 1  # prctl(2)
+# environment variable carried by every process of a job
+TOKEN = "NSLORA_JOB"
+# prctl(2)
+SUBREAPER = 36
+# prctl(2)
+PDEATHSIG = 1
 POLL_S = 0.2
-TAIL = 40  # lines of a failed job's log that are shown
+# lines of a failed job's log that are shown
+TAIL = 40
 
 
 # ---- the scheduler's side
@@ -237,8 +241,10 @@ class Progress:
         self.parallel = parallel
         self.say = say
         self.names = {job.name for job in queue}
-        self.read = len(self.profile.finished)  # entries that an earlier process made, or we saw
-        self.seconds: dict[str, float] = {}  # of each run that finished since
+        # entries that an earlier process made, or we saw
+        self.read = len(self.profile.finished)
+        # of each run that finished since
+        self.seconds: dict[str, float] = {}
         # with reuse, a record that came with the repository is not made again
         done = self.profile.store.accept if reuse else self.profile.store.done
         runs = {cfg.run_id: cfg for job in queue for cfg in job.configs}
@@ -293,7 +299,8 @@ def kill_tree(token: str, process: subprocess.Popen[bytes] | None = None) -> Non
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
         if process is not None:
-            process.wait()  # before psutil can collect its exit status
+            # before psutil can collect its exit status
+            process.wait()
         psutil.wait_procs(victims, timeout=5)
 
 

@@ -15,9 +15,11 @@ from nslora.runs.store import write_json, write_text
 from nslora.types import UserError
 
 DROPPED_TYPES = (
-    "image/svg+xml",  # images are kept as PNG
+    # images are kept as PNG
+    "image/svg+xml",
     "application/pdf",
-    "application/vnd.jupyter.widget-view+json",  # has no picture without a kernel
+    # has no picture without a kernel
+    "application/vnd.jupyter.widget-view+json",
 )
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from nslora.algorithm import loop, needs
 from nslora.algorithm.router import Choice
@@ -22,19 +21,25 @@ from nslora.config import RunConfig
 from nslora.model.backbone import load
 from nslora.runs.run import open_editor
 from nslora.runs.store import Store, write_json
+from nslora.study.claims import rounded
+from nslora.study.stats import auroc
 from nslora.tasks.build import build
 from nslora.types import Candidate, Move, Scored
 
-SEED = 1000  # of the first probe; experiments use smaller seeds
-PROBES = (  # by number: task and rule
+# of the first probe; experiments use smaller seeds
+SEED = 1000
+# by number: task and rule
+PROBES = (
     ("mixed", "end_phrase"),
     ("mixed", "bullet"),
     ("mixed", "json"),
     ("mixed", "max_words"),
-    ("math", "end_phrase"),  # which has no rule
+    # which has no rule
+    ("math", "end_phrase"),
 )
 SIZES = {"items": 4, "test_items": 4, "candidates": 2, "feedback": 1, "replay": 0.0}
-EPOCHS, EDITS = 2, 2  # numerical moves before "weights" (and half as many after), symbolic ones
+# numerical moves before "weights" (and half as many after), symbolic ones
+EPOCHS, EDITS = 2, 2
 PACKAGED = Path(needs.__file__).with_name("needs.json")
 
 
@@ -144,23 +149,18 @@ def left_out(frame: pd.DataFrame, column: str) -> dict[str, dict[str, float | No
     for value in sorted(frame[column].unique()):
         inside = frame[frame[column] != value]
         outside = frame[frame[column] == value]
+        # [rows left out] per score
         scores: dict[str, np.ndarray] = {}
         if inside["label"].nunique() == 2:
             x = inside[list(needs.FEATURES)].to_numpy()
             model = needs.fit(x, inside["label"].to_numpy(), inside["fact"].to_numpy())
             scores["classifier"] = model.p_content(outside[list(needs.FEATURES)].to_numpy())
         for feature in needs.FEATURES:
-            sign = np.sign((auroc(inside["label"], inside[feature]) or 0.5) - 0.5)
+            area = auroc(inside["label"], inside[feature])
+            # without both labels no sign can be learned, and the feature says nothing
+            sign = 0.0 if np.isnan(area) else np.sign(area - 0.5)
             scores[feature] = sign * outside[feature].to_numpy()
         areas[value] = {
-            name: None if (area := auroc(outside["label"], score)) is None else round(area, 4)
-            for name, score in scores.items()
+            name: rounded(auroc(outside["label"], score)) for name, score in scores.items()
         }
     return areas
-
-
-def auroc(labels: Any, scores: Any) -> float | None:
-    """Return the AUROC of scores for binary labels; None when a class is missing."""
-    if len(set(labels)) < 2:
-        return None
-    return float(roc_auc_score(labels, scores))

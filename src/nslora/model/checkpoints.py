@@ -142,7 +142,7 @@ def gguf(key: str) -> Path:
         # another process may have fetched it meanwhile
         if not _is_whole(path, weights):
             # the parts, and the file that they are joined to
-            _require_disk(2 * weights.bytes, weights.title)
+            require_disk(2 * weights.bytes, weights.title)
             download.fetch(weights, path)
     return path
 
@@ -156,7 +156,7 @@ def folder(name: str) -> Path:
     if path := _cached_folder(name):
         return path
     if match := HUB.fullmatch(name):
-        path = download.snapshot(match[1], match[2], lambda need: _require_disk(need, name))
+        path = download.snapshot(match[1], match[2], lambda need: require_disk(need, name))
         if not _is_complete(path):
             raise UserError(f"{name} {FOLDER_CONTENT}.")
         return path
@@ -166,7 +166,7 @@ def folder(name: str) -> Path:
         # another process may have converted it meanwhile
         if not _is_complete(path):
             # two bytes for each parameter
-            _require_disk(2 * BACKBONES[name].params, BACKBONES[name].title)
+            require_disk(2 * BACKBONES[name].params, BACKBONES[name].title)
             _convert(source, path)
     return path
 
@@ -219,13 +219,15 @@ def _is_complete(path: Path) -> bool:
     return (path / "config.json").is_file() and any(path.glob("tokenizer*"))
 
 
-def _require_disk(need: int, what: str) -> None:
+def require_disk(need: int, what: str) -> None:
     """Raise UserError when the cache's disk has less than `need` bytes free."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache_dir()).free
+    cache = cache_dir()
+    # the cache may not exist yet; its nearest existing parent is on the same disk
+    parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
     if free < need:
         raise UserError(
-            f"{what} needs {need / 1e9:.1f} GB free in {cache_dir()}, which has {free / 1e9:.1f} GB."
+            f"{what} needs {need / 1e9:.1f} GB in {cache}, which has {free / 1e9:.1f} GB free."
         )
 
 

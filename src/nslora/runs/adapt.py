@@ -67,6 +67,7 @@ def adapt(
     preflight.check([cfg])
     work = _make_work(out)
 
+    # only now: it takes seconds to import, and wrong input is answered at once
     from nslora.runs.run import make_run
 
     store = Store(work / "record", work / "runs")

@@ -52,6 +52,7 @@ def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
             f"the checkpoint of {cfg.run_id} is not in this working folder; "
             "make the run here to bundle it."
         )
+    # readable without this library
     write_json(out / "prompt.json", step["prompt"])
     shutil.copytree(store.record(cfg), out / "record", dirs_exist_ok=True)
     # an earlier bundle in the same folder may have had one
@@ -81,6 +82,7 @@ def _copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
     shutil.copytree(checkpoint, folder)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    # where PEFT looks for the base
     config["base_model_name_or_path"] = base
     write_json(path, config)
 
@@ -88,6 +90,7 @@ def _copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
 def base_model(backbone: str) -> tuple[str, str]:
     """Return where `from_pretrained` finds the adapted weights, and its further argument."""
     if backbone in checkpoints.BACKBONES:
+        # "owner/name/file@revision"
         address, _, _ = checkpoints.BACKBONES[backbone].source.partition("@")
         repo, _, file = address.rpartition("/")
         return repo, f', gguf_file="{file}"'

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.model.download import Weights
-from nslora.types import UserError
-
-GB = 1e9
 
 
 def check(configs: Sequence[RunConfig]) -> None:
     """Raise UserError for an unknown backbone, bad data, a missing editor key or a full disk."""
+    # imports openai, for which no other command should wait
     from nslora.editor.client import Editor
 
     for backbone in {cfg.backbone for cfg in configs}:
@@ -26,21 +23,10 @@ def check(configs: Sequence[RunConfig]) -> None:
         if cfg.task.startswith("own:"):
             from nslora.tasks.build import build
 
+            # reads the data and refuses what no run could use
             build(cfg)
-    _check_disk(configs)
-
-
-def _check_disk(configs: Sequence[RunConfig]) -> None:
     # the file, its parts while they are joined, and the converted copy
-    need = 3 * downloads(configs)
-    cache = checkpoints.cache_dir()
-    # the cache may not exist yet; its nearest existing parent is on the same disk
-    folder = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(
-            f"the models need {need / GB:.1f} GB in {cache}, which has {free / GB:.1f} GB free."
-        )
+    checkpoints.require_disk(3 * downloads(configs), "fetching the models")
 
 
 def weights(configs: Sequence[RunConfig]) -> list[Weights]:

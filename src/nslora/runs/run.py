@@ -24,10 +24,11 @@ from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
 from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
 
-SCHEMA = 2  # of the record; study.records reads no other
-PARTS = ("content", "content_strict", "style")  # of the reward, for reports
+# of the reward, for reports
+PARTS = ("content", "content_strict", "style")
 
-Rows = dict[str, list[Scored]]  # final rows by split
+# final rows by split
+Rows = dict[str, list[Scored]]
 Watch = Callable[[StepRecord], None]
 
 
@@ -93,7 +94,7 @@ def _make(
     store.write_json(
         scratch / "run.json",
         {
-            "schema": SCHEMA,
+            "schema": store.SCHEMA,
             "study": cfg.study,
             "run_id": cfg.run_id,
             "config": cfg.settings,
@@ -181,6 +182,7 @@ def retention(
     """
     prompts = [prompt] * len(locality) + [p for p, _ in promptability]
     examples = locality + [example for _, example in promptability]
+    # locality, then promptability
     scored = run.score_each(prompts, examples)
     return {"locality": scored[: len(locality)], "promptability": scored[len(locality) :]}
 
@@ -188,6 +190,7 @@ def retention(
 def final_rows(run: Session, candidate: Candidate, abilities: Mapping[str, list[Example]]) -> Rows:
     """Score the candidate on test, once, and on what the frozen weights could do."""
     run.use(candidate)
+    # what the frozen weights could not do cannot be forgotten
     obeyed = set(abilities["promptability"])
     promptability = tuple(pair for pair in run.task.promptability if pair[1] in obeyed)
     rows = {
@@ -201,6 +204,7 @@ def weights_by_prompt(run: Session, candidate: Candidate) -> Rows:
     """Score {frozen, tuned} weights x {initial, final} prompt on test: what each part brings."""
     cells: Rows = {}
     for weights, adapter in (("tuned", candidate.adapter), ("frozen", None)):
+        # adapters are loaded once for both prompts
         run.use(Candidate(candidate.prompt, adapter))
         prompts = {"initial": run.task.initial_prompt, "final": candidate.prompt}
         for name, prompt in prompts.items():
@@ -258,6 +262,7 @@ def remade_rows(cfg: RunConfig, initial: Prompt, pairs: Sequence[Pair]) -> list[
     rows: dict[tuple[str, str], dict[str, object]] = {}
     for pair in pairs:
         if pair.source in ("remade", "rewritten"):
+            # the same pair is trained in many moves
             rows[pair.parent, pair.target] = {
                 "question": pair.question,
                 "answer": pair.target,
@@ -283,6 +288,7 @@ def cost(
     """
     lines = (scratch / "clock.jsonl").read_text(encoding="utf-8").split("\n")
     seconds = {row["step"]: row["seconds"] for row in map(json.loads, filter(None, lines))}
+    # the start is scored, not made
     moves = [step.step for step in history if step.move != "start"]
     return {
         "wall_s": wall_s + run.saved_s,

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -24,15 +25,24 @@ from filelock import BaseFileLock, FileLock
 
 from nslora.config import RunConfig
 
-# the files of a record, schema 2
+# of a record; other ones are not read
+SCHEMA = 2
+# the files of a record
 FILES = (
-    "run.json",  # receipt: settings, weights, environment, final scores, cost
-    "steps.jsonl",  # one line per move, the same wherever it is computed
-    "clock.jsonl",  # how long each move took, here
-    "hidden.jsonl",  # what no decision saw: needs and rules, for the reports
-    "scores.csv",  # one row per scored item
-    "remade.jsonl",  # reusable training pairs
+    # receipt: settings, weights, environment, final scores, cost
+    "run.json",
+    # one line per move, the same wherever it is computed
+    "steps.jsonl",
+    # how long each move took, here
+    "clock.jsonl",
+    # what no decision saw: needs and rules, for the reports
+    "hidden.jsonl",
+    # one row per scored item
+    "scores.csv",
+    # reusable training pairs
+    "remade.jsonl",
 )
+# of scores.csv
 COLUMNS: tuple[str, ...] = (
     "split",
     "id",
@@ -47,6 +57,7 @@ COLUMNS: tuple[str, ...] = (
     "style",
     "output",
 )
+# whose versions a result may depend on
 PACKAGES = (
     "torch",
     "transformers",
@@ -140,6 +151,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
+    # one step for whoever reads it
     part.replace(path)
 
 
@@ -204,14 +216,13 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return "unknown"
+    # a line per core: "model name	: ..."
+    model = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
+    return model[1].strip() if model else "unknown"
 
 
 def peak_megabytes() -> float:
     """Return the peak resident memory of this process so far, in MB (children not counted)."""
+    # Linux counts in kilobytes
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / 1024

@@ -25,10 +25,10 @@ NEEDED = ["run_id", "backbone", "seed", "step", "need", "success", "p_content"]
 AREA = ["mean", "low", "high", "n"]
 
 
-def estimated_needs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return P(content) and the hidden need of every training item at every move of main runs that estimate needs."""
+def estimated_needs(records: Records) -> pd.DataFrame:
+    """Return P(content) and the hidden need of every training item and move of main runs on mixed."""
     steps = records.of("main").steps
-    steps = steps[(steps.task == task) & steps.method.isin(ESTIMATING) & (steps.step > 0)]
+    steps = steps[(steps.task == "mixed") & steps.method.isin(ESTIMATING) & (steps.step > 0)]
     rows = [
         (move.run_id, move.backbone, move.seed, move.step, need, success, p_content)
         for _, move in steps.iterrows()
@@ -61,11 +61,11 @@ def roc(records: Records) -> pd.DataFrame:
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def calibration(records: Records, bins: int = 5) -> pd.DataFrame:
+def calibration(records: Records) -> pd.DataFrame:
     """Return mean P(content) and the share of content needs per bin of P(content), failing items with one need."""
     rows = one_need(estimated_needs(records))
-    # bins of equal width over [0, 1]
-    edges = np.linspace(0, 1, bins + 1)
+    # five bins of equal width over [0, 1]
+    edges = np.linspace(0, 1, 6)
     by_bin = rows.groupby(
         pd.cut(rows.score.astype(float), edges, include_lowest=True), observed=True
     )

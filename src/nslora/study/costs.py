@@ -20,7 +20,7 @@ from nslora.study.figures import (
     panels,
     styled,
 )
-from nslora.study.records import Records, estimates, in_order
+from nslora.study.records import Records, estimates, in_order, until_budget
 
 # Kinds of work, by the move that does it.
 PARTS = {
@@ -31,10 +31,10 @@ PARTS = {
 UNITS = {"move": "moves", "tokens": "thousand tokens", "seconds": "seconds"}
 
 
-def costs(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return the mean cost of a run per backbone and method: seconds, tokens, editor requests, peak memory in MB."""
+def costs(records: Records) -> pd.DataFrame:
+    """Return the mean cost of a run on mixed per backbone and method: seconds, tokens, editor requests, peak MB."""
     main = records.of("main").runs
-    runs = main[main.task == task]
+    runs = main[main.task == "mixed"]
     if runs.empty:
         return pd.DataFrame()
     frame = pd.DataFrame(
@@ -56,14 +56,14 @@ def costs(records: Records, task: str = "mixed") -> pd.DataFrame:
     return in_order(means.reset_index())
 
 
-def parts(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return mean minutes of a run by kind of work (keys of PARTS) per backbone and method, and n (seeds).
+def parts(records: Records) -> pd.DataFrame:
+    """Return mean minutes of a run on mixed by kind of work (keys of PARTS) per backbone and method, and n (seeds).
 
     The frozen references and everything outside the moves is `rest`. Replies that were shared between runs count in
     each, as if it had made them.
     """
     main = records.of("main")
-    runs = main.runs[main.runs.task == task].set_index("run_id")
+    runs = main.runs[main.runs.task == "mixed"].set_index("run_id")
     columns = ["backbone", "method", "part", "mean", "n"]
     if runs.empty:
         return pd.DataFrame(columns=columns)
@@ -106,14 +106,14 @@ def cost_parts(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return per run and move the best dev reward so far, and tokens and seconds spent up to it.
+def progress(records: Records) -> pd.DataFrame:
+    """Return per run on mixed and move the best dev reward so far, and tokens and seconds spent up to it.
 
     Tokens are those trained on and the editor's. A run that stopped early keeps its last values up to its budget of
     moves. `variance` is that of the reward as a share of the dev items.
     """
     main = records.of("main")
-    steps = main.steps[(main.steps.task == task) & (main.steps.method != "frozen")]
+    steps = main.steps[(main.steps.task == "mixed") & (main.steps.method != "frozen")]
     steps = records.with_settings(steps.sort_values(["run_id", "step"]), "moves")
     # bills are per move, so spending so far is their running sum
     tokens = steps[["bill.train_tokens", "bill.editor_tokens"]].fillna(0).sum(axis=1)
@@ -124,18 +124,13 @@ def progress(records: Records, task: str = "mixed") -> pd.DataFrame:
         seconds=steps["clock.seconds"].groupby(runs).cumsum(),
     )
     columns = ["backbone", "method", "seed", "rule", "value", "dev.n", "tokens", "seconds"]
-    rows = [pd.DataFrame(columns=[*columns, "move"])]
-    for _, run in steps.groupby("run_id"):
-        budget = range(run.moves.iloc[0] + 1)
-        spent = run.set_index("step")[columns].reindex(budget, method="ffill")
-        rows.append(spent.reset_index(names="move"))
-    frame = pd.concat(rows[1:] or rows, ignore_index=True)
+    frame = until_budget(steps, ["run_id"], columns)
     return in_order(frame.assign(variance=stats.share_variance(frame.value, frame["dev.n"])))
 
 
-def curves(records: Records, task: str = "mixed") -> pd.DataFrame:
+def curves(records: Records) -> pd.DataFrame:
     """Return means over seeds of `progress` with intervals of the value, per backbone, method and move."""
-    runs, by = progress(records, task), ["backbone", "method", "move"]
+    runs, by = progress(records), ["backbone", "method", "move"]
     spent = runs.groupby(by)[["tokens", "seconds"]].mean().reset_index()
     return in_order(estimates(runs, by).merge(spent, on=by))
 

@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from nslora.runs.store import read_jsonl
 from nslora.study.figures import (
     BLUE,
     GREEN,
@@ -26,7 +27,7 @@ from nslora.study.figures import (
     spread,
     styled,
 )
-from nslora.study.records import Records, estimates, graded, read_lines
+from nslora.study.records import Records, estimates, graded
 
 # `targets` of the study's runs in the order of the legend: what is trained on, colour, line.
 ARMS = {
@@ -154,7 +155,7 @@ def collect(results: Path) -> list[dict[str, Any]]:
     """Return the verified pairs that all runs left behind, each question and answer of a backbone once."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted(results.glob("records/*/remade.jsonl")):
-        for row in read_lines(path):
+        for row in read_jsonl(path):
             rows.setdefault((row["backbone"], row["question"], row["answer"]), row)
     return list(rows.values())
 

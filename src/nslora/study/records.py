@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_jsonl
 from nslora.study import stats
 from nslora.study.stats import SHARE, Bounds
 from nslora.types import UserError
 
-SCHEMA = 2
-FILES = ("run.json", "steps.jsonl", "clock.jsonl", "hidden.jsonl", "scores.csv", "remade.jsonl")
 # The columns that every frame has. `instance` numbers what is the same task under the same settings: two methods of one
 # study are compared where they share it.
 IDENTITY = ["task", "rule", "backbone", "method", "seed"]
@@ -61,7 +60,6 @@ DECIDING = ("random", "monitor", "needs-only", "neurosymbolic", "oracle")
 RUNS = [*HEAD, "schedule", "editor.calls", "editor.replayed"]
 MOVED = ["move", "reason", "dev.value", "dev.n", "bill.train_tokens", "bill.editor_tokens"]
 STEPS = ["step", *MOVED, "clock.seconds", "signal.c1", "signal.c2", "signal.gain"]
-SCORES = ["split", "id", "fact", "need", "question", "answer", *PARTS, "output"]
 
 
 @dataclass(frozen=True)
@@ -101,25 +99,19 @@ class Records:
         return frame.merge(columns, on="run_id", how="left")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines."""
-    # not splitlines(): text of models holds other characters that it takes for ends of lines
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 def read_moves(folder: Path) -> list[dict[str, Any]]:
     """Read the moves of a run, each with its time (`clock`) and what no method sees (`hidden`)."""
     # by step, to which the other two files add
-    steps = {row["step"]: row for row in read_lines(folder / "steps.jsonl")}
+    steps = {row["step"]: row for row in read_jsonl(folder / "steps.jsonl")}
     for name in ("clock", "hidden"):
-        for row in read_lines(folder / f"{name}.jsonl"):
+        for row in read_jsonl(folder / f"{name}.jsonl"):
             steps[row.pop("step")][name] = row
     return list(steps.values())
 
 
 def read_scores(path: Path) -> pd.DataFrame:
     """Read graded items; texts stay as they are, so a reply "NA" is a reply."""
-    kinds = dict.fromkeys(SCORES, str) | dict.fromkeys(PARTS, float)
+    kinds = dict.fromkeys(COLUMNS, str) | dict.fromkeys(PARTS, float)
     return pd.read_csv(path, dtype=kinds, keep_default_na=False)[list(kinds)]
 
 
@@ -181,7 +173,7 @@ def read(folders: Sequence[Path]) -> Records:
     steps = complete(moves, ["run_id", *STEPS])
     # all under dotted names are numbers; null in JSON: no signal yet
     steps = steps.astype({name: float for name in STEPS if "." in name})
-    items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *SCORES])
+    items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *COLUMNS])
     head = runs[HEAD]
     return Records(
         runs,
@@ -254,24 +246,31 @@ def estimates(frame: pd.DataFrame, by: Sequence[str], bounds: Bounds = SHARE) ->
     return in_order(pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"]))
 
 
+def until_budget(steps: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of each group's steps by `move`, from 0 to its run's budget (`moves`).
+
+    A run that stopped early keeps its last values.
+    """
+    rows = [pd.DataFrame(columns=[*columns, "move"])]
+    for _, group in steps.groupby(list(by)):
+        budget = range(group.moves.iloc[0] + 1)
+        # [move] of the steps made, then of all
+        spent = group[list(columns)].reset_index(drop=True).reindex(budget, method="ffill")
+        rows.append(spent.reset_index(names="move"))
+    return pd.concat(rows[1:] or rows, ignore_index=True)
+
+
 def graded(records: Records, split: str, metric: str = "success") -> pd.DataFrame:
     """Return the graded items of a split, the metric as the column `value`."""
     rows = records.scores[records.scores.split == split]
     return rows.drop(columns="value").rename(columns={metric: "value"})
 
 
-def paired(
-    scores: pd.DataFrame,
-    a: str,
-    b: str,
-    factor: str = "method",
-    metric: str = "success",
-    split: str = "test",
-) -> pd.DataFrame:
-    """Return differences a - b of a split's items as `value`, each pair alike in everything but `factor`."""
-    chosen = scores[(scores.split == split) & scores[factor].isin((a, b))]
+def paired(scores: pd.DataFrame, a: str, b: str, factor: str = "method") -> pd.DataFrame:
+    """Return differences a - b of test success per item as `value`, each pair alike in everything but `factor`."""
+    chosen = scores[(scores.split == "test") & scores[factor].isin((a, b))]
     index = ITEM if factor == "method" else [*ITEM, "method"]
-    wide = chosen.pivot(index=index, columns=factor, values=metric)
+    wide = chosen.pivot(index=index, columns=factor, values="success")
     # an item that either lacks is left out
     wide = wide.reindex(columns=[a, b]).astype(float)
     return (wide[a] - wide[b]).dropna().rename("value").reset_index()
@@ -310,19 +309,19 @@ def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def factorial(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return test success of {frozen, tuned} weights x {initial, final} prompt per backbone and method, by `cell`."""
+def factorial(records: Records) -> pd.DataFrame:
+    """Return test success of {frozen, tuned} weights x {initial, final} prompt on mixed, by `cell`."""
     scores = records.of("main").scores
-    scores = scores[(scores.task == task) & scores.split.isin(FACTORIAL)]
+    scores = scores[(scores.task == "mixed") & scores.split.isin(FACTORIAL)]
     cells = scores.assign(value=scores.success).rename(columns={"split": "cell"})
     table = estimates(cells, ["cell", "backbone", "method"])
     return table.sort_values("cell", key=lambda cell: cell.map(FACTORIAL.index), kind="stable")
 
 
-def by_need(records: Records, task: str = "mixed") -> pd.DataFrame:
-    """Return test success per backbone, method and hidden `need`."""
+def by_need(records: Records) -> pd.DataFrame:
+    """Return test success on mixed per backbone, method and hidden `need`."""
     test = graded(records.of("main"), "test")
-    return estimates(test[test.task == task], ["need", "backbone", "method"])
+    return estimates(test[test.task == "mixed"], ["need", "backbone", "method"])
 
 
 def ceilings(records: Records) -> pd.DataFrame:

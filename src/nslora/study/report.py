@@ -153,23 +153,13 @@ def main_table(all_records: Records) -> pd.DataFrame:
     return pd.concat([table, below]).rename_axis(index="method")
 
 
-def main_markdown(all_records: Records) -> Markdown:
-    """Return Markdown of the main table and its caption."""
-    said = caption(records.success(all_records)) + CEILINGS
-    return Markdown(f"{markdown(main_table(all_records))}\n{said}\n")
-
-
-def readme_table(results: Path) -> Markdown:
-    """Return Markdown of the main table and its caption, for the README."""
-    return main_markdown(load(results))
-
-
 def show_table(results: Path) -> Markdown:
-    """Return the main table for a terminal or a notebook."""
+    """Return Markdown of the main table and its caption, for the README, a terminal or a notebook."""
     all_records = load(results)
     if all_records.of("main").runs.empty:
         return Markdown("no finished runs yet")
-    return main_markdown(all_records)
+    note = caption(records.success(all_records)) + CEILINGS
+    return Markdown(f"{markdown(main_table(all_records))}\n{note}\n")
 
 
 def claims_frame(judged: dict[str, Any]) -> pd.DataFrame:

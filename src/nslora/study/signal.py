@@ -97,10 +97,10 @@ def threshold_sensitivity(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def traces(records: Records, task: str = "mixed") -> pd.DataFrame:
+def traces(records: Records) -> pd.DataFrame:
     """Return every move of one neurosymbolic run per backbone (its lowest seed), with its thresholds."""
     main = records.of("main")
-    runs = main.runs[(main.runs.task == task) & (main.runs.method == "neurosymbolic")]
+    runs = main.runs[(main.runs.task == "mixed") & (main.runs.method == "neurosymbolic")]
     first = runs.sort_values(["seed", "run_id"]).groupby("backbone").run_id.first()
     steps = main.steps[main.steps.run_id.isin(first)].sort_values(["backbone", "step"])
     names = {"dev.value": "value", "signal.c1": "c1", "signal.c2": "c2", "signal.gain": "gain"}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nslora.study import stats
 from nslora.study.figures import INK, PAGE, draw_lines, legend_outside, panels, styled
-from nslora.study.records import Records, estimates, in_order
+from nslora.study.records import Records, estimates, in_order, until_budget
 
 PHASES = ("facts, a rule", "more facts", "another rule")
 RUN = ["backbone", "method", "seed", "rule"]
@@ -25,19 +25,15 @@ def by_move(records: Records) -> pd.DataFrame:
     A run that stops before its phase's budget is spent keeps its value for the rest of the phase. `items` is the number
     of dev items behind a value.
     """
-    columns = [*RUN, "phase", "move", "value", "items"]
     stream = records.of("stream")
     steps = records.with_settings(stream.steps.sort_values(["run_id", "step"]), "moves")
     # each phase begins with a record without a move
     steps = steps.assign(phase=(steps.move == "start").groupby(steps.run_id).cumsum())
-    rows = [pd.DataFrame(columns=columns)]
-    for _, part in steps.groupby(["run_id", "phase"]):
-        # the best so far, since a run returns its best candidate
-        best = part.assign(value=part["dev.value"].cummax(), items=part["dev.n"])
-        best = best[[*RUN, "phase", "value", "items"]].reset_index(drop=True)
-        spent = range(part.moves.iloc[0] + 1)
-        rows.append(best.reindex(spent, method="ffill").reset_index(names="move"))
-    return in_order(pd.concat(rows[1:] or rows, ignore_index=True)[columns])
+    by = ["run_id", "phase"]
+    # the best so far, since a run returns its best candidate
+    best = steps.groupby(by)["dev.value"].cummax()
+    steps = steps.assign(value=best, items=steps["dev.n"])
+    return in_order(until_budget(steps, by, [*RUN, "phase", "value", "items"]))
 
 
 def curves(records: Records) -> pd.DataFrame:
