@@ -27,7 +27,7 @@ UNLOCKED = {"torch", "pycosat"}
 # What a distribution is imported as, where the names differ.
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 # Declared, but without an import statement: used by other packages, run as commands, or loaded by file.
-NOT_IMPORTED = {"gguf", "litellm", "ipykernel", "jupyterlab", "if-verifiable"}
+NOT_IMPORTED = {"gguf", "litellm", "ipykernel", "jupyterlab", "if-verifiable", "tabulate", "ipywidgets"}
 
 
 def locked() -> list[tuple[Requirement, list[str]]]:
@@ -72,7 +72,7 @@ def test_lock_leaves_out_what_differs_by_machine() -> None:
 
 
 def test_lock_satisfies_every_declared_requirement() -> None:
-    for requirement in declared("dev", "bench", "cluster"):
+    for requirement in declared("dev", "bench", "cluster", "peers"):
         if requirement.name not in UNLOCKED:
             assert requirement.specifier.contains(version(requirement.name)), requirement
 
@@ -109,7 +109,7 @@ def imported(source: str) -> set[str]:
 def test_declared_requirements_are_the_imported_ones() -> None:
     files = (ROOT / "src" / "nslora").rglob("*.py")
     found = set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
-    needed = [r.name for r in declared("bench", "cluster") if r.name not in NOT_IMPORTED]
+    needed = [r.name for r in declared("bench", "cluster", "peers") if r.name not in NOT_IMPORTED]
     expected = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in needed}
     assert found - sys.stdlib_module_names - {"nslora"} == expected
 
@@ -125,7 +125,7 @@ def test_math_needs_nothing_that_must_be_compiled() -> None:
         sys.meta_path.insert(0, Block())
         from nslora import config
         from nslora.tasks import build
-        print(len(tasks.build(config.RunConfig(task="math", items=4, test_items=4)).train))
+        print(len(build.build(config.RunConfig(task="math", items=4, test_items=4)).train))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "4\n", done.stderr
