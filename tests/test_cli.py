@@ -66,7 +66,10 @@ def refused(capsys, *argv: str) -> str:
         (("run", "--set", "editor_model=gpt-5"), "unknown editor model"),
         (("run", "--set", "editor_url=https://api.example.com/v1"), "NSLORA_EDITOR_KEY"),
         (("run", "--task", "own:missing.jsonl"), "missing.jsonl"),
-        (("plan", "--profile", "slow"), "unknown profile 'slow'; choose from quick, tuning, full, smoke"),
+        (
+            ("plan", "--profile", "slow"),
+            "unknown profile 'slow'; choose from quick, tuning, full, smoke",
+        ),
         (("reproduce", "--profile", "slow"), "unknown profile"),
         (("reproduce", "--jobs", "0"), "--jobs must be at least 1"),
         (("bench", "--only", "speed"), "unknown part 'speed'"),

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> grid.Profile:
 
 
 @pytest.fixture
-def execute(monkeypatch: pytest.MonkeyPatch) -> Execute:
+def execute(monkeypatch: pytest.MonkeyPatch) -> Iterator[Execute]:
     """A function that runs every cell of a job's notebook here and returns what it showed."""
     shown: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda *values: shown.extend(values))

@@ -27,7 +27,15 @@ UNLOCKED = {"torch", "pycosat"}
 # What a distribution is imported as, where the names differ.
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 # Declared, but without an import statement: used by other packages, run as commands, or loaded by file.
-NOT_IMPORTED = {"gguf", "litellm", "ipykernel", "jupyterlab", "if-verifiable", "tabulate", "ipywidgets"}
+NOT_IMPORTED = {
+    "gguf",
+    "litellm",
+    "ipykernel",
+    "jupyterlab",
+    "if-verifiable",
+    "tabulate",
+    "ipywidgets",
+}
 
 
 def locked() -> list[tuple[Requirement, list[str]]]:
