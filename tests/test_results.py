@@ -43,6 +43,8 @@ def test_tables_and_claims_follow_from_the_records(folder: Path) -> None:
 def test_the_readme_shows_what_the_records_say() -> None:
     quick = ROOT / "results" / "quick"
     assert between(README, "main-table") == str(report.show_table(quick)).strip()
+    profiles = [grid.load(name, ROOT) for name in ("smoke", "quick", "tuning", "full")]
+    assert between(README, "sizes").startswith(forecast.sizes(profiles).strip())
     assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
 
 

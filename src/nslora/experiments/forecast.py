@@ -152,6 +152,31 @@ def _line(notebook: str, runs: tuple[RunConfig, ...], past: list[dict[str, Any]]
     return f"| {' | '.join(cells)} |\n"
 
 
+def sizes(profiles: Iterable[Profile]) -> str:
+    """Return a Markdown table for the README: what each profile takes, by the receipts of its runs.
+
+    Runs without a receipt of their own or of a like run are counted beside it.
+    """
+    text = "| profile | runs | hours of one thread | peak memory of a job, GB | models to download, GB |\n"
+    text += "| :-- | --: | --: | --: | --: |\n"
+    for profile in profiles:
+        runs = [cfg for notebook in profile.notebooks.values() for cfg in notebook]
+        # one run may belong to several notebooks
+        unique = {cfg.run_id: cfg for cfg in runs}
+        results = profile.results.relative_to(profile.root).as_posix()
+        past = history(profile, results)
+        costs = known(expected(cfg, past) for cfg in unique.values())
+        sums = total(costs)
+        unknown = len(unique) - len(costs)
+        hours, memory = f"{sums.seconds / 3600:.1f}", f"{sums.peak_mb / 1e3:.1f}"
+        if unknown:
+            hours = f"{hours} and {unknown} runs unknown" if costs else "unknown"
+        download = f"{sum(w.bytes for w in preflight.weights(runs)) / 1e9:.1f}"
+        memory = memory if costs else "unknown"
+        text += f"| {profile.name} | {len(unique)} | {hours} | {memory} | {download} |\n"
+    return text
+
+
 def save(profile: Profile) -> Path:
     """Write the table beside the profile's results."""
     path = profile.results / "expected.md"
