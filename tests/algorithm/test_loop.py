@@ -195,7 +195,7 @@ def test_a_run_that_needs_nothing_stops(opened, monkeypatch) -> None:
 
         return Needs(np.zeros(len(state.train), bool), np.zeros(len(state.train)))
 
-    monkeypatch.setitem(loop.ESTIMATORS, "classifier", satisfied)
+    monkeypatch.setitem(loop.ESTIMATORS, "asked", satisfied)
     history, _ = adapt(opened(method="neurosymbolic"))
     assert len(history) == 1
 

@@ -22,7 +22,7 @@ def test_probes_share_no_seed_with_experiments_and_no_setting_of_the_run_that_is
     probes = [probe.configure(given, n) for n in range(len(probe.PROBES))]
     assert [cfg.seed for cfg in probes] == [probe.SEED + n for n in range(len(probes))]
     assert {cfg.lr for cfg in probes} == {given.lr}
-    assert {cfg.settings["targets"] for cfg in probes} == {"remade"}
+    assert {cfg.settings["targets"] for cfg in probes} == {"gold"}
     # four rules and two tasks at least
     assert len({cfg.rule for cfg in probes}) >= 4
     assert {cfg.task for cfg in probes} == {"mixed", "math"}

@@ -133,7 +133,7 @@ def test_what_can_be_forgotten_is_what_the_frozen_weights_could_do(cfg, store, t
     rows = runs.final_rows(run, initial, reference)
     # frozen weights have forgotten nothing
     for split in ("locality", "promptability"):
-        assert {s.example.id for s in rows.get(split, [])} == reference[split]
+        assert {s.example.id for s in rows.get(split, [])} == {e.id for e in reference[split]}
     assert all(s.reward.success for s in rows.get("locality", []))
     # a random model knows nothing, but happens to obey some instructions
     assert reference["promptability"] and len(run.task.locality) >= 100

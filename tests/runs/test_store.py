@@ -102,14 +102,15 @@ def test_json_lines_end_at_newlines_only(tmp_path) -> None:
 
 def test_scores_can_be_read_back(tmp_path) -> None:
     row = {"split": "test", "id": "t1", "question": "Q?", "success": 1.0, "style": None}
-    rows = [row | {"output": 'Line one,\n"two"'}, row | {"split": "locality"}]
+    reply = 'Line one,\n"two",\rthree\u2028four'
+    rows = [row | {"output": reply}, row | {"split": "locality"}]
     module.write_scores(tmp_path / "scores.csv", rows)
     with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == module.COLUMNS
     assert [r["split"] for r in table] == ["test", "locality"]
     assert (table[0]["success"], table[0]["style"]) == ("1.0", "")
-    assert [r["output"] for r in table] == ['Line one,\n"two"', ""]
+    assert [r["output"] for r in table] == [reply, ""]
     with pytest.raises(ValueError, match="colour"):
         module.write_scores(tmp_path / "scores.csv", [{"colour": "red"}])
 

@@ -178,7 +178,9 @@ def read_jsonl(path: Path) -> list[Any]:
 def write_scores(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one CSV row per scored item; keys of a row are COLUMNS, a missing one stays empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        # all text in quotes: a bare carriage return in a reply would end its row
+        quoting = csv.QUOTE_NONNUMERIC
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n", quoting=quoting)
         table.writeheader()
         table.writerows(rows)
 
