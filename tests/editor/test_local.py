@@ -152,3 +152,26 @@ def test_a_killed_server_is_started_again(gguf):
         assert server.running
     server.stop()
     assert not servers_of(os.getpid())
+
+
+def test_the_engine_of_our_own_answers_a_batch_alike_whenever_it_is_asked() -> None:
+    asked = [Request("Be brief.", f"Say {word}.", seed, 0.7, 8) for word in "ab" for seed in (1, 2)]
+    with Editor("smollm2-135m", mode="live", threads=1, engine="own") as editor:
+        first = editor.complete_all(asked)
+        assert all(isinstance(reply, str) and reply for reply in first)
+        assert editor.complete_all(asked) == first
+        # equal prompts draw from their own seeds
+        assert first[0] != first[1] or first[2] != first[3]
+        assert editor.ledger.calls == 8 and editor.ledger.tokens_out > 0
+
+
+def test_the_engine_refuses_whoever_has_no_key() -> None:
+    with Editor("smollm2-135m", mode="live", threads=1, engine="own") as editor:
+        server = editor._server
+        assert server is not None
+        with server.session() as url:
+            request = urllib.request.Request(f"{url}/batch", data=b"{}", method="POST")
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=20)
+        assert server.running
+    assert not server.running

@@ -44,7 +44,7 @@ def test_confidence_is_minus_the_nll_of_what_was_produced(backbone):
         "a reply that ends by itself is needed here"
     )
     nll = backbone.nll(texts, [generation.text for generation in generations])
-    assert nll == pytest.approx([-generation.confidence for generation in generations], rel=1e-3)
+    assert nll == pytest.approx([-generation.mean_logprob for generation in generations], rel=1e-3)
 
 
 def test_nll_prefers_the_right_answer_and_keeps_order(backbone):

@@ -175,7 +175,7 @@ def test_torchs_global_random_state_is_neither_read_nor_changed(backbone) -> Non
 
 def test_seeds_give_adapters_and_orders_of_their_own(toy) -> None:
     base = adapter(Learner(toy, CFG))
-    other = adapter(Learner(toy, replace(CFG, seed=5)))
+    other = adapter(Learner(toy, CFG.but(seed=5)))
     assert not equal(base, other)
     assert equal(base, adapter(Learner(toy, CFG)))
 
@@ -246,7 +246,7 @@ def test_a_save_that_breaks_off_leaves_no_optimizer_of_another_adapter(
 @pytest.mark.parametrize("file", [ADAPTER_FILE, OPTIMIZER_FILE])
 def test_the_files_of_another_rank_are_refused(toy, tmp_path, file) -> None:
     for rank in (4, 8):
-        learner = Learner(toy, replace(CFG, rank=rank))
+        learner = Learner(toy, CFG.but(rank=rank))
         learner.epoch(PAIRS, rng())
         learner.save(tmp_path / str(rank))
     (tmp_path / "4" / file).replace(tmp_path / "8" / file)
@@ -380,8 +380,8 @@ def test_batches_of_replay_alone_train_and_leave_the_signal_out(toy) -> None:
     # batches of one: the mean is over the two steps on own pairs
     pairs = [PAIRS[0], REPLAY[0], PAIRS[1]]
     norms = {}
-    learner = Learner(toy, replace(CFG, batch=1))
+    learner = Learner(toy, CFG.but(batch=1))
     for (i,) in batches(3, 1, rng()):
         norms[i] = learner.epoch([pairs[i]], rng()).grad_norm
-    again = Learner(toy, replace(CFG, batch=1))
+    again = Learner(toy, CFG.but(batch=1))
     assert again.epoch(pairs, rng()).grad_norm == pytest.approx((norms[0] + norms[2]) / 2)

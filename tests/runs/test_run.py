@@ -199,3 +199,18 @@ def test_remade_rows_are_verified_pairs_with_their_provenance_each_once() -> Non
         # the prompt that brought it, also where it was baked in
         assert ["+", "Say"] in cast(list[object], row["prompt_diff"])
     assert rows[1]["system"] == initial.system
+
+
+def test_a_stream_grades_each_phase_by_its_own_task(cfg, store, tiny) -> None:
+    """The second phase has facts that the first had not, the third another rule."""
+    record = make(cfg.but(task="stream", method="fixed:S", rule="json", moves=1), store, tiny)
+    told = receipt(record)
+    assert told["schedule"] == "SSS"
+    for phase, split in enumerate(("test-1", "test-2", "test")):
+        task = build(cfg.but(task="stream", rule="json"), phase)
+        rows = [row for row in scores(record) if row["split"] == split]
+        assert {row["id"] for row in rows} == {e.id for e in task.test}
+        examples = {e.id: e for e in task.test}
+        rewards = [task.reward(examples[row["id"]], row["output"]) for row in rows]
+        assert [float(row["style"]) for row in rows] == [r.parts["style"] for r in rewards]
+        assert told["final"][split]["n"] == len(rows)

@@ -87,7 +87,7 @@ def _make(
     factorial = weights_by_prompt(run, candidate)
     remade = remade_rows(cfg, run.task.initial_prompt, memory.trained)
 
-    store.write_scores(scratch / "scores.csv", score_rows(run.task, rows | factorial))
+    store.write_scores(scratch / "scores.csv", score_rows(run, rows | factorial))
     (scratch / "remade.jsonl").touch()
     for row in remade:
         store.append_json(scratch / "remade.jsonl", row)
@@ -104,7 +104,9 @@ def _make(
                 "editor_engine": editor.engine,
             },
             "schedule": schedule(history),
-            "final": {split: summary(run.task, scored) for split, scored in rows.items()},
+            "final": {
+                split: summary(task_of(run, split), scored) for split, scored in rows.items()
+            },
             "factorial": {cell: summary(run.task, scored) for cell, scored in factorial.items()},
             "best": {
                 "step": chosen.step,
@@ -227,9 +229,16 @@ def summary(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
     return means | {"n": len(scored)}
 
 
-def score_rows(task: Task, rows: Rows) -> Iterable[dict[str, object]]:
+def task_of(run: Session, split: str) -> Task:
+    """Return the task that graded a split: of an earlier phase for test-1, test-2, ..."""
+    _, _, phase = split.partition("test-")
+    return build(run.cfg, int(phase) - 1) if phase else run.task
+
+
+def score_rows(run: Session, rows: Rows) -> Iterable[dict[str, object]]:
     """Yield one row of scores.csv per final item of every split."""
     for split, scored in rows.items():
+        task = task_of(run, split)
         for s in scored:
             example, reward = s.example, task.reward(s.example, s.output)
             yield {
