@@ -30,7 +30,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  settings: PROFILE=quick|full|smoke  JOBS=2  REUSE=1  CLUSTER=tcp://host:8786  PYTHON=python3"
+	@echo "  settings: PROFILE=quick|tuning|full|smoke  JOBS=2  REUSE=1  CLUSTER=tcp://host:8786  PYTHON=python3"
 
 reproduce: .venv/ready ## run every notebook over backbones and seeds; makes all records, tables and figures
 	$(NSLORA) reproduce --profile $(PROFILE) --jobs $(JOBS) $(if $(filter 1,$(REUSE)),--reuse) \
