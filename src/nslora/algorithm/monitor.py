@@ -30,7 +30,9 @@ def summary(scored: Sequence[Scored]) -> dict[str, float]:
 def relative_change(new: float, old: float) -> float:
     """Return (new - old) / old, for positive quantities; 0 when both are 0."""
     if old == 0:
-        return 0.0 if new == 0 else float("inf")
+        if new == 0:
+            return 0.0
+        return float("inf")
     return (new - old) / old
 
 
@@ -53,7 +55,9 @@ def mean_nll(losses: Losses, pairs: Iterable[PairKey] | None = None) -> float:
     pairs = list(losses if pairs is None else pairs)
     nll = sum(losses[pair][0] for pair in pairs)
     tokens = sum(losses[pair][1] for pair in pairs)
-    return nll / tokens if tokens else float("nan")
+    if not tokens:
+        return float("nan")
+    return nll / tokens
 
 
 def gain(new: float, old: float, n: int) -> float:

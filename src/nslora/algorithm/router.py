@@ -53,14 +53,16 @@ def alternate(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     # with fewer than three moves every turn is one move
     third = max(1, cfg.moves // 3)
     weights = (len(moves) // third) % 2 == 1
-    return Choice(Move.NUMERICAL if weights else Move.SYMBOLIC, "by turns")
+    move = Move.NUMERICAL if weights else Move.SYMBOLIC
+    return Choice(move, "by turns")
 
 
 def coin(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Toss a fair coin per move; every run has a coin of its own."""
     # by the number of the move: a resumed run tosses the same coins
     heads = cfg.own_rng(f"coin {len(moves)}").random() < 0.5
-    return Choice(Move.NUMERICAL if heads else Move.SYMBOLIC, "a coin")
+    move = Move.NUMERICAL if heads else Move.SYMBOLIC
+    return Choice(move, "a coin")
 
 
 def by_signal(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
