@@ -8,15 +8,23 @@ from __future__ import annotations
 from nslora.types import SLOT
 
 TAGS = ("<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>")
-ROLES = {"system": "system prompt", "question": f"question template with its slot {SLOT}"}
-EDITOR = "You write prompts for a small language model. You are precise and brief."
+ROLES = {
+    "system": "system prompt",
+    "question": f"question template with its slot {SLOT}",
+}
+EDITOR = (
+    "You write prompts for a small language model. You are precise and brief."
+)
 GRADIENT = (
     "The critic of the reply says: {words} "
     "Turn these words into one order that holds for every reply, whatever the question. Keep exact phrases, numbers, "
     "symbols and formats word for word, and leave out the topic of this question. "
     "Your answer starts with 'The prompt must tell the model that every reply must'."
 )
-OPTIMIZER = EDITOR + " Send the text between {new_variable_start_tag} and {new_variable_end_tag}."
+OPTIMIZER = (
+    EDITOR
+    + " Send the text between {new_variable_start_tag} and {new_variable_end_tag}."
+)
 CONSTRAINTS = {
     "system": "The system prompt is instructions to the model, not a reply. It says what every reply must look like, "
     "and repeats exact phrases, symbols and formats word for word.",
@@ -34,7 +42,9 @@ PLANS = (
     "Replace the old text by an order of the form 'Always reply with ..., like this: ...'. Do not copy the "
     "examples above.",
 )
-REMINDER = f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
+REMINDER = (
+    f"\n\n{{plan}} Your message starts with {TAGS[0]} and ends with {TAGS[1]}."
+)
 ANSWER_TOKENS = 96  # longest rewritten answer
 ANSWER = (
     "Rewrite the answer so that it does what the critic asks. Keep the facts and the spelling of names. "

@@ -141,9 +141,7 @@ def length_ratio(s: Scored) -> float:
 
 def shape_distance(a: str, b: str) -> float:
     """Return half the L1 distance, in [0, 1], between the character-class shares of two texts."""
-    return float(
-        np.abs(character_classes(a) - character_classes(b)).sum() / 2
-    )
+    return float(np.abs(character_classes(a) - character_classes(b)).sum() / 2)
 
 
 def character_classes(text: str) -> np.ndarray:
@@ -199,8 +197,7 @@ class NeedClassifier:
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(
-            json.dumps({"features": FEATURES, **asdict(self)}, indent=1)
-            + "\n",
+            json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n",
             encoding="utf-8",
         )
 
@@ -232,9 +229,7 @@ class NeedClassifier:
 
 def probes(folder: Path) -> pd.DataFrame:
     """Return the labelled rows of every probe in `folder` (FEATURES, label, fact and more)."""
-    frames = [
-        pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))
-    ]
+    frames = [pd.read_csv(path) for path in sorted(folder.glob("probe-*.csv"))]
     return (
         pd.concat(frames).dropna(subset=["label"])
         if frames

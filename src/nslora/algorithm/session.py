@@ -31,9 +31,13 @@ from nslora.types import (
 
 Memo = Callable[[str, Callable[[], Any]], Any]
 T = TypeVar("T")
-Targets = dict[str, tuple[str, str]]  # per fact: the text to train on, and its source
+Targets = dict[
+    str, tuple[str, str]
+]  # per fact: the text to train on, and its source
 PairKey = tuple[Prompt, str, str]  # prompt, question, target
-Losses = Mapping[PairKey, tuple[float, int]]  # summed nll of the answer in nats, and its tokens
+Losses = Mapping[
+    PairKey, tuple[float, int]
+]  # summed nll of the answer in nats, and its tokens
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,21 @@ class Bill:
 
     def __add__(self, other: Bill) -> Bill:
         """Return the sum, field by field."""
-        return Bill(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Bill)))
+        return Bill(
+            *(
+                getattr(self, f.name) + getattr(other, f.name)
+                for f in fields(Bill)
+            )
+        )
 
     def __sub__(self, other: Bill) -> Bill:
         """Return the difference, field by field."""
-        return Bill(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Bill)))
+        return Bill(
+            *(
+                getattr(self, f.name) - getattr(other, f.name)
+                for f in fields(Bill)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,9 @@ class State:
     candidate: Candidate
     dev: Sequence[Scored] = ()
     train: Sequence[Scored] = ()
-    history: tuple[StepRecord, ...] = ()  # of the current phase; the first entry is its start
+    history: tuple[
+        StepRecord, ...
+    ] = ()  # of the current phase; the first entry is its start
     memory: Memory = Memory()
 
     @property
@@ -125,8 +141,12 @@ class Session:
     train_tokens: int = 0
     generated_tokens: int = 0
     learner: Learner = field(init=False)
-    _replies: dict[str, dict[str, Generation]] = field(default_factory=dict)  # by adapter, text
-    _nll: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(default_factory=dict)
+    _replies: dict[str, dict[str, Generation]] = field(
+        default_factory=dict
+    )  # by adapter, text
+    _nll: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(
+        default_factory=dict
+    )
     _gold: dict[str, Reward] = field(default_factory=dict)  # by example id
     _spent_before: Bill = Bill()
 
@@ -166,7 +186,9 @@ class Session:
         """Return greedy replies of the frozen weights, whatever adapter is in place."""
         return self._once("", texts, lambda new: self._frozen_memoised(new))
 
-    def sample(self, texts: Sequence[str], purpose: str, temperature: float) -> list[Generation]:
+    def sample(
+        self, texts: Sequence[str], purpose: str, temperature: float
+    ) -> list[Generation]:
         """Return one sampled reply per text, of the weights as they are now.
 
         All sampling goes through here. `purpose` seeds it: other purposes draw other numbers, and
@@ -174,11 +196,18 @@ class Session:
         """
         seed = int(self.cfg.rng(f"sample {purpose}").integers(2**31))
         if self.adapter:
-            return self._counted(lambda: self._decode(list(texts), temperature, seed))
-        return self._counted(lambda: self._frozen_memoised(list(texts), temperature, seed))
+            return self._counted(
+                lambda: self._decode(list(texts), temperature, seed)
+            )
+        return self._counted(
+            lambda: self._frozen_memoised(list(texts), temperature, seed)
+        )
 
     def _once(
-        self, adapter: str, texts: Sequence[str], decode: Callable[[list[str]], list[Generation]]
+        self,
+        adapter: str,
+        texts: Sequence[str],
+        decode: Callable[[list[str]], list[Generation]],
     ) -> list[Generation]:
         """Return replies in the order of `texts`, decoding each new text once and in one batch."""
         replies = self._replies.setdefault(adapter, {})
@@ -187,7 +216,9 @@ class Session:
             replies |= zip(new, self._counted(lambda: decode(new)), strict=True)
         return [replies[text] for text in texts]
 
-    def _counted(self, decode: Callable[[], list[Generation]]) -> list[Generation]:
+    def _counted(
+        self, decode: Callable[[], list[Generation]]
+    ) -> list[Generation]:
         replies = self.timed(decode)
         self.generated_tokens += sum(reply.tokens for reply in replies)
         return replies
@@ -195,7 +226,9 @@ class Session:
     def _decode(
         self, texts: list[str], temperature: float = 0.0, seed: int = 0
     ) -> list[Generation]:
-        return self.backbone.generate(texts, self.cfg.max_new_tokens, temperature, seed)
+        return self.backbone.generate(
+            texts, self.cfg.max_new_tokens, temperature, seed
+        )
 
     def _frozen_memoised(
         self, texts: list[str], temperature: float = 0.0, seed: int = 0
@@ -208,10 +241,19 @@ class Session:
             with frozen_weights(self.backbone):
                 replies = self._decode(texts, temperature, seed)
             seconds = time.perf_counter() - started
-            return {"seconds": seconds, "replies": [asdict(reply) for reply in replies]}
+            return {
+                "seconds": seconds,
+                "replies": [asdict(reply) for reply in replies],
+            }
 
         b, cfg = self.backbone, self.cfg
-        identity = [b.identity, b.dtype, b.device, cfg.threads, cfg.max_new_tokens]
+        identity = [
+            b.identity,
+            b.dtype,
+            b.device,
+            cfg.threads,
+            cfg.max_new_tokens,
+        ]
         identity += [texts, temperature, seed]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         stored = self.memo(f"frozen-{key}", compute)
@@ -220,21 +262,38 @@ class Session:
 
     # ---- scores
 
-    def score(self, prompt: Prompt, examples: Sequence[Example]) -> list[Scored]:
+    def score(
+        self, prompt: Prompt, examples: Sequence[Example]
+    ) -> list[Scored]:
         """Return replies of the weights as they are now under `prompt`, with their rewards."""
         return self.score_each([prompt] * len(examples), examples)
 
-    def score_each(self, prompts: Sequence[Prompt], examples: Sequence[Example]) -> list[Scored]:
+    def score_each(
+        self, prompts: Sequence[Prompt], examples: Sequence[Example]
+    ) -> list[Scored]:
         """Score with a prompt of its own for every example, all replies in one batch."""
         asked = zip(prompts, examples, strict=True)
-        texts = [self.backbone.text(prompt, example.question) for prompt, example in asked]
+        texts = [
+            self.backbone.text(prompt, example.question)
+            for prompt, example in asked
+        ]
         scored = []
         for example, reply in zip(examples, self.generate(texts), strict=True):
             reward = self.reward(example, reply.text)
-            scored.append(Scored(example, reply.text, reward, reply.mean_logprob, reply.tokens))
+            scored.append(
+                Scored(
+                    example,
+                    reply.text,
+                    reward,
+                    reply.mean_logprob,
+                    reply.tokens,
+                )
+            )
         return scored
 
-    def score_dev_and_train(self, prompt: Prompt) -> tuple[list[Scored], list[Scored]]:
+    def score_dev_and_train(
+        self, prompt: Prompt
+    ) -> tuple[list[Scored], list[Scored]]:
         """Return scored dev and feedback rows, all replies in one batch."""
         dev, train = self.task.dev, self.task.feedback
         scored = self.score(prompt, [*dev, *train])
@@ -246,7 +305,9 @@ class Session:
         if key not in self._nll:
             texts = [self.backbone.text(prompt, e.question) for e in examples]
             answers = [e.answer for e in examples]
-            self._nll[key] = self.timed(lambda: self.backbone.nll(texts, answers))
+            self._nll[key] = self.timed(
+                lambda: self.backbone.nll(texts, answers)
+            )
         return self._nll[key]
 
     # ---- weights and task
@@ -259,7 +320,7 @@ class Session:
     def use(self, candidate: Candidate) -> None:
         """Put a candidate's weights in place, with the optimizer as it was at their checkpoint."""
         if candidate.adapter is None:
-            self.learner = Learner(self.backbone, self.cfg)
+            self.learner.reset()
         else:
             self.learner.load(self.scratch / candidate.adapter)
         self.adapter = candidate.adapter or ""
@@ -293,5 +354,7 @@ def frozen_weights(backbone: Backbone) -> AbstractContextManager[object]:
     """Return a context in which the backbone answers without its adapter."""
     model = backbone.model
     return (
-        cast(PeftModel, model).disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+        cast(PeftModel, model).disable_adapter()
+        if isinstance(model, PeftModel)
+        else nullcontext()
     )

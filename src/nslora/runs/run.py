@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -295,8 +294,8 @@ def cost(
     Replies of the frozen weights that an earlier run has made count as if this run had made them;
     `saved_s` of the seconds are theirs.
     """
-    lines = (scratch / "clock.jsonl").read_text(encoding="utf-8").split("\n")
-    seconds = {row["step"]: row["seconds"] for row in map(json.loads, filter(None, lines))}
+    clock = store.read_jsonl(scratch / "clock.jsonl")
+    seconds = {row["step"]: row["seconds"] for row in clock}
     # the start is scored, not made
     moves = [step.step for step in history if step.move != "start"]
     return {
