@@ -68,6 +68,8 @@ def tiny_loaded(tmp_path_factory: pytest.TempPathFactory):
 def tiny(tiny_loaded):
     """The random model, given back without an adapter."""
     yield tiny_loaded
+    from tinymodel import bare
+
     bare(tiny_loaded)
 
 
@@ -100,11 +102,3 @@ def opened(tiny, memo, tmp_path: Path):
         return Session(cfg, build(cfg), tiny, Scripted(reply), scratch, memo)
 
     return open_session
-
-
-def bare(backbone) -> None:
-    """Take an adapter off a backbone."""
-    from peft import PeftModel
-
-    if isinstance(backbone.model, PeftModel):
-        backbone.model = backbone.model.unload()

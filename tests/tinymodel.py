@@ -69,3 +69,11 @@ def save_tiny_model(folder: Path) -> Path:
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return folder
+
+
+def bare(backbone) -> None:
+    """Take an adapter off a backbone."""
+    from peft import PeftModel
+
+    if isinstance(backbone.model, PeftModel):
+        backbone.model = backbone.model.unload()

@@ -276,8 +276,8 @@ def test_the_loop_is_short_enough_to_be_read_beside_the_paper() -> None:
 
 def test_a_real_model_learns_facts_by_the_methods_own_decisions(backbone, memo, tmp_path) -> None:
     """Facts need content, which is seen: weights are tuned until nothing is needed."""
-    from conftest import bare
     from scripted import Scripted
+    from tinymodel import bare
 
     cfg = RunConfig(
         task="facts",
