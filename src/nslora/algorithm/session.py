@@ -127,6 +127,7 @@ class Session:
         saved_s: seconds that memoised replies took to make.
         work_s: seconds in which the model computed or the editor was asked; the rest of a run's
             time is overhead.
+        replies: greedy replies so far, by adapter and text.
     """
 
     cfg: RunConfig
@@ -140,10 +141,8 @@ class Session:
     work_s: float = 0.0
     train_tokens: int = 0
     generated_tokens: int = 0
+    replies: dict[str, dict[str, Generation]] = field(default_factory=dict)
     learner: Learner = field(init=False)
-    _replies: dict[str, dict[str, Generation]] = field(
-        default_factory=dict
-    )  # by adapter, text
     _nll: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(
         default_factory=dict
     )
@@ -210,7 +209,7 @@ class Session:
         decode: Callable[[list[str]], list[Generation]],
     ) -> list[Generation]:
         """Return replies in the order of `texts`, decoding each new text once and in one batch."""
-        replies = self._replies.setdefault(adapter, {})
+        replies = self.replies.setdefault(adapter, {})
         new = [text for text in dict.fromkeys(texts) if text not in replies]
         if new:
             replies |= zip(new, self._counted(lambda: decode(new)), strict=True)
@@ -324,6 +323,12 @@ class Session:
         else:
             self.learner.load(self.scratch / candidate.adapter)
         self.adapter = candidate.adapter or ""
+
+    def recall(self, replies: dict[str, dict[str, Generation]]) -> None:
+        """Know these replies and no others: those of another place in a run."""
+        self.replies = replies
+        # adapters of two branches of a tree may share a name
+        self._nll.clear()
 
     # ---- what it costs
 

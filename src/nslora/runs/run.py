@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nslora.algorithm import monitor
 from nslora.algorithm.loop import adapt_phases
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
@@ -21,7 +22,7 @@ from nslora.model.backbone import Backbone, load
 from nslora.runs import store
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
-from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
+from nslora.types import Candidate, Example, Pair, Prompt, Scored, StepRecord, diff
 
 # of the reward, for reports
 PARTS = ("content", "content_strict", "style")
@@ -82,6 +83,7 @@ def _make(
 
     history, chosen, memory, rows = adapt_phases(run, Recorder(run, watch))
     candidate = Candidate(chosen.prompt, chosen.adapter)
+    run.use(candidate)
     rows = rows | final_rows(run, candidate, abilities)
     factorial = weights_by_prompt(run, candidate)
     remade = remade_rows(cfg, run.task.initial_prompt, memory.trained)
@@ -102,7 +104,7 @@ def _make(
                 **store.environment(cfg.threads, backbone.device, backbone.dtype),
                 "editor_engine": editor.engine,
             },
-            "schedule": schedule(history),
+            "schedule": monitor.schedule(history),
             "final": {
                 split: summary(task_of(run, split), scored) for split, scored in rows.items()
             },
@@ -189,8 +191,7 @@ def retention(
 
 
 def final_rows(run: Session, candidate: Candidate, abilities: Mapping[str, list[Example]]) -> Rows:
-    """Score the candidate on test, once, and on what the frozen weights could do."""
-    run.use(candidate)
+    """Score a candidate, whose weights are in place, on test and on what the frozen ones could do."""
     # what the frozen weights could not do cannot be forgotten
     obeyed = set(abilities["promptability"])
     promptability = tuple(pair for pair in run.task.promptability if pair[1] in obeyed)
@@ -252,12 +253,6 @@ def score_rows(run: Session, rows: Rows) -> Iterable[dict[str, object]]:
                 **reward.parts,
                 "output": s.output,
             }
-
-
-def schedule(history: Sequence[StepRecord]) -> str:
-    """Return the moves as N and S; a stream's phases are joined."""
-    letters = {Move.NUMERICAL.value: "N", Move.SYMBOLIC.value: "S"}
-    return "".join(letters.get(step.move, "") for step in history)
 
 
 def prompt_diff(initial: Prompt, prompt: Prompt) -> list[list[str]]:
