@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say("\ninterrupted; the same command goes on from the last finished run.")
+        say("\ninterrupted; the same command goes on from the last finished move.")
         return 130
 
 

@@ -15,6 +15,7 @@ from nslora.config import RunConfig
 from nslora.experiments import schedules
 from nslora.runs.run import make_run
 from nslora.runs.store import Store, read_jsonl
+from nslora.types import UserError
 
 DEPTH = 3
 
@@ -111,10 +112,21 @@ def test_lost_states_are_made_again(whole: Grown, tiny, tmp_path: Path) -> None:
     # all but the last schedules of three moves
     kept = [node for node in whole.nodes if node["schedule"] not in ("SSN", "SSS")]
     path.write_text("".join(json.dumps(node) + "\n" for node in kept))
+    path.with_name("instance.json").write_text(json.dumps(whole.instance))
     again = grow(tiny, tmp_path)
     assert untimed(again.nodes) == untimed(whole.nodes)
     # the two, and the states on the way to them
     assert len(again.said) == 5
+
+
+def test_other_code_does_not_finish_a_tree(whole: Grown, tiny, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "nodes.jsonl").write_text(json.dumps(whole.nodes[0]) + "\n")
+    environment = whole.instance["environment"] | {"code": "another"}
+    instance = json.dumps(whole.instance | {"environment": environment})
+    (tmp_path / "tree" / "instance.json").write_text(instance)
+    with pytest.raises(UserError, match="of other code"):
+        grow(tiny, tmp_path)
 
 
 def test_states_go_when_nothing_starts_from_them(whole: Grown) -> None:

@@ -88,20 +88,34 @@ class Memory:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands after a move: the candidate, its scored rows, and how it came there."""
+    """Where a run stands after a move: the candidate, its scored rows, and how it came there.
+
+    Attributes:
+        dev, train: empty before the candidate is scored.
+        history: of the current phase; the first entry is its start.
+        phase: number of the current phase, 0 but in a stream.
+        past: the histories of earlier phases, joined.
+        tested: test rows of earlier phases, scored at their ends.
+    """
 
     candidate: Candidate
     dev: Sequence[Scored] = ()
     train: Sequence[Scored] = ()
-    history: tuple[
-        StepRecord, ...
-    ] = ()  # of the current phase; the first entry is its start
+    history: tuple[StepRecord, ...] = ()
     memory: Memory = Memory()
+    phase: int = 0
+    past: tuple[StepRecord, ...] = ()
+    tested: Mapping[str, Sequence[Scored]] = field(default_factory=dict)
 
     @property
     def moves(self) -> tuple[StepRecord, ...]:
         """The history without its start."""
         return self.history[1:]
+
+    @property
+    def whole(self) -> tuple[StepRecord, ...]:
+        """The history of all phases so far."""
+        return self.past + self.history
 
 
 @dataclass(frozen=True)

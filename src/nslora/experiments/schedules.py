@@ -33,9 +33,9 @@ from nslora.experiments.grid import Profile
 from nslora.model.backbone import Backbone, load
 from nslora.runs import run as runs
 from nslora.runs.state import restore, save
-from nslora.runs.store import Store, environment, read_jsonl, write_json, write_text
+from nslora.runs.store import Store, code, environment, read_jsonl, write_json, write_text
 from nslora.tasks.build import build
-from nslora.types import Candidate, Example, Move, Scored
+from nslora.types import Candidate, Example, Move, Scored, UserError
 
 SCHEMA = 1
 # seeds from here on are for tuning
@@ -133,9 +133,17 @@ class Tree:
         return self.session.cfg.moves
 
     def begin(self) -> None:
-        """Ask the frozen weights what they know, and publish what the instance is."""
+        """Ask the frozen weights what they know, and publish what the instance is.
+
+        Raises UserError if other code has made the nodes that are there.
+        """
         self.abilities = runs.frozen_abilities(self.session)
-        write_json(self.folder / "instance.json", instance(self.session, self.abilities))
+        path = self.folder / "instance.json"
+        if self.nodes:
+            maker = json.loads(path.read_text(encoding="utf-8"))["environment"]["code"]
+            if maker != code():
+                raise UserError(f"the tree {self.folder} is of other code: finish it with that.")
+        write_json(path, instance(self.session, self.abilities))
 
     def wants(self, schedule: str) -> bool:
         """Tell whether a node is to be made: for itself, or for nodes below it that need its state."""
@@ -187,7 +195,9 @@ class Tree:
         run, parent = self.session, schedule[:-1]
         # the weights in place are those of the last numerical move
         run.scratch = self._place(parent.rstrip("S"))
-        state = restore(self._state(parent), run)
+        state, _ = restore(self._state(parent), run)
+        # what was spent before belongs to other nodes
+        run.bill()
         run.scratch = self._place(schedule)
         # what a killed process left
         shutil.rmtree(run.scratch, ignore_errors=True)

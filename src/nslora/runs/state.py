@@ -12,11 +12,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from nslora.algorithm.session import Losses, Session, State
-from nslora.runs.store import write_text
+from nslora.runs.store import code, write_text
+from nslora.tasks.build import build
 from nslora.types import Generation, Prompt, UserError
 
 
@@ -33,44 +35,56 @@ class PairLoss:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a file holds: a state, its memory's losses as rows, and replies by adapter and text.
+    """What a file holds.
 
-    The adapter of the frozen weights is "".
+    Attributes:
+        state: without the losses of its memory.
+        losses: those losses.
+        replies: by adapter and text; the adapter of the frozen weights is "".
+        maker: what must be the same for whoever goes on: code and weights.
+        spent: what the run had spent, as its caller counts.
     """
 
     state: State
     losses: tuple[PairLoss, ...]
     replies: dict[str, dict[str, Generation]]
+    maker: tuple[str, str]
+    spent: dict[str, Any]
 
 
-def save(path: Path, run: Session, state: State) -> None:
+def save(path: Path, run: Session, state: State, spent: dict[str, Any] | None = None) -> None:
     """Write a state whose weights are in place, with the replies that can be asked for again."""
     losses = [PairLoss(*pair, nll, tokens) for pair, (nll, tokens) in state.memory.losses.items()]
     # the losses are rows of their own
     memory = replace(state.memory, losses={})
     # other adapters come back into place with another history
     replies = {adapter: run.replies.get(adapter, {}) for adapter in ("", run.adapter)}
-    saved = Saved(replace(state, memory=memory), tuple(losses), replies)
+    bare = replace(state, memory=memory)
+    saved = Saved(bare, tuple(losses), replies, (code(), run.backbone.identity), spent or {})
     # sets become sorted lists: equal states make equal files
     write_text(path, json.dumps(asdict(saved), default=sorted, ensure_ascii=False) + "\n")
 
 
-def restore(path: Path, run: Session) -> State:
-    """Put the session back to where `save` was called, its replies included; return the state.
+def restore(path: Path, run: Session) -> tuple[State, dict[str, Any]]:
+    """Put the session back to where `save` was called; return the state and what was spent.
 
-    The weights are read from `run.scratch`. Raises UserError if the file is missing or damaged.
+    The weights are read from `run.scratch`. Raises UserError if the file or the weights are missing
+    or damaged, or of other code.
     """
     try:
         # JSON with NaN, which losses may be
         saved = TypeAdapter(Saved).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
-        raise UserError(f"the saved state {path} is missing or damaged: {error}") from error
+        reason = str(error).split("\n")[0]
+        raise UserError(f"the saved state {path} is missing or damaged: {reason}") from error
+    if saved.maker != (code(), run.backbone.identity):
+        raise UserError(f"the saved state {path} is of other code or other weights.")
+    if saved.state.phase:
+        run.enter(build(run.cfg, saved.state.phase))
     run.use(saved.state.candidate)
     run.recall(saved.replies)
     memory = replace(saved.state.memory, losses=_losses(saved.losses))
-    # what was spent before belongs to the moves before
-    run.bill()
-    return replace(saved.state, memory=memory)
+    return replace(saved.state, memory=memory), saved.spent
 
 
 def _losses(rows: tuple[PairLoss, ...]) -> Losses:
