@@ -21,7 +21,7 @@ from nslora.model.backbone import Backbone, load
 from nslora.runs import store
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
-from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
+from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, UserError, diff
 
 # of the reward, for reports
 PARTS = ("content", "content_strict", "style")
@@ -77,7 +77,9 @@ def _make(
     started, ledger = time.perf_counter(), replace(editor.ledger)
     scratch = place.begin(cfg)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
-    run = Session(cfg, build(cfg), backbone, editor, scratch, place.memo)
+    task = build(cfg)
+    require_length(task, backbone, cfg.max_new_tokens)
+    run = Session(cfg, task, backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
 
     history, chosen, memory, rows = adapt_phases(run, Recorder(run, watch))
@@ -118,6 +120,17 @@ def _make(
         },
     )
     return place.publish(cfg)
+
+
+def require_length(task: Task, backbone: Backbone, most: int) -> None:
+    """Raise UserError unless replies of `most` tokens hold every answer that a reply must equal."""
+    examples = [*task.train, *task.dev, *task.test, *(example for _, example in task.pool)]
+    exact = [e.answer for e in examples if task.hidden[e.id].grader == "bigbench"]
+    longest = max((len(backbone.encode("", answer)[1]) for answer in exact), default=0)
+    if longest > most:
+        raise UserError(
+            f"answers of {task.name} have up to {longest} tokens: max_new_tokens = {most} is too few."
+        )
 
 
 class Recorder:
