@@ -177,7 +177,9 @@ def grade(item: Item, reply: str) -> Reward:
     accepted = item.hidden.accepted
     exact = float(_read_reply(reply, item.hidden.pattern) in accepted)
     words = f" {normalise(reply)} "
-    named = any(f" {normalise(text)} " in words for text in accepted)
+    # a target without words, such as "''", is not named by an empty reply
+    names = {normalise(text) for text in accepted} - {""}
+    named = any(f" {name} " in words for name in names)
     expected = " or ".join(f"'{text}'" for text in accepted)
     critique = "" if exact else f"The expected reply is {expected}."
     parts = {"content": float(named or exact), "content_strict": exact, "style": exact}
