@@ -580,3 +580,4 @@ def test_the_real_archive_fills_the_sizes_of_the_study() -> None:
         examples = everything(task)
         assert len({e.question for e in examples}) == 192
         assert all(task.reward(e, e.answer).value == 1 for e in examples)
+        assert "canary GUID" not in json.dumps([asdict(e) for e in examples])

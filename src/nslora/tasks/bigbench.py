@@ -84,9 +84,7 @@ TASKS = {
     ),
 }
 # a problem is there in two wordings of the same rows, of which the first is kept
-MEMBER = re.compile(
-    rf"[^/]+/bigbench/benchmark_tasks/({'|'.join(TASKS)})/(?:\w+_(?P<domain>[a-z]+)_1/)?task\.json"
-)
+MEMBER = re.compile(rf"[^/]+/bigbench/benchmark_tasks/({'|'.join(TASKS)})/(?:\w+_1/)?task\.json")
 
 Data = dict[str, Any]  # a file of the archive
 
@@ -142,7 +140,7 @@ def _items(task: str, data: Data) -> list[Item]:
 
     items = []
     for i, (question, right) in enumerate(targets.items()):
-        # no reply gives "Washington, D.C.", because BIG-bench reads it to its first full stop
+        # BIG-bench reads a reply to its first full stop, so that none gives words like "u.s.a"
         accepted = tuple(
             text for text in dict.fromkeys(right) if _read_reply(text, pattern) == text
         )
