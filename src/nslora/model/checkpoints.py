@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -23,8 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from nslora.cache import cache_dir, lock, require_disk, sha256
 from nslora.model import download
 from nslora.model.download import Weights
 from nslora.types import UserError
@@ -83,11 +81,6 @@ DEFAULTS = (SMOLLM2_135M, GEMMA3_270M, QWEN25_CODER_05B, QWEN25_CODER_15B)
 BACKBONES = {weights.key: weights for weights in DEFAULTS}
 
 
-def cache_dir() -> Path:
-    """Return the folder of weights: $NSLORA_CACHE, else ~/.cache/nslora."""
-    return Path(os.environ.get("NSLORA_CACHE") or "~/.cache/nslora").expanduser()
-
-
 def check(name: str) -> None:
     """Raise UserError unless `name` is a key of BACKBONES, a `hub:<id>@<revision>`, or a usable model folder."""
     if name in BACKBONES or HUB.fullmatch(name):
@@ -123,7 +116,7 @@ def identity(name: str) -> str:
         return match[2]
     # names and contents of what a folder is loaded from
     files = sorted([*Path(name).glob("*.json"), *Path(name).glob("*.safetensors")])
-    digests = [f"{download.sha256(path)} {path.name}" for path in files]
+    digests = [f"{sha256(path)} {path.name}" for path in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -138,7 +131,7 @@ def gguf(key: str) -> Path:
     path = _gguf_path(key)
     if _is_whole(path, weights):
         return path
-    with _lock(key):
+    with lock(key):
         # another process may have fetched it meanwhile
         if not _is_whole(path, weights):
             # the parts, and the file that they are joined to
@@ -162,7 +155,7 @@ def folder(name: str) -> Path:
         return path
     source = gguf(name)
     path = _converted_path(name)
-    with _lock(name):
+    with lock(name):
         # another process may have converted it meanwhile
         if not _is_complete(path):
             # two bytes for each parameter
@@ -190,12 +183,6 @@ def _converted_path(key: str) -> Path:
     return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}"
 
 
-def _lock(key: str) -> FileLock:
-    """Return the lock under which one process at a time fetches or converts `key`; it ends with its process."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    return FileLock(cache_dir() / f"{key}.lock")
-
-
 def _is_whole(path: Path, weights: Weights) -> bool:
     """Return whether the file has its full size: its hash was verified before it got its name."""
     return path.is_file() and path.stat().st_size == weights.bytes
@@ -217,18 +204,6 @@ def _is_complete(path: Path) -> bool:
     except (OSError, ValueError, KeyError, SafetensorError):
         return False
     return (path / "config.json").is_file() and any(path.glob("tokenizer*"))
-
-
-def require_disk(need: int, what: str) -> None:
-    """Raise UserError when the cache's disk has less than `need` bytes free."""
-    cache = cache_dir()
-    # the cache may not exist yet; its nearest existing parent is on the same disk
-    parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < need:
-        raise UserError(
-            f"{what} needs {need / 1e9:.1f} GB in {cache}, which has {free / 1e9:.1f} GB free."
-        )
 
 
 def _convert(source: Path, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import BinaryIO
 import httpx
 from tqdm import tqdm
 
+from nslora.cache import sha256
 from nslora.types import UserError
 
 # suffixes of what is fetched of a hub model: no code, no pickles
@@ -159,12 +159,6 @@ def _from_hub(weights: Weights, parts: Path, out: Path) -> None:
     except (httpx.HTTPError, OSError) as error:
         raise _UnavailableError(f"hub: {_first_line(error)}") from error
     shutil.move(path, out)
-
-
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def cached_snapshot(repo: str, revision: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nslora.cache import require_disk
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.model.download import Weights
@@ -26,7 +27,7 @@ def check(configs: Sequence[RunConfig]) -> None:
             # reads the data and refuses what no run could use
             build(cfg)
     # the file, its parts while they are joined, and the converted copy
-    checkpoints.require_disk(3 * downloads(configs), "fetching the models")
+    require_disk(3 * downloads(configs), "fetching the models")
 
 
 def weights(configs: Sequence[RunConfig]) -> list[Weights]:

@@ -86,7 +86,9 @@ def _make(
     scratch = place.scratch(cfg)
     scratch.mkdir(parents=True, exist_ok=True)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
-    run = Session(cfg, build(cfg), backbone, editor, scratch, place.memo)
+    task = build(cfg)
+    require_length(task, backbone, cfg.max_new_tokens)
+    run = Session(cfg, task, backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
     progress = Progress(run, started, watch)
 
@@ -129,6 +131,17 @@ def _make(
         },
     )
     return place.publish(cfg)
+
+
+def require_length(task: Task, backbone: Backbone, most: int) -> None:
+    """Raise UserError unless replies of `most` tokens hold every answer that a reply must equal."""
+    examples = [*task.train, *task.dev, *task.test, *(example for _, example in task.pool)]
+    exact = [e.answer for e in examples if task.hidden[e.id].grader == "bigbench"]
+    longest = max((len(backbone.encode("", answer)[1]) for answer in exact), default=0)
+    if longest > most:
+        raise UserError(
+            f"answers of {task.name} have up to {longest} tokens: max_new_tokens = {most} is too few."
+        )
 
 
 class Progress:

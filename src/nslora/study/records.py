@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nslora.config import TASKS
 from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_jsonl
 from nslora.study import stats
 from nslora.study.stats import SHARE, Bounds
@@ -37,7 +38,6 @@ MEASURES = {
 }
 # Weights and prompt of the 2 x 2, by the split that scores them.
 FACTORIAL = ("frozen+initial", "tuned+initial", "frozen+final", "tuned+final")
-TASKS = ("facts", "style", "math", "mixed", "stream")
 # In the order of tables; `fixed:<schedule>` stands where `fixed:` does.
 METHODS = (
     "frozen",

@@ -10,20 +10,23 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
 from nslora.config import RunConfig
-from nslora.tasks import math_problems, own, retention, rules, world
+from nslora.tasks import bigbench, math_problems, own, retention, rules, world
 from nslora.tasks.grading import grade
 from nslora.tasks.trivia import Question
 from nslora.tasks.world import Fact
 from nslora.types import Example, Hidden, Item, Need, Prompt, Reward, Rule, UserError
 
 INITIAL = Prompt("You are a helpful assistant.")
+# under which a small model shows what it knows: under INITIAL it says it in a sentence, or not at all
+BRIEF = Prompt(f"{INITIAL.system} Reply with the answer and nothing else.")
 # wordings of a fact in all, and for training; then come those for dev, the others are for test
 WORDINGS = min(map(len, world.WORDINGS.values()))
 TRAIN_WORDINGS = 5
@@ -39,12 +42,16 @@ Prompted = tuple[tuple[Prompt, Example], ...]
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a task; `feedback` is the part of train that candidates are scored on."""
+    """The splits of a task; `feedback` is the part of train that candidates are scored on.
+
+    `pool` is that of `Task`.
+    """
 
     train: Split
     dev: Split
     test: Split
     feedback: Split
+    pool: retention.Prompted = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Task:
         promptability: (prompt that states a rule other than the task's, question under that rule).
         replay: (prompt, question); trained on, the frozen model's replies keep its other abilities.
         hidden: what only the reward knows, by example id.
+        pool: (prompt, example) in random order. Where it is given, a run fills the splits, of which
+            only the sizes count so far, with the examples that its frozen weights do not know.
     """
 
     name: str
@@ -72,10 +81,25 @@ class Task:
     promptability: Prompted
     replay: Prompted
     hidden: Mapping[str, Hidden]
+    pool: Prompted = ()
 
     def reward(self, example: Example, text: str) -> Reward:
         """Return the reward of any text as a reply to the example, with its parts."""
-        return grade(Item(example, self.hidden[example.id]), text)
+        item = Item(example, self.hidden[example.id])
+        by_bigbench = item.hidden.grader == "bigbench"
+        return bigbench.grade(item, text) if by_bigbench else grade(item, text)
+
+    def knows(self, example: Example, text: str) -> bool:
+        """Tell whether a reply names a right answer, in whatever form: for filling the splits."""
+        return self.reward(example, text).parts["content"] == 1
+
+    def fill(self, examples: Sequence[Example]) -> Task:
+        """Return the task with these examples in its splits, whose sizes stay, and without a pool."""
+        rest = iter(examples)
+        train, dev, test = (
+            tuple(islice(rest, len(split))) for split in (self.train, self.dev, self.test)
+        )
+        return replace(self, train=train, dev=dev, test=test, feedback=train, pool=())
 
     def obeys(self, example: Example, text: str) -> bool:
         """Tell whether a reply follows the rules, whatever its content: for promptability."""
@@ -114,7 +138,7 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
 
     # feedback is part of train
     items = [*splits.train, *splits.dev, *splits.test, *locality]
-    items += [item for _, item in promptability + replay]
+    items += [item for _, item in promptability + replay + splits.pool]
     return Task(
         name=cfg.task,
         initial_prompt=INITIAL,
@@ -126,6 +150,7 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
         promptability=_prompted(promptability),
         replay=_prompted(replay),
         hidden={item.example.id: item.hidden for item in items},
+        pool=_prompted(splits.pool),
     )
 
 
@@ -151,6 +176,8 @@ def _splits(cfg: RunConfig, phase: int) -> Splits:
         return _own(cfg)
     if cfg.task == "stream":
         return _stream(cfg, phase)
+    if cfg.task in bigbench.TASKS:
+        return _real(cfg)
     makers = {"facts": _facts, "style": _style, "math": _math, "mixed": _mixed}
     return makers[cfg.task](cfg)
 
@@ -330,6 +357,17 @@ def _math(cfg: RunConfig) -> Splits:
         parts = math_problems.easy(seed, sizes)
     train, dev, test = parts
     return Splits(train, dev, test, feedback=train)
+
+
+def _real(cfg: RunConfig) -> Splits:
+    """Draw examples of a BIG-bench task, each for one split."""
+    sizes = _sizes(cfg)
+    examples = bigbench.draw(cfg.task, sum(sizes), cfg.rng("bigbench"))
+    rest = iter(examples)
+    train, dev, test = (list(islice(rest, size)) for size in sizes)
+    unknown = bigbench.TASKS[cfg.task].unknown
+    pool = [(BRIEF, item) for item in examples] if unknown else []
+    return Splits(train, dev, test, feedback=train, pool=pool)
 
 
 def _own(cfg: RunConfig) -> Splits:
