@@ -15,6 +15,7 @@ from peft import PeftModel
 
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
+from nslora.editor.ledger import Ledger
 from nslora.model.backbone import Backbone
 from nslora.model.lora import Learner
 from nslora.tasks.build import Task
@@ -148,12 +149,13 @@ class Session:
         default_factory=dict
     )
     _gold: dict[str, Reward] = field(default_factory=dict)  # by example id
+    _earlier: Bill = Bill()  # what the editor had spent for other runs
     _spent_before: Bill = Bill()
 
     def __post_init__(self) -> None:
         """Attach a fresh adapter, and start the bill at nothing."""
         self.learner = Learner(self.backbone, self.cfg)
-        self._spent_before = self.spent
+        self._earlier = self.spent
 
     # ---- what the reward says
 
@@ -329,11 +331,15 @@ class Session:
 
     @property
     def spent(self) -> Bill:
-        """All that was spent so far; replayed editor calls count as calls."""
-        ledger = getattr(self.editor, "ledger", None)
-        calls = ledger.calls + ledger.replayed if ledger else 0
-        tokens = ledger.tokens_in + ledger.tokens_out if ledger else 0
-        return Bill(self.train_tokens, self.generated_tokens, calls, tokens)
+        """All that this run has spent; replayed editor calls count as calls."""
+        ledger = getattr(self.editor, "ledger", None) or Ledger()
+        spent = Bill(
+            self.train_tokens,
+            self.generated_tokens,
+            ledger.requests,
+            ledger.tokens,
+        )
+        return spent - self._earlier
 
     def bill(self) -> Bill:
         """Return what was spent since this was last asked."""

@@ -16,9 +16,11 @@ from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
+from nslora.editor.ledger import Budget
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import store
+from nslora.runs.preflight import asks_editor
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
 from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
@@ -50,23 +52,28 @@ def make_run(
     with place.alone(cfg):
         if place.done(cfg):
             return place.record(cfg)
+        if asks_editor(cfg):
+            # before anything is loaded
+            editor.check()
         return _make(cfg, place, editor, backbone, watch)
 
 
 def open_editor(cfg: RunConfig, place: Store) -> Editor:
     """Open the run's external LLM, replaying from and recording to the results folder.
 
-    NSLORA_EDITOR_MODE says how (default: auto).
+    NSLORA_EDITOR_MODE says how (default: auto), NSLORA_EDITOR_BUDGET what all runs of the working
+    folder may spend together (default: anything).
     """
     mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
-    recordings = place.results / "recordings"
     return Editor(
         cfg.editor_model,
         cfg.editor_url,
         mode,
-        recordings,
+        recordings=place.results / "recordings",
+        budget=Budget.from_environment(),
         threads=cfg.threads,
         engine=cfg.editor_engine,
+        spent=place.work / "editor-spent.json",
     )
 
 
