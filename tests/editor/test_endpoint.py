@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from faulty import ASK, FAULTS, KEY, OK, Faulty, Step, completion, echo, hang, refusal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nslora.editor import attempt
 from nslora.editor.attempt import Answer, judge
@@ -229,9 +231,14 @@ def test_the_check_is_paid_for_and_kept_by_the_budget(endpoint: Faulty) -> None:
     with Editor("gpt", endpoint.url, budget=Budget(calls=1)) as editor:
         editor.check()
         assert (editor.ledger.calls, editor.ledger.tokens_in) == (1, 100)
-        with pytest.raises(UserError, match="budget of 1 calls is spent"):
-            editor.check()
+        # once is enough
+        editor.check()
+        with pytest.raises(EditorError, match="budget of 1 calls is spent"):
+            editor.complete(ASK)
     assert len(endpoint.seen) == 1
+    with Editor("gpt", endpoint.url, budget=Budget(calls=0)) as editor:
+        with pytest.raises(UserError, match=r"budget of 0 calls is spent\.$"):
+            editor.check()
 
 
 def test_a_local_editor_and_a_replay_are_not_asked(tmp_path) -> None:
@@ -343,6 +350,46 @@ def test_a_proxy_is_used_for_what_is_far(endpoint: Faulty, monkeypatch) -> None:
 def test_retry_after_is_seconds_or_a_date(header, seconds) -> None:
     assert attempt.seconds(header) == seconds
     assert attempt.seconds("Fri, 31 Dec 1999 23:59:59 GMT") == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def like(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return objects that may have these fields, or anything else."""
+    return st.fixed_dictionaries({}, optional=fields) | JSON
+
+
+PARTS = st.lists(like(type=st.just("text") | JSON, text=JSON), max_size=3)
+MESSAGE = like(content=st.text() | PARTS | JSON, reasoning=JSON)
+ANYTHING = like(
+    choices=st.lists(like(message=MESSAGE, finish_reason=st.just("length") | JSON), max_size=2),
+    usage=like(prompt_tokens=st.integers(-(10**400), 10**400), completion_tokens=JSON),
+    model=JSON,
+    error=like(message=JSON, code=st.integers(300, 700) | JSON),
+    detail=JSON,
+)
+
+
+@settings(max_examples=300)
+@given(content=ANYTHING, status=st.sampled_from([200, 204, 302, 400, 418, 429, 500, 999]))
+def test_whatever_comes_back_is_a_text_or_a_reason(content: Any, status: int) -> None:
+    made = judge(Answer(status, json.dumps(content).encode()), ASK)
+    assert bool(made.text) != bool(made.error)
+    assert "\n" not in made.error
+    json.dumps([made.text, made.error, made.model], ensure_ascii=False).encode()
+    assert 0 <= made.tokens_in <= 10**8 and 0 <= made.tokens_out <= 10**8
+    assert status != 200 or not made.final or "status" in made.error
+
+
+@given(data=st.binary(max_size=60), header=st.text(max_size=30))
+def test_whatever_bytes_come_back_are_a_reason(data: bytes, header: str) -> None:
+    for status in (200, 503):
+        assert judge(Answer(status, data, header), ASK).error
 
 
 def test_an_error_is_a_line_that_any_record_can_hold() -> None:

@@ -24,6 +24,8 @@ from nslora.editor.replay import Reply, Request
 MAX_BYTES = 1_000_000
 # a reply longer than this times its limit ignored the limit
 CHARS_PER_TOKEN = 16
+# of one request: an endpoint that counts more has miscounted
+MAX_TOKENS = 10**8
 # before another attempt, unless the endpoint asks for longer
 PAUSE_S = 1.0
 # longest Retry-After that is waited for
@@ -303,6 +305,7 @@ def usage(counts: Any, request: Request, text: str) -> tuple[int, int]:
     }
     told = {name: counts.get(name) for name in guesses}
     tokens_in, tokens_out = [
-        n if isinstance(n, int) and n >= 0 else guesses[name] for name, n in told.items()
+        n if isinstance(n, int) and 0 <= n <= MAX_TOKENS else guesses[name]
+        for name, n in told.items()
     ]
     return tokens_in, tokens_out

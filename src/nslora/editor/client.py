@@ -91,12 +91,12 @@ class Editor:
             self._server.stop()
 
     def check(self) -> None:
-        """Make one small call to a remote endpoint, unless nothing is called at all.
+        """Make one small call to a remote endpoint that has not answered yet.
 
         Raises UserError with what is wrong with key, address or model. What the endpoint does not
-        take is known from then on.
+        take is known from then on. In mode "replay" nothing is called.
         """
-        if not self._endpoint or self._recordings.mode == "replay":
+        if not self._endpoint or self._endpoint.settled or self._recordings.mode == "replay":
             return
         if spent := self._spending.admit():
             raise UserError(f"the editor's {spent} is spent.")

@@ -29,7 +29,11 @@ CHECK = Request("You are brief.", "Reply with the word OK.", seed=0, max_tokens=
 
 
 class Endpoint:
-    """Client of `model` at a base URL that `find_key` has accepted; `key` may be empty."""
+    """Client of `model` at a base URL that `find_key` has accepted; `key` may be empty.
+
+    Attributes:
+        settled: it has answered with a chat completion; from then on its dialect stays.
+    """
 
     def __init__(self, model: str, url: str, key: str, attempt_s: float) -> None:
         self.model = model
@@ -37,8 +41,7 @@ class Endpoint:
         self._key = key
         self._url = url.rstrip("/").removesuffix("/chat/completions")
         self._dialect = Dialect(self._url)
-        # from the first chat completion on, the dialect stays
-        self._settled = False
+        self.settled = False
 
     async def check(self) -> Reply:
         """Make one small call: it settles the dialect, and how much room reasoning needs."""
@@ -76,13 +79,13 @@ class Endpoint:
             attempt = judge(answer, request, room)
             if dialect.url == self._url:
                 given = attempt
-            self._settled |= attempt.completion
+            self.settled |= attempt.completion
             # unless another call has learned it meanwhile
-            if not attempt.completion and not self._settled and self._dialect == dialect:
+            if not attempt.completion and not self.settled and self._dialect == dialect:
                 self._dialect = dialect.amended(answer)
             if attempt.completion or self._dialect == dialect:
                 break
-        if not self._settled:
+        if not self.settled:
             self._dialect = replace(self._dialect, url=self._url)
             # a guessed address is no better than the one that was given
             if answer.status in (404, 405) and given:
