@@ -63,11 +63,20 @@ def close(handler: Handler, body: dict[str, Any]) -> None:
     handler.connection.close()
 
 
+def say(data: bytes) -> Callable[[Handler, dict[str, Any]], None]:
+    """Return a step that sends bytes as they are."""
+
+    def step(handler: Handler, body: dict[str, Any]) -> None:
+        handler.wfile.write(data)
+
+    return step
+
+
 OK: Step = (200, {}, completion("fine", prompt_tokens=100, completion_tokens=10))
 FAULT: Step = (500, {}, b"{}")
 NOW = {"retry-after": "0"}
 # by name: what no usable reply comes of, though another attempt may bring one
-FAULTS: dict[str, Step | Callable[[Handler, dict[str, Any]], None]] = {
+FAULTS: dict[str, Any] = {
     "500": FAULT,
     "502 page": (502, {"content-type": "text/html"}, b"<html>Bad gateway</html>"),
     "429": (429, NOW, b"{}"),
@@ -96,7 +105,7 @@ FAULTS: dict[str, Step | Callable[[Handler, dict[str, Any]], None]] = {
     "cut JSON": (200, {}, completion("fine")[:30]),
     "cut body": (200, {"content-length": "999"}, b'{"choices"'),
     "not gzip": (200, {"content-encoding": "gzip"}, b"no"),
-    "not HTTP": lambda handler, body: handler.wfile.write(b"hello there\r\n\r\n") and None,
+    "not HTTP": say(b"hello there\r\n\r\n"),
     "closed": close,
     "silent": hang,
     "drip": drip,
@@ -143,7 +152,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         seen = {**body, "authorization": self.headers["authorization"], "path": self.path}
         self.server.seen.append(seen)
-        step = self.server.step(body) if self.path == self.server.path else refusal(404, "no page")
+        step: Any = refusal(404, "no page")
+        if self.path == self.server.path:
+            step = self.server.step(body)
         if callable(step):
             step = step(self, body)
         if step:

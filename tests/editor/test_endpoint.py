@@ -236,9 +236,11 @@ def test_the_check_is_paid_for_and_kept_by_the_budget(endpoint: Faulty) -> None:
         with pytest.raises(EditorError, match="budget of 1 calls is spent"):
             editor.complete(ASK)
     assert len(endpoint.seen) == 1
-    with Editor("gpt", endpoint.url, budget=Budget(calls=0)) as editor:
-        with pytest.raises(UserError, match=r"budget of 0 calls is spent\.$"):
-            editor.check()
+    with (
+        Editor("gpt", endpoint.url, budget=Budget(calls=0)) as editor,
+        pytest.raises(UserError, match=r"budget of 0 calls is spent\.$"),
+    ):
+        editor.check()
 
 
 def test_a_local_editor_and_a_replay_are_not_asked(tmp_path) -> None:

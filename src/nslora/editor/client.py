@@ -124,12 +124,11 @@ class Editor:
         unique = list(dict.fromkeys(requests))
         unique.sort(key=lambda r: prompts.index((r.system, r.user)))
         # in order, before any call: what is over budget does not depend on which call is faster
-        replies = {request: self._known(request) for request in unique}
-        missing = [request for request, reply in replies.items() if reply is None]
+        replies = {request: reply for request in unique if (reply := self._known(request))}
+        missing = [request for request in unique if request not in replies]
         if missing:
             replies |= _run(self._make(missing))
-        for reply in replies.values():
-            assert reply
+        for reply in map(replies.__getitem__, unique):
             self.ledger.charge(reply)
             if reply.error:
                 logger.warning("a request to the editor is lost: %s", reply.error)

@@ -137,7 +137,7 @@ class Spending:
         limited = any(map(isfinite, self.limits.values()))
         # nothing to share without a limit
         self.path = path if limited else None
-        self._own = dict.fromkeys(LIMITED, 0.0)
+        self._own: dict[str, float] = dict.fromkeys(LIMITED, 0.0)
 
     def admit(self) -> str:
         """Take one call from the budget, or return which part of it is spent, in words."""
@@ -175,7 +175,7 @@ class Spending:
             return dict(self._own)
         try:
             totals = TypeAdapter(dict[str, NonNegativeFloat]).validate_json(path.read_bytes())
-            return {name: totals[name] for name in LIMITED}
+            return {name: totals[name] for name in self._own}
         except (ValidationError, KeyError) as error:
             raise UserError(
                 f"{path} does not say what the editor has spent; delete it to count anew."
