@@ -149,13 +149,14 @@ class Session:
         default_factory=dict
     )
     _gold: dict[str, Reward] = field(default_factory=dict)  # by example id
-    _earlier: Bill = Bill()  # what the editor had spent for other runs
+    _spent_by_others: Bill = Bill()  # by runs that share the editor
     _spent_before: Bill = Bill()
 
     def __post_init__(self) -> None:
         """Attach a fresh adapter, and start the bill at nothing."""
         self.learner = Learner(self.backbone, self.cfg)
-        self._earlier = self.spent
+        self._spent_by_others = self._spent_by_all
+        self._spent_before = self.spent
 
     # ---- what the reward says
 
@@ -332,14 +333,17 @@ class Session:
     @property
     def spent(self) -> Bill:
         """All that this run has spent; replayed editor calls count as calls."""
+        return self._spent_by_all - self._spent_by_others
+
+    @property
+    def _spent_by_all(self) -> Bill:
         ledger = getattr(self.editor, "ledger", None) or Ledger()
-        spent = Bill(
+        return Bill(
             self.train_tokens,
             self.generated_tokens,
             ledger.requests,
             ledger.tokens,
         )
-        return spent - self._earlier
 
     def bill(self) -> Bill:
         """Return what was spent since this was last asked."""
