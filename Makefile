@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan figures verify table bench check test lint lab paper lock clean
+.PHONY: help reproduce plan figures verify table bench check pure test lint lab paper lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -51,8 +51,11 @@ table: .venv/ready ## print the main table
 bench: .venv/ready ## measure speed and memory beside the tools that our parts replace; wants a quiet machine
 	$(NSLORA) bench
 
-check: lint ## lint and the tests that need no model and no other process: a minute
-	$(PY) -m pytest -q -n $(JOBS) -m pure
+check: .venv/ready ## lint and the tests that need no model and no other process, side by side: a minute
+	$(MAKE) --no-print-directory --jobs 2 lint pure
+
+pure:
+	$(PY) -m pytest -q -m pure
 
 test: lint ## lint, then all tests, JOBS files at a time
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say("\ninterrupted; the same command goes on from the last finished run.")
+        say("\ninterrupted; the same command goes on from the last finished move.")
         return 130
 
 
@@ -81,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     text = "print the jobs of a profile, which are done, and what the rest will cost"
     add_profile(add("plan", show_plan, text))
     add_reproduce(add("reproduce", reproduce, "run every job of a profile that is not done"))
+    text = "try every schedule of a profile's instances, each move once"
+    add_profile(add("schedules", schedules, text))
     text = "rebuild all tables and figures from the records"
     add_profile(add("figures", figures, text))
     text = "recompute claims and tables from the records and compare"
@@ -287,6 +289,18 @@ def reproduce(args: argparse.Namespace) -> int:
     # where no run was scored, there is no table
     scores = profile.results.glob("records/*/scores.csv")
     return table(args) if any(path.stat().st_size for path in scores) else 0
+
+
+def schedules(args: argparse.Namespace) -> int:
+    """Grow the schedule trees of a profile."""
+    profile = load(args.profile)
+    if not profile.schedules:
+        raise UserError(f"profile {args.profile!r} has no schedules in experiments.toml.")
+    preflight.check(list(profile.schedules))
+    from nslora.experiments import schedules as trees
+
+    trees.grow_all(profile, say)
+    return 0
 
 
 def figures(args: argparse.Namespace) -> int:

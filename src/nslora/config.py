@@ -100,7 +100,9 @@ class RunConfig(BaseModel):
 
     # the task
     items: PositiveInt = 24  # of each kind: facts (in 5 wordings each), questions, problems
+    dev_items: NonNegativeInt = 0  # of each kind; 0: as many as items
     test_items: PositiveInt = 36  # of each kind
+    mix: str = "1:1:1"  # of mixed: how many times as many items need content, style, both
     rule: str = "end_phrase"  # a key of rules.RULES: of style and mixed; a stream starts with it
     tier: Literal["easy", "hard"] = "easy"  # of math: arithmetic, or word problems with solutions
     max_new_tokens: PositiveInt = 32  # longest reply
@@ -154,6 +156,13 @@ class RunConfig(BaseModel):
             raise ValueError(f"unknown; choose from {', '.join(TASKS)} or own:<file.jsonl>")
         return task
 
+    @field_validator("mix")
+    @classmethod
+    def _check_mix(cls, mix: str) -> str:
+        if not re.fullmatch("[0-9]+:[0-9]+:[0-9]+", mix) or not re.search("[1-9]", mix):
+            raise ValueError("must be content:style:both, as in 2:1:0, and not all 0")
+        return mix
+
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         name, _, schedule = self.method.partition(":")
@@ -192,6 +201,12 @@ class RunConfig(BaseModel):
     def schedule(self) -> str:
         """The moves of a `fixed:` method as N and S; empty for the others."""
         return self.method.partition(":")[2]
+
+    @property
+    def shares(self) -> tuple[int, int, int]:
+        """`mix` as numbers: content, style, both."""
+        content, style, both = map(int, self.mix.split(":"))
+        return content, style, both
 
     @property
     def settings(self) -> dict[str, Any]:

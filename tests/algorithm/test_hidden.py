@@ -48,8 +48,8 @@ def steps(opened, poisoned: bool, **settings: Any) -> list[str]:
     run = opened(seed=1, c1_eps=0.3, **settings)
     if poisoned:
         run.task = Poisoned(run.task)
-    history, _, _, _ = loop.adapt_phases(run, lambda state, needs: None)
-    return [json.dumps(asdict(step)) for step in history]
+    last, _ = loop.adapt_phases(run, lambda state, needs: None)
+    return [json.dumps(asdict(step)) for step in last.whole]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_the_poison_works(opened) -> None:
 
 def test_needs_are_read_off_a_reward_in_parts_where_it_may_be_seen(opened) -> None:
     seen = opened(reward="parts", needs="parts", method="neurosymbolic")
-    history, _, _, _ = loop.adapt_phases(seen, lambda state, needs: None)
+    last, _ = loop.adapt_phases(seen, lambda state, needs: None)
     # of three kinds of examples, a random model lacks the content of each
-    assert history[1].demand == {"content": 1.0, "style": 0.0}
+    assert last.whole[1].demand == {"content": 1.0, "style": 0.0}
     example = seen.task.train[0]
     assert set(seen.reward(example, "x").parts) == {"content", "content_strict", "style"}
     assert opened().reward(example, "x").parts == {}

@@ -16,10 +16,11 @@ from histories import step
 from scripted import down, kind, lowercase
 
 from nslora.algorithm import loop
+from nslora.algorithm.monitor import schedule
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Bill, Session, State
 from nslora.config import METHODS, RunConfig
-from nslora.runs.run import make_run, schedule
+from nslora.runs.run import make_run
 from nslora.tasks.build import build
 from nslora.types import Move
 
@@ -32,8 +33,8 @@ HAS_GEPA = importlib.util.find_spec("gepa") is not None
 def adapt(run: Session) -> tuple[Sequence[Any], list[State]]:
     """Adapt, and return the history and every state on the way."""
     states: list[State] = []
-    history, _, _, _ = loop.adapt_phases(run, lambda state, needs: states.append(state))
-    return history, states
+    last, _ = loop.adapt_phases(run, lambda state, needs: states.append(state))
+    return last.whole, states
 
 
 # what each method's row says: its schedule, and the sources of the pairs that weights train on
@@ -106,7 +107,8 @@ def test_random_repeats_itself_but_is_no_other_runs_coin(opened) -> None:
 def test_a_stream_goes_on_from_the_best_of_each_phase(opened) -> None:
     run = opened(reply=in_the_phases_form, **STREAM)
     states: list[State] = []
-    history, chosen, memory, earlier = loop.adapt_phases(run, lambda s, needs: states.append(s))
+    last, chosen = loop.adapt_phases(run, lambda s, needs: states.append(s))
+    history, memory, earlier = last.whole, last.memory, last.tested
     assert [s.step for s in history] == list(range(9))
     assert schedule(history) == "SNSNSN"
     # two facts and two known questions, then two facts more
@@ -292,10 +294,11 @@ def test_a_real_model_learns_facts_by_the_methods_own_decisions(backbone, memo, 
     )
     run = Session(cfg, build(cfg), backbone, Scripted(down), tmp_path, memo)
     try:
-        history, chosen, _, _ = loop.adapt_phases(run, lambda state, needs: None)
+        last, chosen = loop.adapt_phases(run, lambda state, needs: None)
         test = run.score(run.task.initial_prompt, run.task.test)
     finally:
         bare(backbone)
+    history = last.whole
     start, first = history[:2]
     assert start.dev["success"] == 0
     assert first.move == Move.NUMERICAL and first.demand["content"] == 1.0

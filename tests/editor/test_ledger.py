@@ -21,7 +21,11 @@ def test_ledgers_subtract_and_keep_the_last_error_of_what_is_left() -> None:
     before = Ledger(2, 1, 0, 1, 40, 4, 1.0, 0.1, "old")
     after = Ledger(5, 1, 2, 1, 90, 9, 3.0, 0.3, "old")
     assert after - before == Ledger(3, 0, 2, 0, 50, 5, 2.0, 0.2)
-    assert (replace(after, lost=2, error="new") - before).error == "new"
+    more = replace(after, lost=2, error="new") - before
+    assert more.error == "new"
+    # put together again, and with nothing more
+    assert before + more == replace(after, lost=2, error="new")
+    assert more + Ledger() == more
 
 
 def test_a_difference_does_not_depend_on_what_was_spent_before() -> None:

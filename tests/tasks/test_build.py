@@ -207,6 +207,27 @@ def test_every_rule_is_a_style_task_and_is_stated_nowhere(rule: str) -> None:
     assert not any(instruction in prompt.both for prompt in prompts)
 
 
+@pytest.mark.parametrize("mix", ["1:1:1", "3:1:0", "0:2:1", "4:0:0", "0:0:2"])
+def test_a_mix_has_the_kinds_that_it_says(mix: str) -> None:
+    task = build(RunConfig(mix=mix, items=3, dev_items=6, test_items=9))
+    shares = map(int, mix.split(":"))
+    for split, items in (("dev", 6), ("test", 9), ("feedback", 3)):
+        needs = Counter(task.hidden[e.id].need for e in getattr(task, split))
+        wanted = zip((Need.CONTENT, Need.STYLE, Need.BOTH), mix.split(":"), strict=True)
+        assert needs == {need: items * int(share) for need, share in wanted if share != "0"}
+    parts = [groups(task, split) for split in SPLITS]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert sum(shares) * 3 == len(task.feedback)
+
+
+def test_a_larger_dev_asks_about_every_fact_as_often() -> None:
+    cfg = RunConfig(task="facts", items=6, test_items=12)
+    small, large = build(cfg), build(cfg.but(dev_items=12))
+    assert set(small.dev) < set(large.dev)
+    assert set(Counter(e.fact for e in large.dev).values()) == {2}
+    assert small.train == large.train
+
+
 def test_style_can_have_all_countries() -> None:
     most = sum(map(len, world.countries())) - 6
     cfg = RunConfig(task="style", items=50, test_items=most - 100)
@@ -267,7 +288,10 @@ def test_invented_people_share_no_name() -> None:
     [
         ({"task": "style", "rule": "rhyme"}, "unknown rule"),
         ({"task": "style", "items": 500}, "must be at most"),
-        ({"task": "facts", "items": 3, "test_items": 36}, "at most 4 x items"),
+        ({"task": "facts", "items": 3, "test_items": 36}, "too many for items = 3"),
+        ({"task": "facts", "items": 3, "dev_items": 13, "test_items": 3}, "too many for items = 3"),
+        ({"mix": "1:1"}, "must be content:style:both"),
+        ({"mix": "0:0:0"}, "must be content:style:both"),
         ({"task": "facts", "items": 5000}, "lower `items`"),
         ({"task": "own:/nowhere.jsonl"}, "cannot read"),
     ],

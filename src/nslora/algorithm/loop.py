@@ -13,7 +13,7 @@ from nslora.algorithm import monitor
 from nslora.algorithm.needs import ESTIMATORS, Needs
 from nslora.algorithm.numerical import numerical
 from nslora.algorithm.router import DECISIONS, Choice
-from nslora.algorithm.session import Memory, Outcome, Session, State
+from nslora.algorithm.session import Outcome, Session, State
 from nslora.algorithm.symbolic import symbolic
 from nslora.config import RunConfig
 from nslora.tasks.build import build, phases
@@ -30,14 +30,16 @@ Watch = Callable[[State, Needs | None], None]
 def adapt(run: Session, state: State, watch: Watch) -> State:
     """Adapt a candidate, whose weights are in place, within the budget of moves.
 
-    Returns the last state; `best` finds the step to return in its history.
+    Returns the last state; `best` finds the step to return in its history. A state that comes from
+    an interrupted run is scored, and goes on with its next move.
     """
     cfg = run.cfg
     decide = DECISIONS[cfg.row.decision]
     estimate = ESTIMATORS[cfg.row.needs]
-    state = begin(run, state)  # --------------------------- 1: score the start
-    watch(state, None)
-    for _ in range(cfg.moves):  # --------------------- 2: while budget is left
+    if not state.dev:
+        state = begin(run, state)  # ----------------------- 1: score the start
+        watch(state, None)
+    while len(state.moves) < cfg.moves:  # ------------ 2: while budget is left
         needs = estimate(run, state)  # --------- 3: what does each input need?
         choice = decide(state.moves, needs, cfg)  # ----- 4: weights or prompt?
         if choice.move is Move.STOP:  # ------------------------------------- 5
@@ -53,6 +55,7 @@ def begin(run: Session, state: State) -> State:
     """Score the candidate as it is; the record opens a phase."""
     run.bill()  # what was spent before belongs to no move
     dev, train = run.score_dev_and_train(state.candidate.prompt)
+    # the number of the step goes on from the phase before
     record = _record(state, "start", "", dev, train)
     record = replace(record, bill=asdict(run.bill()))
     # losses of an earlier phase are of other weights: C1 starts anew
@@ -126,29 +129,37 @@ def best(history: Sequence[StepRecord], cfg: RunConfig) -> StepRecord:
 
 
 def adapt_phases(
-    run: Session, watch: Watch
-) -> tuple[tuple[StepRecord, ...], StepRecord, Memory, dict[str, list[Scored]]]:
+    run: Session, watch: Watch, state: State | None = None
+) -> tuple[State, StepRecord]:
     """Adapt to the phases of a task one after the other, each from the best candidate before it.
 
-    Returns the whole history, the best step of the last phase, the memory, and the test rows of
-    earlier phases, each scored once at its phase's end (`test-1`, `test-2`, ...).
+    Goes on from `state`, if there is one, whose weights and task are in place. Returns the last
+    state, which has the histories of all phases and the test rows of earlier ones (`test-1`, ...),
+    and the best step of the last phase.
     """
-    state = State(Candidate(run.task.initial_prompt))
-    history: tuple[StepRecord, ...] = ()
-    earlier: dict[str, list[Scored]] = {}
-    for phase in range(phases(run.cfg)):
-        if phase:
-            # the weights in place are those of the last move, not of the best
-            run.use(state.candidate)
-            earlier[f"test-{phase}"] = run.score(
-                state.candidate.prompt, run.task.test
-            )
-            run.enter(build(run.cfg, phase))
+    state = state or State(Candidate(run.task.initial_prompt))
+    state = adapt(run, state, watch)
+    while state.phase + 1 < phases(run.cfg):
+        state = enter_next(run, state)
         state = adapt(run, state, watch)
-        history += state.history
-        # the next phase starts from the best candidate, and with its memory
-        chosen = best(state.history, run.cfg)
-        state = replace(
-            state, candidate=Candidate(chosen.prompt, chosen.adapter)
-        )
-    return history, chosen, state.memory, earlier
+    return state, best(state.history, run.cfg)
+
+
+def enter_next(run: Session, state: State) -> State:
+    """Test the best candidate of a phase, and go on from it to the next phase, not yet scored."""
+    chosen = best(state.history, run.cfg)
+    candidate = Candidate(chosen.prompt, chosen.adapter)
+    # the weights in place are those of the last move, not of the best
+    run.use(candidate)
+    tested = run.score(candidate.prompt, run.task.test)
+    phase = state.phase + 1
+    run.enter(build(run.cfg, phase))
+    return replace(
+        state,
+        candidate=candidate,
+        dev=(),
+        train=(),
+        phase=phase,
+        past=state.whole,
+        tested={**state.tested, f"test-{phase}": tested},
+    )

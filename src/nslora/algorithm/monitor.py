@@ -89,6 +89,12 @@ def is_small(signal: Signal, cfg: RunConfig) -> bool:
     return signal.c1 is not None and signal.c1 > -cfg.c1_eps
 
 
+def schedule(history: Iterable[StepRecord]) -> str:
+    """Return the moves as N and S; a stream's phases are joined."""
+    letters = {"numerical": "N", "symbolic": "S"}
+    return "".join(letters.get(step.move, "") for step in history)
+
+
 def last_phase(moves: Sequence[StepRecord]) -> list[StepRecord]:
     """Return the unbroken run of moves of one kind that ends the history."""
     tail: list[StepRecord] = []

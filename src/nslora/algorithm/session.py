@@ -89,20 +89,34 @@ class Memory:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands after a move: the candidate, its scored rows, and how it came there."""
+    """Where a run stands after a move: the candidate, its scored rows, and how it came there.
+
+    Attributes:
+        dev, train: empty before the candidate is scored.
+        history: of the current phase; the first entry is its start.
+        phase: number of the current phase, 0 but in a stream.
+        past: the histories of earlier phases, joined.
+        tested: test rows of earlier phases, scored at their ends.
+    """
 
     candidate: Candidate
     dev: Sequence[Scored] = ()
     train: Sequence[Scored] = ()
-    history: tuple[
-        StepRecord, ...
-    ] = ()  # of the current phase; the first entry is its start
+    history: tuple[StepRecord, ...] = ()
     memory: Memory = Memory()
+    phase: int = 0
+    past: tuple[StepRecord, ...] = ()
+    tested: Mapping[str, Sequence[Scored]] = field(default_factory=dict)
 
     @property
     def moves(self) -> tuple[StepRecord, ...]:
         """The history without its start."""
         return self.history[1:]
+
+    @property
+    def whole(self) -> tuple[StepRecord, ...]:
+        """The history of all phases so far."""
+        return self.past + self.history
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,7 @@ class Session:
         saved_s: seconds that memoised replies took to make.
         work_s: seconds in which the model computed or the editor was asked; the rest of a run's
             time is overhead.
+        replies: greedy replies so far, by adapter and text.
     """
 
     cfg: RunConfig
@@ -141,10 +156,8 @@ class Session:
     work_s: float = 0.0
     train_tokens: int = 0
     generated_tokens: int = 0
+    replies: dict[str, dict[str, Generation]] = field(default_factory=dict)
     learner: Learner = field(init=False)
-    _replies: dict[str, dict[str, Generation]] = field(
-        default_factory=dict
-    )  # by adapter, text
     _nll: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(
         default_factory=dict
     )
@@ -213,7 +226,7 @@ class Session:
         decode: Callable[[list[str]], list[Generation]],
     ) -> list[Generation]:
         """Return replies in the order of `texts`, decoding each new text once and in one batch."""
-        replies = self._replies.setdefault(adapter, {})
+        replies = self.replies.setdefault(adapter, {})
         new = [text for text in dict.fromkeys(texts) if text not in replies]
         if new:
             replies |= zip(new, self._counted(lambda: decode(new)), strict=True)
@@ -327,6 +340,12 @@ class Session:
         else:
             self.learner.load(self.scratch / candidate.adapter)
         self.adapter = candidate.adapter or ""
+
+    def recall(self, replies: dict[str, dict[str, Generation]]) -> None:
+        """Know these replies and no others: those of another place in a run."""
+        self.replies = replies
+        # adapters of two branches of a tree may share a name
+        self._nll.clear()
 
     # ---- what it costs
 

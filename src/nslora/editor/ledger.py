@@ -97,11 +97,15 @@ class Ledger:
     money: float = 0.0
     error: str = ""
 
+    def __add__(self, later: Ledger) -> Ledger:
+        """Return what both have spent."""
+        spent = {n: round(getattr(self, n) + getattr(later, n), 9) for n in COUNTS}
+        return Ledger(**spent, error=later.error or self.error)
+
     def __sub__(self, earlier: Ledger) -> Ledger:
         """Return what was spent since `earlier`, a copy by `dataclasses.replace(ledger)`."""
-        names = [field.name for field in fields(self) if field.name != "error"]
         # rounded: the last bits of a difference depend on what was spent before
-        spent = {n: round(getattr(self, n) - getattr(earlier, n), 9) for n in names}
+        spent = {n: round(getattr(self, n) - getattr(earlier, n), 9) for n in COUNTS}
         return Ledger(**spent, error=self.error if self.lost > earlier.lost else "")
 
     @property
@@ -124,6 +128,10 @@ class Ledger:
         if reply.error:
             self.lost += 1
             self.error = reply.error
+
+
+# all but the error
+COUNTS = [field.name for field in fields(Ledger)[:-1]]
 
 
 class Spending:

@@ -30,6 +30,7 @@ STUDIES = (
     "baking",
     "controls",
     "quickstart",
+    "schedules",
 )
 REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
 OPTIONAL = {"rules", "settings", "variants"}
@@ -45,6 +46,7 @@ class Profile:
         root: folder of the project; results: of its records, tables, figures and notebooks.
         limit_s: wall-clock limit of one job.
         notebooks: the runs of each notebook, in the order they are made.
+        schedules: instances of which every schedule is tried (`experiments.schedules`).
         reports: notebooks without runs.
     """
 
@@ -54,6 +56,7 @@ class Profile:
     limit_s: float
     notebooks: dict[str, tuple[RunConfig, ...]]
     reports: tuple[str, ...]
+    schedules: tuple[RunConfig, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -190,6 +193,9 @@ def load(name: str, root: Path | None = None) -> Profile:
         # a run that two blocks of a notebook name is made once
         notebooks={n: tuple({cfg.run_id: cfg for cfg in c}.values()) for n, c in runs.items()},
         reports=reports,
+        schedules=tuple(
+            cfg for block in profile.get("schedules", []) for cfg in _expand(block, table, profile)
+        ),
     )
 
 

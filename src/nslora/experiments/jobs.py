@@ -1,7 +1,8 @@
 """Run jobs: each executes one notebook in an operating-system process of its own.
 
 A job is done when our own record says so. That record is written last, after every cell ran and
-every run of the job has its record. A killed job goes on from its last finished run.
+every run of the job has its record. A killed job goes on from the last
+finished move of its runs.
 """
 
 from __future__ import annotations

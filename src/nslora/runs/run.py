@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,22 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from nslora.algorithm import monitor
 from nslora.algorithm.loop import adapt_phases
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
-from nslora.editor.ledger import Budget
+from nslora.editor.ledger import Budget, Ledger
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import store
 from nslora.runs.preflight import asks_editor
+from nslora.runs.state import restore, save
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
-from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
+from nslora.types import Candidate, Example, Pair, Prompt, Scored, StepRecord, UserError, diff
 
 # of the reward, for reports
 PARTS = ("content", "content_strict", "style")
+
+# what a session counts
+COUNTERS = ("saved_s", "work_s", "train_tokens", "generated_tokens")
 
 # final rows by split
 Rows = dict[str, list[Scored]]
@@ -80,23 +88,26 @@ def open_editor(cfg: RunConfig, place: Store) -> Editor:
 def _make(
     cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None, watch: Watch
 ) -> Path:
-    """Make the run from its beginning, and publish its record."""
-    started, ledger = time.perf_counter(), replace(editor.ledger)
-    scratch = place.begin(cfg)
+    """Make the run, from its last finished move if it was interrupted, and publish its record."""
+    started = time.perf_counter()
+    scratch = place.scratch(cfg)
+    scratch.mkdir(parents=True, exist_ok=True)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
     run = Session(cfg, build(cfg), backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
+    progress = Progress(run, started, watch)
 
-    history, chosen, memory, rows = adapt_phases(run, Recorder(run, watch))
+    state, chosen = adapt_phases(run, progress, progress.state)
+    history = state.whole
     candidate = Candidate(chosen.prompt, chosen.adapter)
-    rows = rows | final_rows(run, candidate, abilities)
+    run.use(candidate)
+    rows = {**state.tested, **final_rows(run, candidate, abilities)}
     factorial = weights_by_prompt(run, candidate)
-    remade = remade_rows(cfg, run.task.initial_prompt, memory.trained)
+    remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
 
     store.write_scores(scratch / "scores.csv", score_rows(run, rows | factorial))
-    (scratch / "remade.jsonl").touch()
-    for row in remade:
-        store.append_json(scratch / "remade.jsonl", row)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in remade]
+    store.write_text(scratch / "remade.jsonl", "".join(lines))
     store.write_json(
         scratch / "run.json",
         {
@@ -109,7 +120,7 @@ def _make(
                 **store.environment(cfg.threads, backbone.device, backbone.dtype),
                 "editor_engine": editor.engine,
             },
-            "schedule": schedule(history),
+            "schedule": monitor.schedule(history),
             "final": {
                 split: summary(task_of(run, split), scored) for split, scored in rows.items()
             },
@@ -119,25 +130,45 @@ def _make(
                 "prompt": asdict(chosen.prompt),
                 "prompt_diff": prompt_diff(run.task.initial_prompt, chosen.prompt),
             },
-            "editor": asdict(editor.ledger - ledger),
+            "editor": asdict(progress.edits),
             "remade": len(remade),
-            "cost": cost(run, history, scratch, time.perf_counter() - started),
+            "cost": cost(run, history, scratch, progress.wall_s),
         },
     )
     return place.publish(cfg)
 
 
-class Recorder:
-    """Writes a run's steps as they come, and beside them what they took and what was hidden.
+class Progress:
+    """Records a run's moves as they come, and saves where it stands: an interrupted run goes on.
 
     steps.jsonl is the same whenever and wherever the run is made. clock.jsonl holds seconds, and
     hidden.jsonl what no method sees: the reward's parts and the needs, for reports.
+
+    Attributes:
+        state: where the interrupted run stood; None for a run that begins.
     """
 
-    def __init__(self, run: Session, watch: Watch) -> None:
-        self.run, self.watch = run, watch
-        self.before: Sequence[Scored] = ()
+    def __init__(self, run: Session, started: float, watch: Watch) -> None:
+        """Put the session back to where an interrupted run stood, if there is one.
+
+        `started` is when this process began with the run, by `time.perf_counter()`.
+        """
+        self.run, self.started, self.watch = run, started, watch
+        # what the editor had spent before, and what this run had spent on it in other processes
+        self.before_us, self.earlier = replace(run.editor.ledger), Ledger()
+        self.state = self._resume()
+        self.before = self.state.train if self.state else ()
         self.ended, self.saved = time.perf_counter(), run.saved_s
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the run took so far, in all processes."""
+        return time.perf_counter() - self.started
+
+    @property
+    def edits(self) -> Ledger:
+        """What the run's edits cost so far, in all processes."""
+        return self.earlier + (self.run.editor.ledger - self.before_us)
 
     def __call__(self, state: State, needs: Needs | None) -> None:
         """Record a state, and the needs that were estimated before its move."""
@@ -145,12 +176,45 @@ class Recorder:
         now = time.perf_counter()
         # memoised replies count as if this run had made them
         seconds = now - self.ended + self.run.saved_s - self.saved
-        self.ended, self.saved = now, self.run.saved_s
         store.append_json(folder / "steps.jsonl", asdict(step))
         store.append_json(folder / "clock.jsonl", {"step": step.step, "seconds": seconds})
         store.append_json(folder / "hidden.jsonl", self._hidden(state, needs))
+        # last: a move whose state is saved has its lines
+        save(folder / store.STATE, self.run, state, self._spent())
         self.before = state.train
         self.watch(step)
+        self.ended, self.saved = time.perf_counter(), self.run.saved_s
+
+    def _spent(self) -> dict[str, Any]:
+        counters = {name: getattr(self.run, name) for name in COUNTERS}
+        return {"wall_s": self.wall_s, "edits": asdict(self.edits), "counters": counters}
+
+    def _resume(self) -> State | None:
+        """Return where the run stood, its files cut back to that; None if it is to begin."""
+        folder = self.run.scratch
+        state = None
+        if (folder / store.STATE).exists():
+            try:
+                state, spent = restore(folder / store.STATE, self.run)
+            except UserError as error:
+                warnings.warn(f"{error} The run begins anew.", stacklevel=2)
+        if state is None:
+            # what a run left that was killed before its first state was saved
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            return None
+        self.started -= spent["wall_s"]
+        self.earlier = Ledger(**spent["edits"])
+        for name, value in spent["counters"].items():
+            setattr(self.run, name, value)
+        # none of it belongs to the next move
+        self.run.bill()
+        for name in ("steps.jsonl", "clock.jsonl", "hidden.jsonl"):
+            # a killed process may have written a line of a move that is not saved
+            lines = (folder / name).read_text(encoding="utf-8").split("\n")
+            kept = lines[: len(state.whole)]
+            store.write_text(folder / name, "".join(line + "\n" for line in kept))
+        return state
 
     def _hidden(self, state: State, needs: Needs | None) -> dict[str, Any]:
         task = self.run.task
@@ -196,8 +260,7 @@ def retention(
 
 
 def final_rows(run: Session, candidate: Candidate, abilities: Mapping[str, list[Example]]) -> Rows:
-    """Score the candidate on test, once, and on what the frozen weights could do."""
-    run.use(candidate)
+    """Score a candidate, whose weights are in place, on test and on what the frozen ones could do."""
     # what the frozen weights could not do cannot be forgotten
     obeyed = set(abilities["promptability"])
     promptability = tuple(pair for pair in run.task.promptability if pair[1] in obeyed)
@@ -259,12 +322,6 @@ def score_rows(run: Session, rows: Rows) -> Iterable[dict[str, object]]:
                 **reward.parts,
                 "output": s.output,
             }
-
-
-def schedule(history: Sequence[StepRecord]) -> str:
-    """Return the moves as N and S; a stream's phases are joined."""
-    letters = {Move.NUMERICAL.value: "N", Move.SYMBOLIC.value: "S"}
-    return "".join(letters.get(step.move, "") for step in history)
 
 
 def prompt_diff(initial: Prompt, prompt: Prompt) -> list[list[str]]:

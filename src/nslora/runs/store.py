@@ -1,13 +1,14 @@
 """Own the results folder: run folders, atomic publication, receipts.
 
 A run writes into `<work>/<run_id>/` and is published to `<results>/records/<run_id>/` by one rename
-when it is finished. A killed run leaves no record and starts again from its beginning; since runs
-are deterministic, it ends with the same record as an undisturbed one.
+when it is finished. A killed run leaves no record and goes on from its last finished move; since
+runs are deterministic, it ends with the same record as an undisturbed one.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from nslora.config import RunConfig
 
 # of a record; other ones are not read
 SCHEMA = 2
+# where an unfinished run stands, in its scratch folder (`runs.state`)
+STATE = "state.json"
 # the files of a record
 FILES = (
     # receipt: settings, weights, environment, final scores, cost
@@ -57,6 +61,8 @@ COLUMNS: tuple[str, ...] = (
     "style",
     "output",
 )
+# what a run executes, beside config.py and types.py
+EXECUTED = ("tasks", "model", "editor", "algorithm", "runs")
 # whose versions a result may depend on
 PACKAGES = (
     "torch",
@@ -128,6 +134,8 @@ class Store:
         shutil.rmtree(record, ignore_errors=True)
         record.parent.mkdir(exist_ok=True)
         staged.rename(record)
+        # whoever deletes the record wants the run to be made anew
+        (scratch / STATE).unlink(missing_ok=True)
         (scratch / "done").touch()
         return record
 
@@ -187,10 +195,11 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
     """Return the receipt's part on what the run ran on: code, versions, processor, threads."""
-    # what a run executes; results and prose may change
-    code = (":/src", ":/notebooks")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    # results and prose may change
+    sources = (":/src", ":/notebooks")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
     return {
+        "code": code(),
         "revision": git("rev-parse", "HEAD"),
         "dirty": bool(changed),
         "versions": {name: version(name) for name in PACKAGES},
@@ -201,6 +210,21 @@ def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "threads": threads,
     }
+
+
+@cache
+def code() -> str:
+    """Return the SHA-256 of the files that a run executes (EXECUTED, config.py, types.py)."""
+    root = Path(__file__).parents[1]
+    files = [root / "config.py", root / "types.py"]
+    for package in EXECUTED:
+        files += [path for path in (root / package).rglob("*") if path.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        if path.suffix != ".pyc":
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def git(*args: str) -> str:

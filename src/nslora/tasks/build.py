@@ -7,6 +7,7 @@ Test is scored once, at a run's end (in a stream, at each phase's end). Every ch
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +24,9 @@ from nslora.tasks.world import Fact
 from nslora.types import Example, Hidden, Item, Need, Prompt, Reward, Rule, UserError
 
 INITIAL = Prompt("You are a helpful assistant.")
-# wordings of a fact for training; then one for dev, the others for test
+# wordings of a fact in all, and for training; then come those for dev, the others are for test
+WORDINGS = min(map(len, world.WORDINGS.values()))
 TRAIN_WORDINGS = 5
-TEST_WORDINGS = min(map(len, world.WORDINGS.values())) - TRAIN_WORDINGS - 1
 # reasoning-gym seeds item i of a dataset with seed + i: near seeds would share items
 SEEDS_APART = 1_000_000
 # per phase of a stream: batches of facts so far, and the rule: 0 is the first, 1 the second
@@ -161,10 +162,14 @@ def _facts(cfg: RunConfig) -> Splits:
 
 def _fact_splits(cfg: RunConfig, facts: list[Fact], asked: tuple[Rule, ...] = ()) -> Splits:
     """Ask about facts in wordings that no two splits share."""
-    most = TEST_WORDINGS * len(facts)
-    if cfg.test_items > most:
+    dev_items = cfg.dev_items or len(facts)
+    # dev asks about every fact once before it asks about one again
+    dev_wordings = math.ceil(dev_items / len(facts))
+    test_wordings = WORDINGS - TRAIN_WORDINGS - dev_wordings
+    if cfg.test_items > test_wordings * len(facts):
         raise UserError(
-            f"test_items must be at most {TEST_WORDINGS} x items for facts, that is {most}."
+            f"dev_items = {cfg.dev_items} and test_items = {cfg.test_items} are too many for "
+            f"items = {cfg.items}: a fact has {WORDINGS - TRAIN_WORDINGS} wordings for both."
         )
     # a relation's wordings in random order: the first for training, then dev's, then test's
     rng = cfg.rng("wordings")
@@ -174,10 +179,11 @@ def _fact_splits(cfg: RunConfig, facts: list[Fact], asked: tuple[Rule, ...] = ()
     rows = {fact: _rows(fact, order[fact.relation], asked) for fact in facts}
     # feedback takes another wording for each fact, so that an edit meets them all
     train = [row[:TRAIN_WORDINGS] for row in rows.values()]
+    dev = [row[TRAIN_WORDINGS + nth] for nth in range(dev_wordings) for row in rows.values()]
     return Splits(
         train=[item for row in train for item in row],
-        dev=[row[TRAIN_WORDINGS] for row in rows.values()],
-        test=_fact_test(cfg, rows),
+        dev=dev[:dev_items],
+        test=_fact_test(cfg, rows, test_wordings),
         feedback=[row[i % TRAIN_WORDINGS] for i, row in enumerate(train)],
     )
 
@@ -198,8 +204,8 @@ def _rows(fact: Fact, order: np.ndarray, asked: tuple[Rule, ...]) -> Split:
     return rows
 
 
-def _fact_test(cfg: RunConfig, rows: Mapping[Fact, Split]) -> Split:
-    """Spread the test evenly over facts and wordings.
+def _fact_test(cfg: RunConfig, rows: Mapping[Fact, Split], wordings: int) -> Split:
+    """Spread the test evenly over facts and their last `wordings`.
 
     Facts come in random order, again and again, each time in another of their test wordings. Facts
     of one relation start at different wordings.
@@ -217,16 +223,16 @@ def _fact_test(cfg: RunConfig, rows: Mapping[Fact, Split]) -> Split:
     for i in range(cfg.test_items):
         turn, place = divmod(i, len(shuffled))
         fact = shuffled[place]
-        # the first wordings were trained on, the next is dev's
-        nth = (rank[fact] + turn) % TEST_WORDINGS
-        test.append(rows[fact][TRAIN_WORDINGS + 1 + nth])
+        # the first wordings were trained on, the next are dev's
+        nth = (rank[fact] + turn) % wordings
+        test.append(rows[fact][WORDINGS - wordings + nth])
     return test
 
 
 def _style(cfg: RunConfig) -> Splits:
     """Ask about countries under the rule, best known ones first, splits disjoint by country."""
     asked = (rules.make(cfg.rule),)
-    sizes = (cfg.items, cfg.items, cfg.test_items)
+    sizes = _sizes(cfg)
     chosen = _countries(sizes)
     # whole countries go to a split, so that what one split learns about one helps no other
     rng = cfg.rng("countries")
@@ -242,6 +248,11 @@ def _style(cfg: RunConfig) -> Splits:
     return Splits(*parts, feedback=parts[0])
 
 
+def _sizes(cfg: RunConfig) -> tuple[int, int, int]:
+    """Return the numbers of train, dev and test items of one kind."""
+    return cfg.items, cfg.dev_items or cfg.items, cfg.test_items
+
+
 def _countries(sizes: Sequence[int]) -> Sequence[tuple[Question, ...]]:
     """Return the best known countries that fill splits of these sizes."""
     countries = world.countries()
@@ -251,17 +262,36 @@ def _countries(sizes: Sequence[int]) -> Sequence[tuple[Question, ...]]:
     enough = int(np.searchsorted(reach, sum(sizes) + spare)) + 1
     if enough > len(countries):
         most = reach[-1] - spare
-        raise UserError(f"2 x items + test_items must be at most {most} for known questions.")
+        raise UserError(
+            f"items + dev_items + test_items must be at most {most} for known questions."
+        )
     return countries[:enough]
 
 
 def _mixed(cfg: RunConfig) -> Splits:
-    """Mix facts without rules, country questions with the rule, and other people's facts with it."""
+    """Mix facts without rules, country questions with the rule, and other people's facts with it.
+
+    `cfg.mix` says how many times `items`, `dev_items` and `test_items` there are of each kind.
+    """
     asked = (rules.make(cfg.rule),)
+    content, style, both = cfg.shares
     # two lists share no person: what is learnt of one fact says nothing about the other kind
-    content, both = world.invent(cfg.rng("facts"), (cfg.items, cfg.items))
-    kinds = (_fact_splits(cfg, content), _style(cfg), _fact_splits(cfg, both, asked))
+    sizes = (content * cfg.items, both * cfg.items)
+    plain_facts, asked_facts = world.invent(cfg.rng("facts"), sizes)
+    kinds = []
+    if content:
+        kinds.append(_fact_splits(_times(cfg, content), plain_facts))
+    if style:
+        kinds.append(_style(_times(cfg, style)))
+    if both:
+        kinds.append(_fact_splits(_times(cfg, both), asked_facts, asked))
     return _shuffled(cfg, *kinds)
+
+
+def _times(cfg: RunConfig, share: int) -> RunConfig:
+    """Return the settings of a kind of which there are `share` times as many items."""
+    names = ("items", "dev_items", "test_items")
+    return cfg.but(**{name: share * getattr(cfg, name) for name in names})
 
 
 def _shuffled(cfg: RunConfig, *kinds: Splits) -> Splits:
@@ -293,7 +323,7 @@ def _stream(cfg: RunConfig, phase: int) -> Splits:
 def _math(cfg: RunConfig) -> Splits:
     """Make problems with checkable answers, of the configured tier."""
     seed = cfg.seed * SEEDS_APART
-    sizes = (cfg.items, cfg.items, cfg.test_items)
+    sizes = _sizes(cfg)
     if cfg.tier == "hard":
         parts = math_problems.hard(seed, sizes, cfg.rng("templates"))
     else:

@@ -1,0 +1,275 @@
+"""Schedule trees: every schedule of numerical and symbolic moves of an instance, each move made once.
+
+An instance is a task, a backbone and a seed. Runs are deterministic, and schedules that start alike
+share their first moves, so all schedules form a tree: a node is a schedule so far, such as "NS", its
+children add one move. Whatever a router would decide can then be looked up without a model
+(`study.schedules`). A tree's nodes are published one by one, and a tree that was interrupted goes on
+from its finished nodes.
+
+    results/schedules/<instance>/instance.json    what the instance is, and what computed it
+    results/schedules/<instance>/nodes.jsonl      one line per node, the root first
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nslora.algorithm import loop
+from nslora.algorithm.needs import ESTIMATORS
+from nslora.algorithm.router import Choice
+from nslora.algorithm.session import Session, State
+from nslora.config import RunConfig
+from nslora.editor.client import Editor
+from nslora.experiments.grid import Profile
+from nslora.model.backbone import Backbone, load
+from nslora.runs import run as runs
+from nslora.runs.state import restore, save
+from nslora.runs.store import Store, code, environment, read_jsonl, write_json, write_text
+from nslora.tasks.build import build
+from nslora.types import Candidate, Example, Move, Scored, UserError
+
+SCHEMA = 1
+# seeds from here on are for tuning
+TUNING = 100
+MOVES = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
+# whose estimates a router may ask for; "hidden" is the oracle's
+NEEDS = ("asked", "recall", "classifier", "hidden")
+
+Node = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def grow_all(profile: Profile, say: Say = print) -> None:
+    """Grow the trees of a profile that are not finished, one by one.
+
+    Trees that another process grows are left to it: two commands share the work.
+    """
+    results = profile.root / "results" / "schedules"
+    for cfg in profile.schedules:
+        work = profile.work / "schedules" / cfg.run_id
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(work / "lock", timeout=0):
+                grow(cfg, results / cfg.run_id, profile.store, work, say)
+        except Timeout:
+            say(f"{cfg.run_id}: grows in another process")
+
+
+def grow(
+    cfg: RunConfig,
+    folder: Path,
+    place: Store,
+    work: Path,
+    say: Say = print,
+    editor: Editor | None = None,
+    backbone: Backbone | None = None,
+) -> None:
+    """Make the nodes of an instance's tree that are not finished; of depth `cfg.moves`.
+
+    `folder` gets the records, `work` holds states and adapters while they are needed.
+    """
+    nodes = read_nodes(folder)
+    if finished(nodes, "", cfg.moves):
+        return
+    if editor is None:
+        with runs.open_editor(cfg, place) as own:
+            return grow(cfg, folder, place, work, say, own, backbone)
+    backbone = backbone or load(cfg.backbone, threads=cfg.threads)
+    session = Session(cfg, build(cfg), backbone, editor, work, place.memo)
+    tree = Tree(session, folder, work, nodes)
+    tree.begin()
+    # in alphabetical order every node comes after its parent, and before its parent's siblings
+    for schedule in sorted(below("", cfg.moves)):
+        if tree.wants(schedule):
+            tree.make(schedule)
+            say(tree.line(schedule))
+        tree.prune()
+
+
+def below(schedule: str, depth: int) -> set[str]:
+    """Return a schedule and all that go on from it, up to `depth` moves."""
+    more = range(depth - len(schedule) + 1)
+    return {schedule + "".join(end) for n in more for end in product("NS", repeat=n)}
+
+
+def finished(nodes: dict[str, Node], schedule: str, depth: int) -> bool:
+    """Tell whether a node and all below it are there."""
+    return nodes.keys() >= below(schedule, depth)
+
+
+def read_nodes(folder: Path) -> dict[str, Node]:
+    """Return the nodes of a tree by schedule; none where there is no file."""
+    path = folder / "nodes.jsonl"
+    return {node["schedule"]: node for node in read_jsonl(path)} if path.exists() else {}
+
+
+@dataclass
+class Tree:
+    """The tree of one instance, as far as it has grown.
+
+    Attributes:
+        nodes: finished nodes by schedule.
+        abilities: what the frozen weights can do, and tuned ones can forget.
+    """
+
+    session: Session
+    folder: Path
+    work: Path
+    nodes: dict[str, Node]
+    abilities: dict[str, list[Example]] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """The number of moves of a whole schedule."""
+        return self.session.cfg.moves
+
+    def begin(self) -> None:
+        """Ask the frozen weights what they know, and publish what the instance is.
+
+        Raises UserError if other code has made the nodes that are there.
+        """
+        self.abilities = runs.frozen_abilities(self.session)
+        path = self.folder / "instance.json"
+        if self.nodes:
+            maker = json.loads(path.read_text(encoding="utf-8"))["environment"]["code"]
+            if maker != code():
+                raise UserError(f"the tree {self.folder} is of other code: finish it with that.")
+        write_json(path, instance(self.session, self.abilities))
+
+    def wants(self, schedule: str) -> bool:
+        """Tell whether a node is to be made: for itself, or for nodes below it that need its state."""
+        if finished(self.nodes, schedule, self.depth):
+            return False
+        return schedule not in self.nodes or not self._state(schedule).exists()
+
+    def make(self, schedule: str) -> None:
+        """Make one move from the parent's state, save the new state, publish the node."""
+        run = self.session
+        started, saved = time.perf_counter(), run.saved_s
+        state = self._begin() if not schedule else self._move(schedule)
+        # memoised replies count as if they had been made now
+        seconds = time.perf_counter() - started + run.saved_s - saved
+        save(self._state(schedule), run, state)
+        parent = self.nodes[schedule[:-1]] if schedule else None
+        self.nodes[schedule] = self._node(schedule, state, seconds, parent)
+        lines = [json.dumps(self.nodes[key], ensure_ascii=False) for key in by_length(self.nodes)]
+        write_text(self.folder / "nodes.jsonl", "\n".join(lines) + "\n")
+
+    def prune(self) -> None:
+        """Remove the states that no missing node starts from."""
+        missing = below("", self.depth) - self.nodes.keys()
+        needed = {schedule[:n] for schedule in missing for n in range(len(schedule))}
+        for schedule in self.nodes.keys() - needed:
+            shutil.rmtree(self._place(schedule), ignore_errors=True)
+
+    def line(self, schedule: str) -> str:
+        """Say how a node did."""
+        node, count = self.nodes[schedule], 2 ** (self.depth + 1) - 1
+        scores = f"dev {node['dev']['success']:.2f}, test {node['test']['success']:.2f}"
+        name = schedule or "start"
+        took = f"in {node['seconds']:.0f} s"
+        return f"{self.session.cfg.run_id} [{len(self.nodes)}/{count}] {name}: {scores} {took}"
+
+    def _place(self, schedule: str) -> Path:
+        return self.work / f"node-{schedule}"
+
+    def _state(self, schedule: str) -> Path:
+        return self._place(schedule) / "state.json"
+
+    def _begin(self) -> State:
+        run = self.session
+        run.use(Candidate(run.task.initial_prompt))
+        run.recall({})
+        return loop.begin(run, State(Candidate(run.task.initial_prompt)))
+
+    def _move(self, schedule: str) -> State:
+        run, parent = self.session, schedule[:-1]
+        # the weights in place are those of the last numerical move
+        run.scratch = self._place(parent.rstrip("S"))
+        state, _ = restore(self._state(parent), run)
+        # what was spent before belongs to other nodes
+        run.bill()
+        run.scratch = self._place(schedule)
+        # what a killed process left
+        shutil.rmtree(run.scratch, ignore_errors=True)
+        run.scratch.mkdir(parents=True)
+        needs = ESTIMATORS[run.cfg.row.needs](run, state)
+        move = MOVES[schedule[-1]]
+        outcome = loop.MOVES[move](run, state, needs)
+        return loop.after(run, state, needs, Choice(move, "by the tree"), outcome)
+
+    def _node(self, schedule: str, state: State, seconds: float, parent: Node | None) -> Node:
+        """Return a node's record; a move that changed nothing shares its parent's scores."""
+        run, step = self.session, state.history[-1]
+        edits = step.evidence.get("edits")
+        accepted = None if edits is None else any(edit["accepted"] for edit in edits)
+        if parent is not None and accepted is False:
+            measured = {key: parent[key] for key in ("test", "test_items", *self.abilities)}
+        else:
+            measured = measure(run, state, self.abilities)
+        nll = run.nll(state.candidate.prompt, run.task.dev)
+        estimates = {name: ESTIMATORS[name](run, state).demand for name in NEEDS}
+        return {
+            "schedule": schedule,
+            "dev": step.dev,
+            "train": step.train,
+            **measured,
+            "signal": asdict(step.signal),
+            "dev_nll": sum(nll) / len(nll),
+            "needs": estimates,
+            "evidence": step.evidence,
+            "accepted": accepted,
+            "bill": step.bill,
+            "seconds": round(seconds, 2),
+            "prompt": asdict(step.prompt),
+        }
+
+
+def by_length(schedules: Sequence[str] | dict[str, Node]) -> list[str]:
+    """Return schedules in the order of their number of moves, then of the alphabet."""
+    return sorted(schedules, key=lambda schedule: (len(schedule), schedule))
+
+
+def measure(run: Session, state: State, abilities: dict[str, list[Example]]) -> Node:
+    """Score the weights in place on test, and on what the frozen weights could do."""
+    rows = runs.final_rows(run, state.candidate, abilities)
+    test = rows["test"]
+    kept = {split: share(rows.get(split, [])) for split in ("locality", "promptability")}
+    successes = "".join(str(int(s.reward.success)) for s in test)
+    return {"test": runs.summary(run.task, test), "test_items": successes, **kept}
+
+
+def share(scored: Sequence[Scored]) -> float | None:
+    """Return the share of replies that are fully right; None of none."""
+    return sum(s.reward.success for s in scored) / len(scored) if scored else None
+
+
+def instance(run: Session, abilities: dict[str, list[Example]]) -> dict[str, Any]:
+    """Return what an instance is: its settings, its task in numbers, and what computes it."""
+    cfg, task = run.cfg, run.task
+    needs = [task.hidden[e.id].need.value for e in task.test]
+    backbone = run.backbone
+    return {
+        "schema": SCHEMA,
+        "instance": cfg.run_id,
+        "split": "tuning" if cfg.seed >= TUNING else "test",
+        "depth": cfg.moves,
+        "config": cfg.settings,
+        # of test items
+        "shares": {need: needs.count(need) / len(needs) for need in ("content", "style", "both")},
+        # how far the frozen backbone follows prompts
+        "follows": len(abilities["promptability"]) / max(len(task.promptability), 1),
+        "facts": [example.fact for example in task.test],
+        "weights": backbone.identity,
+        "environment": environment(cfg.threads, backbone.device, backbone.dtype)
+        | {"editor_engine": run.editor.engine},
+    }

@@ -1,0 +1,152 @@
+"""Schedule trees: a path is what a run of that schedule makes, and an interrupted tree goes on."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from scripted import Scripted, lowercase
+from tinymodel import config
+
+from nslora.config import RunConfig
+from nslora.experiments import schedules
+from nslora.runs.run import make_run
+from nslora.runs.store import Store, read_jsonl
+from nslora.types import UserError
+
+DEPTH = 3
+
+
+class Grown(NamedTuple):
+    """A tree, and what was said and kept while it grew."""
+
+    nodes: list[dict]
+    instance: dict
+    said: list[str]
+    states: list[int]
+
+
+def grow(tiny, folder: Path, reply=lowercase, stop: int = 0, **settings) -> Grown:
+    """Grow the tree of a folder; with `stop` the process is interrupted after so many nodes."""
+    said: list[str] = []
+    states: list[int] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        states.append(len(list((folder / "work").glob("node-*"))))
+        if len(said) == stop:
+            raise KeyboardInterrupt
+
+    place = Store(folder / "results", folder / "runs")
+    with suppress(KeyboardInterrupt):
+        schedules.grow(
+            settings_of(tiny, **settings),
+            folder / "tree",
+            place,
+            folder / "work",
+            say,
+            Scripted(reply),
+            tiny,
+        )
+    instance = json.loads((folder / "tree" / "instance.json").read_text())
+    return Grown(read_jsonl(folder / "tree" / "nodes.jsonl"), instance, said, states)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    """A tree that grew undisturbed."""
+    return grow(tiny_loaded, tmp_path_factory.mktemp("whole"))
+
+
+def settings_of(tiny, **settings) -> RunConfig:
+    basic = {"method": "neurosymbolic", "rule": "lower_case", "seed": 1, "moves": DEPTH}
+    return config(**{**basic, "backbone": tiny.name, **settings})
+
+
+def untimed(nodes: list[dict]) -> list[dict]:
+    return [{key: value for key, value in node.items() if key != "seconds"} for node in nodes]
+
+
+def test_every_schedule_is_a_node(whole: Grown) -> None:
+    names = [node["schedule"] for node in whole.nodes]
+    assert names == schedules.by_length(schedules.below("", DEPTH))
+    assert len(names) == len(set(names)) == 2 ** (DEPTH + 1) - 1
+    # lest the tests below see edits of one kind only
+    assert {node["accepted"] for node in whole.nodes} == {None, True, False}
+
+
+@pytest.mark.parametrize("schedule", ["NNS", "SNS"])
+def test_a_path_is_what_a_run_of_its_schedule_makes(whole, tiny, tmp_path, schedule: str) -> None:
+    """The run has the tree's targets and needs, and a schedule in the place of a decision."""
+    nodes = {node["schedule"]: node for node in whole.nodes}
+    cfg = settings_of(tiny, method=f"fixed:{schedule}", needs="asked")
+    place = Store(tmp_path / "results", tmp_path / "runs")
+    record = make_run(cfg, place, Scripted(lowercase), tiny, watch=lambda step: None)
+    for step in read_jsonl(record / "steps.jsonl"):
+        node = nodes[schedule[: step["step"]]]
+        for key in ("dev", "train", "signal", "evidence", "bill", "prompt"):
+            assert json.dumps(node[key]) == json.dumps(step[key]), (schedule, step["step"], key)
+    final = json.loads((record / "run.json").read_text())
+    chosen = nodes[schedule[: final["best"]["step"]]]
+    for key in ("success", "value", "n"):
+        assert chosen["test"][key] == final["final"]["test"][key]
+
+
+@pytest.mark.parametrize("stop", [1, 6, 13])
+def test_an_interrupted_tree_goes_on_from_its_finished_nodes(whole, tiny, tmp_path, stop) -> None:
+    cut = grow(tiny, tmp_path, stop=stop)
+    assert len(cut.nodes) == stop
+    resumed = grow(tiny, tmp_path)
+    assert untimed(resumed.nodes) == untimed(whole.nodes)
+    # nothing that was finished is made again
+    assert len(resumed.said) == len(whole.nodes) - stop
+
+
+def test_lost_states_are_made_again(whole: Grown, tiny, tmp_path: Path) -> None:
+    """Records may travel to another machine without the working folder."""
+    path = tmp_path / "tree" / "nodes.jsonl"
+    path.parent.mkdir()
+    # all but the last schedules of three moves
+    kept = [node for node in whole.nodes if node["schedule"] not in ("SSN", "SSS")]
+    path.write_text("".join(json.dumps(node) + "\n" for node in kept))
+    path.with_name("instance.json").write_text(json.dumps(whole.instance))
+    again = grow(tiny, tmp_path)
+    assert untimed(again.nodes) == untimed(whole.nodes)
+    # the two, and the states on the way to them
+    assert len(again.said) == 5
+
+
+def test_other_code_does_not_finish_a_tree(whole: Grown, tiny, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "nodes.jsonl").write_text(json.dumps(whole.nodes[0]) + "\n")
+    environment = whole.instance["environment"] | {"code": "another"}
+    instance = json.dumps(whole.instance | {"environment": environment})
+    (tmp_path / "tree" / "instance.json").write_text(instance)
+    with pytest.raises(UserError, match="of other code"):
+        grow(tiny, tmp_path)
+
+
+def test_states_go_when_nothing_starts_from_them(whole: Grown) -> None:
+    # never more than a path and one node beside it
+    assert max(whole.states) <= DEPTH + 2
+
+
+def test_a_rejected_edit_shares_its_parents_scores(tiny, tmp_path: Path) -> None:
+    grown = grow(tiny, tmp_path, reply=lambda request: "no edit", moves=2)
+    nodes = {node["schedule"]: node for node in grown.nodes}
+    for schedule in ("S", "SS", "NS"):
+        node, parent = nodes[schedule], nodes[schedule[:-1]]
+        assert node["accepted"] is False
+        for key in ("test", "test_items", "locality", "promptability", "prompt", "dev"):
+            assert node[key] == parent[key]
+
+
+def test_an_instance_says_what_it_is(whole: Grown) -> None:
+    instance, nodes = whole.instance, whole.nodes
+    assert instance["shares"] == pytest.approx({"content": 1 / 3, "style": 1 / 3, "both": 1 / 3})
+    assert instance["depth"] == DEPTH and instance["split"] == "test"
+    assert 0 <= instance["follows"] <= 1
+    assert len(instance["facts"]) == len(nodes[0]["test_items"]) == nodes[0]["test"]["n"]
