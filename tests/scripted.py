@@ -27,7 +27,7 @@ class Scripted(Editor):
         try:
             reply = self.reply(request)
         except EditorError as error:
-            self.ledger.failed += 1
+            self.ledger.lost += 1
             return error
         self.ledger.tokens_out += len(reply.split())
         return reply

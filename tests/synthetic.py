@@ -254,7 +254,8 @@ def receipt(config: dict[str, Any], run_id: str, scores: Sequence[Row]) -> Row:
         "editor": {
             "calls": requests - 4,
             "replayed": 4,
-            "failed": 0,
+            "retries": 0,
+            "lost": 0,
             "tokens_in": 900,
             "tokens_out": 100,
             "seconds": 9.0,

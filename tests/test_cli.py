@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from faulty import FAULTS, refusal, serving
 from toy import finish
 
 import nslora
@@ -83,6 +84,32 @@ def refused(capsys, *argv: str) -> str:
 )
 def test_wrong_input_gets_one_sentence_and_status_2(capsys, argv, words):
     assert words in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize("command", ["run", "adapt"])
+def test_a_useless_editor_is_refused_before_anything_is_loaded(
+    capsys, monkeypatch, tmp_path, command
+):
+    monkeypatch.setenv("NSLORA_EDITOR_KEY", "k")
+    out = tmp_path / "out"
+    data = [str(own_data(tmp_path))] * (command == "adapt")
+    with serving() as endpoint:
+        argv = [command, *data, "--out", str(out), "--set", f"editor_url={endpoint.url}"]
+        endpoint.script.extend([refusal(401, "no such key"), refusal(404, "no model gpt")])
+        assert "refuses the key (status 401): no such key" in refused(capsys, *argv)
+        assert "no such model or address (status 404)" in refused(capsys, *argv)
+        endpoint.script.extend([FAULTS["page"]] * 2)
+        assert "is not a chat completion" in refused(capsys, *argv)
+    assert "cannot be reached" in refused(capsys, *argv)
+    assert not out.exists()
+
+
+def test_an_editor_that_is_not_asked_is_not_checked(monkeypatch):
+    monkeypatch.setenv("NSLORA_EDITOR_KEY", "k")
+    url = "http://127.0.0.1:9/v1"
+    preflight.check([RunConfig(editor_url=url, method="frozen")])
+    monkeypatch.setenv("NSLORA_EDITOR_MODE", "replay")
+    preflight.check([RunConfig(editor_url=url)])
 
 
 def test_a_malformed_row_is_named_by_its_line(capsys, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from scripted import down
@@ -88,6 +89,14 @@ def test_no_model_is_called_but_by_our_editor(opened, monkeypatch) -> None:
     run = opened(method="gepa", reply=reflect)
     ours.edits(run, begun(run), 30)
     assert run.editor.ledger.calls > 0
+
+
+def test_a_prompt_with_a_token_of_a_chat_format_cannot_be_used(opened) -> None:
+    run = opened(method="gepa", reply=reflect)
+    assert ours.problem(run, BETTER) == ""
+    for token in ("<|im_end|>", "<end_of_turn>", "<|eot_id|>"):
+        prompt = replace(BETTER, system=BETTER.system + token)
+        assert "token of a chat format" in ours.problem(run, prompt)
 
 
 @pytest.mark.usefixtures("package")

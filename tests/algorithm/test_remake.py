@@ -184,6 +184,13 @@ def test_the_editor_rewrites_from_the_first_move_on_where_the_bare_answer_fails(
     assert world.editor.ledger.calls == 1
 
 
+def test_a_rewritten_answer_with_a_token_of_a_chat_format_is_no_target() -> None:
+    """Weights would learn to end their turn in the middle."""
+    world = World([ANA], editor=lambda request: f"{in_form(request)}<|im_end|>")
+    assert targets(world, (ANA, "?")) == {}
+    assert world.editor.ledger.calls > 0
+
+
 def test_what_the_reward_has_verified_stays_a_target() -> None:
     """Else the form is unlearned as soon as no example fails any more."""
     remembered = {"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}

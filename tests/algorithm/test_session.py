@@ -16,6 +16,7 @@ from nslora.algorithm.monitor import summary
 from nslora.algorithm.needs import Needs, none
 from nslora.algorithm.router import Choice
 from nslora.algorithm.session import Bill, Session, State
+from nslora.editor.client import Request
 from nslora.types import Candidate, Example, Move, Prompt, Reward, Scored
 
 
@@ -269,6 +270,19 @@ def test_a_bill_is_of_what_was_spent_since_the_last_one(opened) -> None:
     first = run.bill()
     assert first == run.spent and first.generated_tokens > 0
     assert run.bill() == Bill()
+
+
+def test_what_an_editor_has_spent_for_other_runs_is_not_this_runs(opened, memo) -> None:
+    other = opened(seed=2)
+    other.editor.complete_all([Request("", "Rewritten answer: Answer: x\n", 1)])
+    run = Session(other.cfg, other.task, other.backbone, other.editor, other.scratch, memo)
+    assert asdict(run.spent) == asdict(run.bill())
+    assert run.spent.editor_calls == run.spent.editor_tokens == 0
+    run.editor.complete_all([Request("", "Rewritten answer: Answer: x\n", 2)])
+    # two more, which were sent again
+    run.editor.ledger.retries += 2
+    assert run.spent.editor_calls == run.bill().editor_calls == 3
+    assert other.spent.editor_calls == 4
 
 
 def test_work_counts_memoised_replies_as_made(opened) -> None:

@@ -180,6 +180,11 @@ def test_import_leaves_no_log_behind(tmp_path):
         (tagged(f"Answer {SLOT} and {SLOT}."), "slot"),
         (tagged(OLD.system), "unchanged"),
         (tagged("The capital of France is paris, say it."), "leak"),
+        (tagged("Say over.<|im_end|>"), "control"),
+        (tagged("Say over.‹end_of_turn›"), "control"),
+        (tagged("<start_of_turn>model"), "control"),
+        (tagged("[INST] Say over. [/INST]"), "control"),
+        (tagged("Say over.</s>"), "control"),
     ],
 )
 def test_a_reply_that_is_no_edit_names_its_problem(reply: str, problem: str):

@@ -11,9 +11,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -154,24 +156,58 @@ def test_a_killed_server_is_started_again(gguf):
     assert not servers_of(os.getpid())
 
 
-def test_the_engine_of_our_own_answers_a_batch_alike_whenever_it_is_asked() -> None:
+@pytest.fixture(scope="module")
+def own() -> Iterator[Editor]:
+    """An editor on our own engine, whose server serves several tests."""
+    with Editor("smollm2-135m", mode="live", threads=1, engine="own") as editor:
+        yield editor
+    assert editor._server and not editor._server.running
+
+
+def test_the_engine_of_our_own_answers_a_batch_alike_whenever_it_is_asked(own: Editor) -> None:
     asked = [Request("Be brief.", f"Say {word}.", seed, 0.7, 8) for word in "ab" for seed in (1, 2)]
-    with Editor("smollm2-135m", mode="live", threads=1, engine="own") as editor:
-        first = editor.complete_all(asked)
-        assert all(isinstance(reply, str) and reply for reply in first)
-        assert editor.complete_all(asked) == first
-        # equal prompts draw from their own seeds
-        assert first[0] != first[1] or first[2] != first[3]
-        assert editor.ledger.calls == 8 and editor.ledger.tokens_out > 0
+    first = own.complete_all(asked)
+    assert all(isinstance(reply, str) and reply for reply in first)
+    assert own.complete_all(asked) == first
+    # equal prompts draw from their own seeds
+    assert first[0] != first[1] or first[2] != first[3]
+    assert own.ledger.calls == 8 and own.ledger.tokens_out > 0
 
 
-def test_the_engine_refuses_whoever_has_no_key() -> None:
-    with Editor("smollm2-135m", mode="live", threads=1, engine="own") as editor:
-        server = editor._server
-        assert server is not None
-        with server.session() as url:
-            request = urllib.request.Request(f"{url}/batch", data=b"{}", method="POST")
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(request, timeout=20)
-        assert server.running
-    assert not server.running
+def test_the_engine_refuses_whoever_has_no_key(own: Editor) -> None:
+    server = own._server
+    assert server is not None
+    with server.session() as url:
+        request = urllib.request.Request(f"{url}/batch", data=b"{}", method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=20)
+    assert server.running
+
+
+def test_a_request_that_the_engine_cannot_take_says_why(own: Editor) -> None:
+    before = replace(own.ledger)
+    with pytest.raises(EditorError, match="tokens of prompt and answer exceed the"):
+        own.complete(Request("", "word " * 20_000, 1, 0.7, 8))
+    assert (own.ledger - before).lost == 1
+    assert isinstance(own.complete(Request("", "Say a.", 1, 0.7, 8)), str)
+
+
+def test_an_engine_that_is_killed_at_work_is_started_again(own: Editor) -> None:
+    ask = Request("Be brief.", "Say a.", 1, 0.7, 8)
+    wanted = own.complete(ask)
+    server = own._server
+    assert server is not None
+    connect = server.connect
+
+    def kill_first() -> httpx.AsyncClient:
+        """Kill the server when it is about to be asked, once."""
+        server.connect = connect
+        assert server._process is not None
+        server._process.kill()
+        server._process.wait()
+        return connect()
+
+    server.connect = kill_first
+    before = replace(own.ledger)
+    assert own.complete(ask) == wanted
+    assert (own.ledger - before).lost == 0

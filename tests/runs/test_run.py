@@ -146,6 +146,20 @@ def test_a_stream_is_tested_at_the_end_of_each_phase(store, tiny) -> None:
     assert {split for split in final if split.startswith("test")} == {"test-1", "test-2", "test"}
 
 
+def test_a_run_made_second_in_a_process_is_the_same(cfg, tiny, tmp_path) -> None:
+    """Whatever the editor that they share has spent before."""
+    first, alone = (Store(tmp_path / n / "results", tmp_path / n / "runs") for n in "ab")
+    with Scripted(lowercase) as shared:
+        make_run(cfg.but(seed=2), first, shared, tiny, watch=quiet)
+        spent = shared.ledger.calls
+        second = make_run(cfg, first, shared, tiny, watch=quiet)
+        assert shared.ledger.calls > spent > 0
+    other = make(cfg, alone, tiny)
+    for name in ("steps.jsonl", "hidden.jsonl", "scores.csv", "remade.jsonl"):
+        assert (second / name).read_bytes() == (other / name).read_bytes()
+    assert receipt(second)["editor"] == receipt(other)["editor"]
+
+
 def test_a_finished_run_is_not_made_again(cfg, store, tiny) -> None:
     record = make(cfg.but(method="frozen"), store, tiny)
     before = (record / "run.json").stat().st_mtime_ns

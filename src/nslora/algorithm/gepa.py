@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nslora.algorithm.session import Session, State
-from nslora.algorithm.textgrad_compat import leaks, masked
+from nslora.algorithm.textgrad_compat import CONTROL, leaks, masked
 from nslora.editor.client import EditorError, Request
 from nslora.types import SLOT, Edit, Example, Prompt, Scored, UserError, diff
 
@@ -67,6 +67,8 @@ def problem(run: Session, prompt: Prompt) -> str:
         return "The system prompt must not be empty."
     if count(prompt.system) + count(prompt.question) > run.cfg.prompt_tokens:
         return f"The texts must be shorter than {run.cfg.prompt_tokens} tokens together."
+    if CONTROL.search(prompt.both):
+        return "The texts must hold no token of a chat format."
     if leaks(prompt.both, answers, run.task.initial_prompt.both):
         return "The texts must not hold the answer to any question."
     return ""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nslora.algorithm.editor_prompts import ANSWER, ANSWER_TOKENS
 from nslora.algorithm.session import Session, State, Targets
-from nslora.algorithm.textgrad_compat import quote, unescape
+from nslora.algorithm.textgrad_compat import CONTROL, quote, unescape
 from nslora.editor.client import EditorError, Request
 from nslora.tasks.grading import is_problem
 from nslora.types import Example, Pair, Prompt, Scored
@@ -287,7 +287,9 @@ def rewrite_answer(run: Session, example: Example, seed: int) -> str | None:
         reply = run.timed(lambda: run.editor.complete(request))
     except EditorError:
         return None
-    return unescape(reply).strip() or None
+    text = unescape(reply).strip()
+    # nothing, or what would end the turn it is trained on
+    return None if not text or CONTROL.search(text) else text
 
 
 # ---- pairs

@@ -16,6 +16,7 @@ from peft import PeftModel
 
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
+from nslora.editor.ledger import Ledger
 from nslora.model.backbone import Backbone
 from nslora.model.lora import Learner
 from nslora.tasks.build import Task
@@ -163,6 +164,7 @@ class Session:
         default_factory=dict
     )
     _gold: dict[str, Reward] = field(default_factory=dict)  # by example id
+    _spent_by_others: Bill = Bill()  # by runs that share the editor
     _spent_before: Bill = Bill()
 
     def __post_init__(self) -> None:
@@ -170,6 +172,7 @@ class Session:
         self.learner = Learner(self.backbone, self.cfg)
         if self.task.pool:
             self.task = self.task.fill(self._unknown())
+        self._spent_by_others = self._spent_by_all
         self._spent_before = self.spent
 
     def _unknown(self) -> list[Example]:
@@ -376,11 +379,18 @@ class Session:
 
     @property
     def spent(self) -> Bill:
-        """All that was spent so far; replayed editor calls count as calls."""
-        ledger = getattr(self.editor, "ledger", None)
-        calls = ledger.calls + ledger.replayed if ledger else 0
-        tokens = ledger.tokens_in + ledger.tokens_out if ledger else 0
-        return Bill(self.train_tokens, self.generated_tokens, calls, tokens)
+        """All that this run has spent; replayed editor calls count as calls."""
+        return self._spent_by_all - self._spent_by_others
+
+    @property
+    def _spent_by_all(self) -> Bill:
+        ledger = getattr(self.editor, "ledger", None) or Ledger()
+        return Bill(
+            self.train_tokens,
+            self.generated_tokens,
+            ledger.requests,
+            ledger.tokens,
+        )
 
     def bill(self) -> Bill:
         """Return what was spent since this was last asked."""

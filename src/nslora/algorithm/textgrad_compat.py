@@ -48,6 +48,12 @@ with (
     textgrad.logger.disabled = True
 
 GRADIENT_TOKENS, EDIT_TOKENS = 64, 128  # longest replies of the editor
+# what chat formats end a turn or begin one with
+CONTROL = re.compile(
+    r"<\|.*?\|>|<｜.*?｜>|</?s>|<[be]os>|<(?:start|end)_of_\w+>"
+    r"|\[/?INST\]|<</?SYS>>|</?think>",
+    re.IGNORECASE,
+)
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
 MASK = "…"  # stands for the right answer in the critic's words
 T = TypeVar("T")
@@ -417,6 +423,8 @@ def propose(
     except NoEdit as reason:
         return value, str(reason)
     text = unescape(variable.value)
+    if CONTROL.search(text):
+        return value, "control"
     return text, "" if text.count(SLOT) == (name == "question") else "slot"
 
 

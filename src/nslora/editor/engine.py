@@ -19,9 +19,11 @@ from typing import Any
 
 import psutil
 
-from nslora.editor.local import LocalServer, read_key_and_watch
+from nslora.editor.attempt import Answer, Dialect, Keep, as_reply, judge, post
+from nslora.editor.local import EditorError, LocalServer, read_key_and_watch
+from nslora.editor.replay import Request
 from nslora.model import checkpoints
-from nslora.types import SLOT, Prompt
+from nslora.types import SLOT, Prompt, UserError
 
 BYTES = 4  # per parameter: bfloat16 weights, and their copy in a layout for few rows
 SPARE = 2e9  # bytes of memory that must stay free beside the weights
@@ -30,13 +32,42 @@ SPARE = 2e9  # bytes of memory that must stay free beside the weights
 class EngineServer(LocalServer):
     """Starts and stops the engine of the default model `model`."""
 
-    def __init__(self, model: str, threads: int, idle_s: float = 60.0) -> None:
-        super().__init__(lambda: checkpoints.folder(model), threads, idle_s)
+    def __init__(
+        self, model: str, threads: int, idle_s: float = 60.0, attempt_s: float = 180.0
+    ) -> None:
+        super().__init__(lambda: checkpoints.folder(model), threads, idle_s, attempt_s)
         self.model = model
 
     def _command(self) -> list[str]:
         module = [sys.executable, "-m", "nslora.editor.engine"]
         return [*module, self.model, str(self.threads)]
+
+    async def answer(self, requests: list[Request], keep: Keep) -> None:
+        """Answer all requests in one batch."""
+        batch = await self._ask_together(requests)
+        # one that was killed is started again
+        if batch.error and not self.running:
+            batch = await self._ask_together(requests)
+        if batch.error:
+            # it would go on with a batch that nobody waits for
+            self.stop()
+        answers = [batch] * len(requests)
+        if batch.status == 200:
+            contents = json.loads(batch.data)["replies"]
+            answers = [Answer(200, json.dumps(content).encode()) for content in contents]
+        pairs = zip(requests, answers, strict=True)
+        keep({request: as_reply([judge(one, request)]) for request, one in pairs})
+
+    async def _ask_together(self, requests: list[Request]) -> Answer:
+        bodies = [Dialect().body(self.model, request) for request in requests]
+        # four requests of a batch share the time of one
+        limit_s = self.attempt_s * max(1, len(requests) / 4)
+        try:
+            with self.session() as url:
+                async with self.connect() as http:
+                    return await post(http, f"{url}/batch", {"requests": bodies}, limit_s)
+        except EditorError as failure:
+            return Answer(error=str(failure))
 
 
 def fits(model: str) -> bool:
@@ -87,8 +118,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(401)
             return
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        requests = json.loads(body)["requests"]
         # one request at a time: the server has no threads
-        replies = answer(self.backbone, json.loads(body)["requests"])
+        try:
+            replies = answer(self.backbone, requests)
+        except UserError as error:
+            replies = [{"error": {"message": str(error)}}] * len(requests)
         data = json.dumps({"replies": replies}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -18,10 +18,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+
+import httpx
+
+from nslora.editor.attempt import Answer, Attempt, Dialect, Keep, judge, persist, post
+from nslora.editor.replay import Request
 
 # longest prompt and reply, in tokens
 CONTEXT = 4096
@@ -41,16 +47,24 @@ class LocalServer:
     Attributes:
         gguf: gives the model file; called at the first start, so that nothing is downloaded before.
         idle_s: seconds after the last session at which the server stops.
+        attempt_s: longest time of one call, in seconds.
         key: the access key of this server.
-        cached: for the sessions' use: what the server's prompt cache holds, None after a start.
     """
 
-    def __init__(self, gguf: Callable[[], Path], threads: int, idle_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        gguf: Callable[[], Path],
+        threads: int,
+        idle_s: float = 60.0,
+        attempt_s: float = 180.0,
+    ) -> None:
         self.gguf = gguf
         self.threads = threads
         self.idle_s = idle_s
+        self.attempt_s = attempt_s
         self.key = token_hex(16)
-        self.cached: object = None
+        # the messages that the server's prompt cache holds, None after a start
+        self._cached: object = None
         # of the session
         self._turn = threading.Lock()
         # of process and timer
@@ -86,6 +100,46 @@ class LocalServer:
                     self._timer.daemon = True
                     self._timer.start()
 
+    def connect(self) -> httpx.AsyncClient:
+        """Open connections to the server; no proxy comes between us and loopback."""
+        return httpx.AsyncClient(headers={"Authorization": f"Bearer {self.key}"}, trust_env=False)
+
+    async def answer(self, requests: list[Request], keep: Keep) -> None:
+        """Answer requests one by one, handing on each reply."""
+        async with self.connect() as http:
+            for request in requests:
+                keep({request: await persist(partial(self._attempt, http, request))})
+
+    async def _attempt(self, http: httpx.AsyncClient, request: Request, room: int) -> Attempt:
+        """Make one call; the server's models need no `room` for reasoning."""
+        try:
+            return judge(await self._ask(http, request), request, room)
+        except EditorError as failure:
+            return Attempt(error=str(failure))
+
+    async def _ask(self, http: httpx.AsyncClient, request: Request) -> Answer:
+        """Ask the server so that a reply does not depend on what was asked before.
+
+        A prompt that is computed in other batches gives other bits and, when sampled, other words.
+        So each prompt is first computed whole, without the cache, and each of its requests then
+        starts from exactly that cache.
+        """
+        body = Dialect().body("", request)
+        with self.session() as base:
+            url = f"{base}/chat/completions"
+            cached = self._cached
+            # unknown, should a call fail
+            self._cached = None
+            if cached != body["messages"]:
+                fill = body | {"max_tokens": 1, "cache_prompt": False}
+                answer = await post(http, url, fill, self.attempt_s)
+                if answer.status != 200:
+                    return answer
+            answer = await post(http, url, body | {"cache_prompt": True}, self.attempt_s)
+            if answer.status == 200:
+                self._cached = body["messages"]
+        return answer
+
     def stop(self) -> None:
         """End the server, also within a session; the next session starts it again."""
         with self._lock:
@@ -101,7 +155,7 @@ class LocalServer:
 
     def _start(self) -> None:
         self._end()
-        self.cached = None
+        self._cached = None
         # a pipe that nobody reads would stop a talkative server
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(

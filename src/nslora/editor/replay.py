@@ -1,21 +1,28 @@
 """Record and replay replies of the external LLM.
 
-One JSON file per request, named by the SHA-256 of the whole request.
+One JSON file per request, named by the SHA-256 of the whole request. It holds the request, what
+answered it (engine, model, checksum of the weights) and the reply, or why there is none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from nslora.types import UserError
 
 MODES = ("auto", "record", "replay", "live")
+# a misspelt key is damage, not a default
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+logger = logging.getLogger(__name__)
 
 
 class EditorMiss(UserError):
@@ -35,7 +42,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A validated reply and its cost (seconds, US dollars); `error` says why there is none."""
+    """A validated reply and its cost, all attempts included.
+
+    Attributes:
+        seconds, money: waiting time, and US dollars.
+        error: why there is no reply; the text is empty then.
+        retries: attempts after the first one.
+        model: what answered, where the endpoint says so.
+    """
+
+    __pydantic_config__ = STRICT
 
     text: str = ""
     tokens_in: int = 0
@@ -43,6 +59,19 @@ class Reply:
     seconds: float = 0.0
     money: float = 0.0
     error: str = ""
+    retries: int = 0
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The content of a file; `weights` is empty where they are not known."""
+
+    __pydantic_config__ = STRICT
+
+    request: dict[str, Any]
+    reply: Reply
+    weights: str = ""
 
 
 class Recordings:
@@ -52,10 +81,13 @@ class Recordings:
         folder: where they are; None keeps nothing.
         mode: "auto" (replay what is recorded), "record" (overwrite), "replay" (a miss is an error)
             or "live" (none).
-        endpoint: "local" or "remote".
+        endpoint: "own", "llama.cpp" or "remote".
+        weights: checksum of the model's weights; what other weights have answered is not replayed.
     """
 
-    def __init__(self, folder: Path | None, mode: str, endpoint: str, model: str) -> None:
+    def __init__(
+        self, folder: Path | None, mode: str, endpoint: str, model: str, weights: str = ""
+    ) -> None:
         if mode not in MODES:
             raise UserError(f"unknown editor mode {mode!r}; choose from {', '.join(MODES)}.")
         if folder is None and mode in ("record", "replay"):
@@ -63,24 +95,30 @@ class Recordings:
         self.folder = None if mode == "live" else folder
         self.mode = mode
         self.identity = {"endpoint": endpoint, "model": model}
+        self.weights = weights
 
     def find(self, request: Request) -> Reply | None:
         """Return the reply to replay, or None to make the call.
 
-        Raises EditorMiss in mode "replay". A recorded failure is replayed in that mode only; else
-        the call is tried again.
+        In mode "replay" nothing is called: a miss raises EditorMiss, a damaged file UserError, and
+        a recorded failure is repeated. Else these calls are made again.
         """
         if self.folder is None or self.mode == "record":
             return None
-        # "replay" never calls, so a failure is repeated and a miss is an error
         strict = self.mode == "replay"
         path = self._path(self.folder, request)
-        if path.exists():
-            reply = Reply(**_load(path, "reply"))
-            return reply if strict or not reply.error else None
-        if strict:
-            nearest = self._nearest(self.folder, request)
-            raise EditorMiss(f"no recording in {self.folder} of this request; {nearest}.")
+        if not path.exists():
+            if strict:
+                nearest = self._nearest(self.folder, request)
+                raise EditorMiss(f"no recording in {self.folder} of this request; {nearest}.")
+            return None
+        recording = _load(path)
+        if problem := self._problem(request, recording):
+            if strict:
+                raise UserError(f"{path} {problem}; delete it to make it again.")
+            logger.warning("%s %s; it is made again", path, problem)
+        elif recording and (strict or recording.reply.text):
+            return recording.reply
         return None
 
     def save(self, request: Request, reply: Reply) -> None:
@@ -89,11 +127,21 @@ class Recordings:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self.folder, request)
-        # threads and processes may record the same request
-        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
-        content = {"request": self._fields(request), "reply": asdict(reply)}
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # processes may record the same request
+        part = path.with_suffix(f".{os.getpid()}.part")
+        content = asdict(Recording(self._fields(request), reply, self.weights))
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        # half a surrogate pair becomes its own JSON escape
+        part.write_bytes(text.encode(errors="backslashreplace"))
         part.replace(path)
+
+    def _problem(self, request: Request, recording: Recording | None) -> str:
+        """Say why a recording must not be replayed; empty if it can be."""
+        if recording is None or recording.request != self._fields(request):
+            return "is not a recording of this request"
+        if recording.weights and recording.weights != self.weights:
+            return "was answered by other weights"
+        return ""
 
     def _fields(self, request: Request) -> dict[str, Any]:
         return {**self.identity, **asdict(request)}
@@ -108,19 +156,20 @@ class Recordings:
         fields = self._fields(request)
         # per recording, the names of the fields that differ
         misses = []
-        for path in sorted(folder.glob("*.json")):
-            other = _load(path, "request")
+        for recording in filter(None, map(_load, sorted(folder.glob("*.json")))):
+            other = recording.request
             misses.append([name for name in fields if other.get(name) != fields[name]])
         if not misses:
             return "the folder holds none"
         return f"the nearest one differs in {', '.join(min(misses, key=len))}"
 
 
-def _load(path: Path, part: str) -> dict[str, Any]:
-    """Return the "request" or "reply" of a recording; UserError for a file that is not one."""
+def _load(path: Path) -> Recording | None:
+    """Return the recording in a file; None if it is not one."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))[part])
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a recording of the editor; delete it to make it again."
-        ) from error
+        recording = TypeAdapter(Recording).validate_python(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
+    # either a reply or the reason why there is none
+    whole = bool(recording.reply.text) != bool(recording.reply.error)
+    return recording if whole else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from nslora.cache import require_disk
@@ -11,15 +12,9 @@ from nslora.model.download import Weights
 
 
 def check(configs: Sequence[RunConfig]) -> None:
-    """Raise UserError for an unknown backbone, bad data, a missing editor key or a full disk."""
-    # imports openai, for which no other command should wait
-    from nslora.editor.client import Editor
-
+    """Raise UserError for an unknown backbone, bad data, a useless editor or a full disk."""
     for backbone in {cfg.backbone for cfg in configs}:
         checkpoints.check(backbone)
-    for model, url in {(cfg.editor_model, cfg.editor_url) for cfg in configs}:
-        # opening one looks at name, address and key; it starts nothing
-        Editor(model, url).close()
     for cfg in {cfg.task: cfg for cfg in configs}.values():
         if cfg.task.startswith("own:"):
             from nslora.tasks.build import build
@@ -28,17 +23,27 @@ def check(configs: Sequence[RunConfig]) -> None:
             build(cfg)
     # the file, its parts while they are joined, and the converted copy
     require_disk(3 * downloads(configs), "fetching the models")
+    # imports httpx, for which no other command should wait
+    from nslora.editor.client import Editor
+
+    # last, since it spends something: one small call
+    for model, url in {(c.editor_model, c.editor_url) for c in configs if asks_editor(c)}:
+        with Editor(model, url) as editor:
+            editor.check()
+
+
+def asks_editor(cfg: RunConfig) -> bool:
+    """Tell whether a run may call the external LLM: `frozen` makes no edits, a replay no calls."""
+    replayed = os.environ.get("NSLORA_EDITOR_MODE") == "replay"
+    return cfg.row.decision != "stop" and not replayed
 
 
 def weights(configs: Sequence[RunConfig]) -> list[Weights]:
-    """Return the default weights that runs use: backbones, and the local editor's model.
-
-    `frozen` makes no edits, so it needs no editor.
-    """
+    """Return the default weights that runs use: backbones, and the local editor's model."""
     names = set()
     for cfg in configs:
         names.add(cfg.backbone)
-        if cfg.editor_url == "local" and cfg.method != "frozen":
+        if cfg.editor_url == "local" and asks_editor(cfg):
             names.add(cfg.editor_model)
     return [checkpoints.BACKBONES[name] for name in sorted(names) if name in checkpoints.BACKBONES]
 

@@ -19,10 +19,12 @@ from nslora.algorithm.loop import adapt_phases
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
-from nslora.editor.client import Editor, Ledger
+from nslora.editor.client import Editor
+from nslora.editor.ledger import Budget, Ledger
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import store
+from nslora.runs.preflight import asks_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
@@ -58,23 +60,28 @@ def make_run(
     with place.alone(cfg):
         if place.done(cfg):
             return place.record(cfg)
+        if asks_editor(cfg):
+            # before anything is loaded
+            editor.check()
         return _make(cfg, place, editor, backbone, watch)
 
 
 def open_editor(cfg: RunConfig, place: Store) -> Editor:
     """Open the run's external LLM, replaying from and recording to the results folder.
 
-    NSLORA_EDITOR_MODE says how (default: auto).
+    NSLORA_EDITOR_MODE says how (default: auto), NSLORA_EDITOR_BUDGET what all runs of the working
+    folder may spend together (default: anything).
     """
     mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
-    recordings = place.results / "recordings"
     return Editor(
         cfg.editor_model,
         cfg.editor_url,
         mode,
-        recordings,
+        recordings=place.results / "recordings",
+        budget=Budget.from_environment(),
         threads=cfg.threads,
         engine=cfg.editor_engine,
+        spent=place.work / "editor-spent.json",
     )
 
 
@@ -160,7 +167,8 @@ class Progress:
         `started` is when this process began with the run, by `time.perf_counter()`.
         """
         self.run, self.started, self.watch = run, started, watch
-        self.ledger = replace(run.editor.ledger)
+        # what the editor had spent before, and what this run had spent on it in other processes
+        self.before_us, self.earlier = replace(run.editor.ledger), Ledger()
         self.state = self._resume()
         self.before = self.state.train if self.state else ()
         self.ended, self.saved = time.perf_counter(), run.saved_s
@@ -173,7 +181,7 @@ class Progress:
     @property
     def edits(self) -> Ledger:
         """What the run's edits cost so far, in all processes."""
-        return self.run.editor.ledger - self.ledger
+        return self.earlier + (self.run.editor.ledger - self.before_us)
 
     def __call__(self, state: State, needs: Needs | None) -> None:
         """Record a state, and the needs that were estimated before its move."""
@@ -209,7 +217,7 @@ class Progress:
             folder.mkdir(parents=True)
             return None
         self.started -= spent["wall_s"]
-        self.ledger = self.ledger - Ledger(**spent["edits"])
+        self.earlier = Ledger(**spent["edits"])
         for name, value in spent["counters"].items():
             setattr(self.run, name, value)
         # none of it belongs to the next move

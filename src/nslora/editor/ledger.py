@@ -1,0 +1,190 @@
+"""Count what the external LLM costs, and stop before it costs more than it may."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from math import inf, isfinite
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
+
+from nslora.editor.replay import Reply
+from nslora.types import UserError
+
+# what a budget limits
+LIMITED = ("calls", "tokens", "money")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent on calls; what is replayed is free.
+
+    Attributes:
+        calls: attempts that are sent to the endpoint.
+        tokens: in and out.
+        money: US dollars, by NSLORA_EDITOR_PRICE.
+        attempt_s: longest time of one attempt, in seconds.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    calls: NonNegativeFloat = inf
+    tokens: NonNegativeFloat = inf
+    money: NonNegativeFloat = inf
+    attempt_s: PositiveFloat = 180.0
+
+    @classmethod
+    def from_environment(cls) -> Budget:
+        """Return the budget in NSLORA_EDITOR_BUDGET, as in "calls=500,money=2.5"; none when unset.
+
+        Raises UserError.
+        """
+        text = os.environ.get("NSLORA_EDITOR_BUDGET", "")
+        pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+        settings = {name: amount for name, _, amount in pairs}
+        try:
+            return TypeAdapter(cls).validate_strings(settings)
+        except ValidationError as error:
+            example = "calls=500,tokens=200000,money=2.5,attempt_s=60"
+            raise UserError(
+                f"NSLORA_EDITOR_BUDGET must be like {example!r} (any of the four), not {text!r}."
+            ) from error
+
+
+def price() -> tuple[float, float]:
+    """Return US dollars per million tokens in and out, from NSLORA_EDITOR_PRICE; 0 when unset."""
+    text = os.environ.get("NSLORA_EDITOR_PRICE", "0,0")
+    try:
+        return TypeAdapter(tuple[NonNegativeFloat, NonNegativeFloat]).validate_python(
+            text.split(",")
+        )
+    except ValidationError as error:
+        raise UserError(
+            f"NSLORA_EDITOR_PRICE must be two numbers like '2.5,10', not {text!r}."
+        ) from error
+
+
+@dataclass
+class Ledger:
+    """What requests have cost.
+
+    A replayed request counts at what it cost when it was made, so that a resumed or replayed run
+    reports the same cost as the run that made it.
+
+    Attributes:
+        calls: requests sent to the endpoint.
+        replayed: requests answered from a recording.
+        retries: further attempts at either, after a reply that could not be used.
+        lost: requests that got no usable reply.
+        tokens_in, tokens_out: as the endpoint counts them, those of unusable replies included.
+        seconds: time in which at least one call was waiting.
+        money: US dollars, 0 without a price.
+        error: why the last lost request was lost.
+    """
+
+    calls: int = 0
+    replayed: int = 0
+    retries: int = 0
+    lost: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    money: float = 0.0
+    error: str = ""
+
+    def __add__(self, later: Ledger) -> Ledger:
+        """Return what both have spent."""
+        spent = {n: round(getattr(self, n) + getattr(later, n), 9) for n in COUNTS}
+        return Ledger(**spent, error=later.error or self.error)
+
+    def __sub__(self, earlier: Ledger) -> Ledger:
+        """Return what was spent since `earlier`, a copy by `dataclasses.replace(ledger)`."""
+        # rounded: the last bits of a difference depend on what was spent before
+        spent = {n: round(getattr(self, n) - getattr(earlier, n), 9) for n in COUNTS}
+        return Ledger(**spent, error=self.error if self.lost > earlier.lost else "")
+
+    @property
+    def requests(self) -> int:
+        """All that was asked for, retries included; the same when it is replayed."""
+        return self.calls + self.replayed + self.retries
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in and out."""
+        return self.tokens_in + self.tokens_out
+
+    def charge(self, reply: Reply) -> None:
+        """Add what a reply cost."""
+        self.retries += reply.retries
+        self.tokens_in += reply.tokens_in
+        self.tokens_out += reply.tokens_out
+        self.seconds += reply.seconds
+        self.money += reply.money
+        if reply.error:
+            self.lost += 1
+            self.error = reply.error
+
+
+# all but the error
+COUNTS = [field.name for field in fields(Ledger)[:-1]]
+
+
+class Spending:
+    """What calls have taken from a budget: in this process, or in all that share a file.
+
+    Calls under way are not seen yet, so each process may exceed tokens and money by those.
+    """
+
+    def __init__(self, budget: Budget, path: Path | None = None) -> None:
+        self.limits = {name: getattr(budget, name) for name in LIMITED}
+        limited = any(map(isfinite, self.limits.values()))
+        # nothing to share without a limit
+        self.path = path if limited else None
+        self._own: dict[str, float] = dict.fromkeys(LIMITED, 0.0)
+
+    def admit(self) -> str:
+        """Take one call from the budget, or return which part of it is spent, in words."""
+        with self._totals() as totals:
+            for name, limit in self.limits.items():
+                if totals[name] >= limit:
+                    return f"budget of {limit:g} {name}"
+            totals["calls"] += 1
+        return ""
+
+    def charge(self, reply: Reply) -> None:
+        """Take what an admitted call cost beyond its first attempt."""
+        with self._totals() as totals:
+            totals["calls"] += reply.retries
+            totals["tokens"] += reply.tokens_in + reply.tokens_out
+            totals["money"] += reply.money
+
+    @contextmanager
+    def _totals(self) -> Iterator[dict[str, float]]:
+        """Yield the totals, to be read and changed by one process at a time."""
+        if self.path is None:
+            yield self._own
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):
+            totals = self._read(self.path)
+            yield totals
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(totals), encoding="utf-8")
+            part.replace(self.path)
+
+    def _read(self, path: Path) -> dict[str, float]:
+        """Return the totals of a file; raises UserError for a damaged one."""
+        if not path.exists():
+            return dict(self._own)
+        try:
+            totals = TypeAdapter(dict[str, NonNegativeFloat]).validate_json(path.read_bytes())
+            return {name: totals[name] for name in self._own}
+        except (ValidationError, KeyError) as error:
+            raise UserError(
+                f"{path} does not say what the editor has spent; delete it to count anew."
+            ) from error
