@@ -93,7 +93,8 @@ class Hidden:
         rules: style rules that the reply must keep.
         need: what the example asks for.
         group: what splits are disjoint by (a wording, a template, a country).
-        grader: how content is graded: "contains" (names) or "number" (the reply's last number).
+        grader: how content is graded: "contains" (names), "number" (the reply's last number), or
+            "own:" and a grader of `tasks.graders`.
     """
 
     rules: tuple[Rule, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.model.download import Weights
+from nslora.runs import lengths
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -20,11 +21,13 @@ def check(configs: Sequence[RunConfig]) -> None:
         # opening one looks at name, address and key; it starts nothing
         Editor(model, url).close()
     for cfg in {cfg.task: cfg for cfg in configs}.values():
-        if cfg.task.startswith("own:"):
+        if cfg.is_own:
             from nslora.tasks.build import build
 
             # reads the data and refuses what no run could use
-            build(cfg)
+            task = build(cfg)
+            if how := lengths.measure(cfg.backbone):
+                lengths.require(task.items, cfg, how)
     # the file, its parts while they are joined, and the converted copy
     checkpoints.require_disk(3 * downloads(configs), "fetching the models")
 

@@ -18,7 +18,7 @@ from nslora.config import RunConfig
 from nslora.editor.client import Editor
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
-from nslora.runs import store
+from nslora.runs import lengths, store
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
 from nslora.types import Candidate, Example, Move, Pair, Prompt, Scored, StepRecord, diff
@@ -77,7 +77,12 @@ def _make(
     started, ledger = time.perf_counter(), replace(editor.ledger)
     scratch = place.begin(cfg)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
-    run = Session(cfg, build(cfg), backbone, editor, scratch, place.memo)
+    task = build(cfg)
+    if cfg.is_own:
+        # where the weights had to be fetched, nothing could count tokens before
+        context = getattr(backbone.model.config, "max_position_embeddings", None)
+        lengths.require(task.items, cfg, lengths.Measure(backbone.count, context))
+    run = Session(cfg, task, backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
 
     history, chosen, memory, rows = adapt_phases(run, Recorder(run, watch))

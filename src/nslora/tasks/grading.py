@@ -12,9 +12,11 @@ import unicodedata
 from decimal import Decimal
 from functools import cache
 
-from nslora.tasks import rules, world
+from nslora.tasks import graders, rules, world
 from nslora.types import Example, Item, Reward
 
+# prefix of `Hidden.grader` for own data: what follows is a grader of `graders`
+OWN = "own:"
 # letters that Unicode does not take apart into a base letter and a mark
 LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 # kana and han are written without spaces: every sign counts as a word
@@ -109,12 +111,34 @@ def _without_article(text: str) -> str:
 
 def _content(item: Item, reply: str) -> tuple[float, float]:
     """Return the (lenient, strict) grades of the content, each 0.0 or 1.0."""
+    if item.hidden.grader.startswith(OWN):
+        return _own_content(item, reply)
     # content is read in the reply without its style, and in the values only of a JSON object
     bare = rules.strip(item.hidden.rules, reply)
     text = rules.json_values(bare)
     grade_as = _grade_number if item.hidden.grader == "number" else _grade_name
     lenient, alone = grade_as(item.example, text, bare)
     return float(lenient), float(lenient and alone)
+
+
+def _own_content(item: Item, reply: str) -> tuple[float, float]:
+    """Return the (lenient, strict) grades of the content of a reply to own data."""
+    grader = item.hidden.grader.removeprefix(OWN)
+    asked = item.hidden.rules
+    if graders.split(grader)[0] in graders.OF_JSON:
+        # the content is the JSON object, not its values
+        asked = tuple(rule for rule in asked if rule.name != "json")
+    bare = rules.strip(asked, reply)
+    lenient, strict = graders.grade(grader, item.example, bare)
+    if _by_name(item) and lists_answers(rules.json_values(bare), item.example):
+        return 0.0, 0.0
+    return float(lenient), float(strict)
+
+
+def _by_name(item: Item) -> bool:
+    """Tell whether a reply is right that names the answer among other words."""
+    name, _ = graders.split(item.hidden.grader.removeprefix(OWN))
+    return name == "contains"
 
 
 def _grade_number(example: Example, text: str, bare: str) -> tuple[bool, bool]:
@@ -138,8 +162,11 @@ def _content_critique(item: Item, reply: str) -> str:
     right = f"the right answer is '{example.answer}'."
     if not reply.strip():
         return f"The reply is empty; {right}"
-    by_name = item.hidden.grader != "number"
-    if by_name and lists_answers(rules.json_values(reply), example):
+    if item.hidden.grader.startswith(OWN):
+        grader = item.hidden.grader.removeprefix(OWN)
+        if fault := graders.fault(grader, example, reply):
+            return f"{fault}; {right}"
+    if _by_name(item) and lists_answers(rules.json_values(reply), example):
         return f"The reply must give one answer, not a list; {right}"
     steps = " It has to be worked out step by step." if is_problem(example) else ""
     return f"The answer is wrong; {right}{steps}"
