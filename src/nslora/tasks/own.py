@@ -82,7 +82,10 @@ class Data:
 
     def remark(self, line: int, remark: str) -> None:
         """Note what a reader should know of a line."""
-        self.remarks.setdefault(remark, []).append(line)
+        lines = self.remarks.setdefault(remark, [])
+        # question and answer may both give rise to it
+        if line not in lines[-1:]:
+            lines.append(line)
 
 
 def read(path: Path, grader: str = "auto", columns: str = "") -> list[Item]:
