@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,10 +217,11 @@ class RunConfig(BaseModel):
         Own data count by their content, wherever the file lies.
         """
         identity = {k: v for k, v in self.settings.items() if k not in ("seed", "study")}
-        data = Path(self.task.removeprefix("own:"))
+        data = self.task.removeprefix("own:")
         # a file that is gone has been a record's data, and its path is all that is left
-        if self.is_own and data.is_file():
-            identity["task"] = f"own:{hashlib.sha256(data.read_bytes()).hexdigest()}"
+        if self.is_own and os.path.isfile(data):
+            digest = hashlib.sha256(Path(data).read_bytes()).hexdigest()
+            identity["task"] = f"own:{digest}"
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

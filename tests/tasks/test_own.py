@@ -156,6 +156,7 @@ def test_another_encoding_is_named_with_its_line_and_the_remedy(tmp_path: Path) 
         (b"", "has 0 questions; at least 10 are needed."),
         (lines(ROWS[:9]).encode(), "has 9 questions; at least 10 are needed."),
         (b"\xff\xfe\x00", "is not UTF-16-LE"),
+        (json.dumps({"data": ROWS}, indent=1).encode(), "an object goes over several lines"),
     ],
 )
 def test_a_file_that_is_no_table_gets_one_sentence(
@@ -298,6 +299,10 @@ REPLY = {"role": "assistant", "content": "x"}
         ({"question": "Q?", "answer": "x", "grader": "number"}, "fails its own grader (number)"),
         ({"question": "Q?", "answer": "x", "grader": "regex:[0-9]"}, "fails its own grader"),
         ({"question": "Q?", "answer": "x", "grader": "labels:y|z"}, "fails its own grader"),
+        (
+            {"question": "Q?", "answer": "x", "rules": [{"name": "json"}, {"name": "json"}]},
+            "a rule comes twice",
+        ),
         ({"messages": [TURN]}, "one of the user and one of the assistant, not of user;"),
         ({"messages": [TURN, REPLY, TURN, REPLY]}, "split a longer chat into rows"),
         ({"messages": "Q?"}, "messages must be a list"),
@@ -339,11 +344,17 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         own.require(data.problems)
 
 
+def test_equal_problems_are_one_sentence(tmp_path: Path) -> None:
+    data = inspect(put(tmp_path, as_csv(",", "ask", "reply"), "mine.csv"))
+    [problem] = data.problems
+    assert "mine.csv, lines 2, 3, 4, 5, 6 and 7 more: no question and answer" in problem
+
+
 def test_other_kinds_of_values_become_text(tmp_path: Path) -> None:
-    values = [4, 4.5, True, {"name": "Ann", "born": 1983}]
+    values = [10**400, 4.5, True, {"name": "Ann", "born": 1983}]
     rows = [{"question": f"Q{i}?", "answer": value} for i, value in enumerate(values)]
     items = read(put(tmp_path, lines([*rows, *ROWS])))
-    texts = ["4", "4.5", "true", '{"name": "Ann", "born": 1983}']
+    texts = [str(10**400), "4.5", "true", '{"name": "Ann", "born": 1983}']
     assert [item.example.answer for item in items[:4]] == texts
     assert [item.hidden.grader for item in items[:4]] == [
         "own:number",

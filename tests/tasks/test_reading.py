@@ -118,5 +118,7 @@ def test_a_hub_out_of_reach_gets_one_sentence(tmp_path: Path) -> None:
 def test_a_source_that_is_not_there_gets_one_sentence() -> None:
     with pytest.raises(UserError, match=r"^there is no file none\.jsonl\.$"):
         reading.fetch("none.jsonl")
+    with pytest.raises(UserError, match=r"^there is no file x+\.$"):
+        reading.fetch("x" * 300)
     with pytest.raises(UserError, match=r"must read hub:<owner>/<name>"):
         reading.fetch("hub:data")

@@ -62,7 +62,7 @@ class Data:
     Attributes:
         kind: format and encoding, in words.
         unit: what rows are counted by: "line" or "row".
-        problems: sentences with file and line, each for something that no run could use.
+        faults: lines by what no run could use there; no lines where it is the file as a whole.
         remarks: lines by what is left out or may surprise there.
         items: usable rows, repeats left out.
     """
@@ -70,15 +70,24 @@ class Data:
     path: Path
     kind: str = ""
     unit: str = "line"
-    problems: list[str] = field(default_factory=list)
+    faults: dict[str, list[int]] = field(default_factory=dict)
     remarks: dict[str, list[int]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
 
+    @property
+    def problems(self) -> list[str]:
+        """All faults as sentences with file and lines, in the order of the file."""
+        problems = []
+        for fault, lines in sorted(self.faults.items(), key=lambda pair: pair[1][:1]):
+            where = f", {reading.listed(lines, self.unit)}" if lines else ""
+            problems.append(f"{self.path}{where}: {fault}")
+        return problems
+
     def refuse(self, line: int, sentence: str) -> None:
-        """Note a problem of a line; of the whole file if it is 0."""
-        where = f"{self.path}, {self.unit} {line}" if line else f"{self.path}"
-        # whatever a text of the file holds, a problem is one line
-        self.problems.append(f"{where}: {' '.join(sentence.split())}")
+        """Note a fault of a line; of the whole file if it is 0."""
+        # whatever a text of the file holds, a sentence is one line
+        lines = self.faults.setdefault(" ".join(sentence.split()), [])
+        lines.extend([line] * bool(line))
 
     def remark(self, line: int, remark: str) -> None:
         """Note what a reader should know of a line."""
@@ -123,7 +132,7 @@ def inspect(path: Path, grader: str = "auto", columns: str = "") -> Data:
         except UserError as error:
             data.refuse(line, str(error))
     rows = _distinct(data, rows)
-    if len(rows) < MIN_ROWS and not data.problems:
+    if len(rows) < MIN_ROWS and not data.faults:
         data.refuse(0, f"has {len(rows)} questions; at least {MIN_ROWS} are needed.")
     _add_items(data, rows, grader)
     return data
@@ -150,7 +159,7 @@ def _text(data: Data, line: int, name: str, value: object) -> str:
     if name == "answer" and isinstance(value, dict):
         value = _json_text(value)
     # `type`, because isinstance takes true for an int
-    elif name == "answer" and type(value) in (bool, int, float) and math.isfinite(value):  # pyright: ignore
+    elif name == "answer" and type(value) in (bool, int, float) and not _is_infinite(value):
         value = json.dumps(value)
     if not isinstance(value, str):
         raise UserError(f"{name} is {_kind(value)}; give one text.")
@@ -175,11 +184,16 @@ def _json_text(value: object) -> str:
         raise UserError("answer is an object with NaN or Infinity, which is no JSON.") from None
 
 
+def _is_infinite(value: object) -> bool:
+    """Tell whether a value is NaN or an infinity, which JSON does not have."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def _kind(value: object) -> str:
     """Return what a value is that is no text, in the words of JSON."""
     if value is None:
         return "null"
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and _is_infinite(value):
         return "NaN" if math.isnan(value) else "Infinity"
     kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return kinds.get(type(value), "an object" if isinstance(value, dict) else "no text")
@@ -207,8 +221,11 @@ def _rules(listing: object) -> tuple[Rule, ...]:
             # a column of Parquet has the arguments of all rules in every row
             kwargs = {name: value for name, value in kwargs.items() if value is not None}
         asked.append(rules.make(str(entry.get("name")), kwargs))
+    names = {rule.name for rule in asked}
+    if len(names) < len(asked):
+        raise UserError("a rule comes twice; keep one.")
     for clash in CLASHES:
-        if clash <= {rule.name for rule in asked}:
+        if clash <= names:
             raise UserError(f"rules {' and '.join(sorted(clash))} exclude each other; keep one.")
     return tuple(asked)
 

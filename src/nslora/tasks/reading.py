@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def fetch(source: str) -> Path:
     Raises UserError for a source that is not there, or whose file is not the only one.
     """
     if not source.startswith("hub:"):
-        if not Path(source).is_file():
+        # False for a name that is too long, too
+        if not os.path.isfile(source):
             raise UserError(f"there is no file {source}.")
         # links are kept, since the suffix may be theirs
         return Path(source).absolute()
@@ -124,6 +126,8 @@ def load(path: Path) -> Table:
     # joined files have a mark at every seam
     text = text.replace("\ufeff", "")
     first = text.lstrip()[:1]
+    if first == "{" and _is_spread(text):
+        raise UserError(f"{path}: an object goes over several lines; put one on each line.")
     if first == "[":
         kind, rows = "a JSON array", _json_array(text)
     elif first == "{" or path.suffix in (".jsonl", ".ndjson", ".json"):
@@ -192,6 +196,15 @@ def _parse(text: str, start: int = 0) -> tuple[object, int]:
 def _skip(text: str, at: int) -> int:
     """Return where the white space ends that begins at `at`."""
     return next(BLANK.finditer(text, at)).end()
+
+
+def _is_spread(text: str) -> bool:
+    """Tell whether a text begins with a JSON object over several lines."""
+    try:
+        _, end = _parse(text)
+    except UserError:
+        return False
+    return "\n" in text[:end].strip()
 
 
 def _json_lines(text: str) -> Iterator[Line]:
