@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nslora.tasks import own, rules
 from nslora.tasks.grading import grade
@@ -19,6 +21,12 @@ from nslora.types import Need, UserError
 pytestmark = pytest.mark.pure
 
 ROWS = [{"question": f"Who is number {n}?", "answer": f"Person {n}"} for n in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all that hypothesis tries."""
+    return tmp_path_factory.mktemp("data")
 
 
 def lines(rows: list) -> str:
@@ -82,6 +90,7 @@ FILES = {
     "prompt.jsonl": lines([{"prompt": q, "completion": a} for q, a in PAIRS]),
     "response.jsonl": lines([{"prompt": q, "response": a} for q, a in PAIRS]),
     "alpaca.json": json.dumps([{"instruction": q, "input": "", "output": a} for q, a in PAIRS]),
+    "no input.jsonl": lines([{"instruction": q, "output": a} for q, a in PAIRS]),
     "messages.jsonl": lines([chat(q, a) for q, a in PAIRS]),
     "sharegpt.jsonl": lines(
         [chat(q, a, column="conversations", style="from value human gpt") for q, a in PAIRS]
@@ -103,7 +112,7 @@ def test_parquet_is_read_with_its_types(tmp_path: Path) -> None:
 
     asked = {"name": "end_phrase", "kwargs": {"phrase": "Over.", "n": None}}
     short = {"name": "max_words", "kwargs": {"phrase": None, "n": 3}}
-    rows = [row | {"rules": None, "grader": None} for row in ROWS]
+    rows: list[dict] = [row | {"rules": None, "grader": None} for row in ROWS]
     rows[4] = {"question": "Five?", "answer": "5", "rules": [asked, short], "grader": "exact"}
     path = tmp_path / "mine.parquet"
     parquet.write_table(Table.from_pylist(rows), path)
@@ -203,6 +212,29 @@ def test_text_in_a_table_stays_text(tmp_path: Path) -> None:
     items = read(put(tmp_path, "\n".join(["question,answer", *rows]), "mine.csv"))
     assert pairs(items)[7] == ('Room 7, key "7"?', "007")
     assert grade(items[7], "007").success == 1 and grade(items[7], "7").success == 0
+
+
+SEEDS = st.sampled_from(
+    [text.encode(code) for text in FILES.values() for code in ("utf-8", "utf-16")]
+)
+CUTS = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3), st.integers(0, 9)), max_size=4)
+
+
+@given(st.one_of(st.binary(max_size=60), SEEDS), CUTS, st.sampled_from(["a.jsonl", "a.csv", "a"]))
+@settings(max_examples=150)
+def test_a_damaged_file_is_read_or_refused(
+    folder: Path, content: bytes, cuts: list, name: str
+) -> None:
+    for place, piece, removed in cuts:
+        at = int(place * len(content))
+        content = content[:at] + piece + content[at + removed :]
+    try:
+        data = inspect(put(folder, content, name))
+        said = [*data.problems, *describe(data)]
+    except UserError as error:
+        data, said = None, [str(error)]
+    assert all(line.endswith(".") and "\n" not in line for line in said)
+    assert data is None or data.problems or len(data.items) >= own.MIN_ROWS
 
 
 # ---- columns

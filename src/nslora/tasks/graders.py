@@ -267,7 +267,8 @@ def _labels(argument: str, example: Example, reply: str) -> Grades:
     answer = fold(example.answer, differ_in_case)
     alone = [label for label in known if _is(reply, label, differ_in_case)]
     if alone:
-        return (fold(alone[0], differ_in_case) == answer,) * 2
+        right = fold(alone[0], differ_in_case) == answer
+        return right, right
 
     # "a" is a label and an article
     cased = differ_in_case or min(map(len, known)) == 1

@@ -30,7 +30,7 @@ PAIRS = (
 )
 CHATS = ("messages", "conversations")
 # names of the speakers in both kinds of chats
-SPEAKERS = {"human": "user", "gpt": "assistant"}
+SPEAKERS: dict[object, str] = {"human": "user", "gpt": "assistant"}
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     # before UTF-16, whose mark is the beginning of its own
@@ -329,7 +329,7 @@ def fields(row: object, names: Mapping[str, str]) -> tuple[dict[str, object], se
             found[name] = columns[name]
     unused = set(columns) - used - {"rules", "grader"}
     remarks = {f"column {name!r} is left out" for name in unused}
-    if any(_has_system(columns[name]) for name in used):
+    if any(_has_system(columns.get(name)) for name in used):
         remarks.add("system messages are left out")
     return found, remarks
 
@@ -359,7 +359,8 @@ def _pair(columns: Mapping[str, object]) -> tuple[dict[str, object], set[str]]:
 
 
 def _role(message: dict) -> object:
-    return message.get("role", message.get("from"))
+    role = message.get("role", message.get("from"))
+    return SPEAKERS.get(role, role)
 
 
 def _has_system(value: object) -> bool:
@@ -377,7 +378,7 @@ def _exchange(messages: object) -> tuple[object, object]:
         role = _role(message)
         if role != "system":
             content = message.get("content", message.get("value"))
-            turns.append((SPEAKERS.get(role, role), _joined(content)))
+            turns.append((role, _joined(content)))
     if [role for role, _ in turns] != ["user", "assistant"]:
         roles = ", ".join(str(role) for role, _ in turns) or "nobody"
         raise UserError(
