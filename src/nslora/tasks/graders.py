@@ -34,6 +34,7 @@ VARIANTS = {
     "\u0130": "I",
 }
 PLAIN = str.maketrans(VARIANTS)
+UNPARTED = re.compile(r"(?<=[^\W\d_]{2})\.(?=[A-Z][a-z])")
 # what a sentence ends with; after a digit "!" is a factorial
 ENDS = re.compile(r"(?:(?<!\d)!|[.,;:?\u3002\u3001\uff61\u061f\u060c\u061b\u0964\s])+\Z")
 STARTS = re.compile(r"\A[\u00a1\u00bf\s]+")
@@ -49,8 +50,9 @@ UNSPACED = re.compile(
 # What makes a text a part of something else, in outlines (see `_outline`): "|" is its edge.
 WITHIN_BEFORE = re.compile(
     r"""[a0m]\|[a0m.+-]                # inside a word or a number
-    | [a0mu][-+*/&@^_%~.\\]\|[a0]      # after a sign that joins: non-toxic, km/h
-    | (?:\A|[^.])\.\|[a0]              # .NET, .5
+    | [a0mu][-+*/&@^_%~\\]\|[a0]       # after a sign that joins: non-toxic, km/h
+    | (?:\A|[^.0])\.\|a               # .NET, node.js; not 1.Paris
+    | (?:\A|[^.])\.\|0                # .5
     | [-\u00b1$\u20ac\u00a3\u00a5]\|0  # the sign of a number
     | 0[:,]\|0                         # 1,500
     | ([-+*\#])\|\1
@@ -61,7 +63,7 @@ WITHIN_AFTER = re.compile(
     r"""[a0m+-]\|[a0m]
     | \|[m\u200d\U0001f3fb-\U0001f3ff]  # a mark, or a modifier of an emoji, belongs to the letter
     | [a0mu]\|[-+*/&@^_%~.\\][a0mu]
-    | [a0]\|[+\#]                       # C++, C#
+    | [a0]\|[-+\#]                      # C++, C#, A-
     | 0\|[%\u00b0$\u20ac\u00a3\u00a5]   # a number with its unit
     | 0\|[:,]0
     | ([-+*\#])\|\1""",
@@ -86,7 +88,8 @@ WORDS_OF_LABEL = 5
 
 def fold(text: str, cased: bool = False) -> str:
     """Return a text without what carries no meaning inside it: case (unless `cased`), blanks, variants."""
-    text = "".join(map(_narrow, text)).translate(PLAIN)
+    # a blank that is missing between sentences
+    text = UNPARTED.sub(". ", "".join(map(_narrow, text)).translate(PLAIN))
     if not cased:
         text = text.casefold()
     return " ".join(unicodedata.normalize("NFC", text).split())
