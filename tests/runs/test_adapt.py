@@ -11,7 +11,7 @@ from tinymodel import SETTINGS
 import nslora
 
 ROWS = [{"ask": f"Mood {n}?", "reply": ("good", "bad")[n % 2], "note": n} for n in range(12)]
-SHORT = {**SETTINGS, "method": "lora", "moves": 1, "max_new_tokens": 8}
+SHORT = {**SETTINGS, "method": "lora", "moves": 1, "returned": "tuned", "max_new_tokens": 8}
 
 
 def record(result: nslora.Result) -> dict:

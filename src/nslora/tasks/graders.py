@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from nslora.tasks import rules
-from nslora.types import Example, UserError
+from nslora.types import Example, Item, UserError
 
+# prefix of `Hidden.grader` for own data
+OWN = "own:"
 # letters that Unicode does not take apart into a base letter and a mark
 LETTERS = {"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"}
 # typographic variants; invisible characters go
@@ -329,22 +331,22 @@ ARGUMENTS = {
 }
 
 
-def split(grader: str) -> tuple[str, str]:
-    """Return name and argument of a grader."""
-    name, _, argument = grader.partition(":")
+def of(item: Item) -> tuple[str, str]:
+    """Return name and argument of an item's grader."""
+    name, _, argument = item.hidden.grader.removeprefix(OWN).partition(":")
     return name, argument
 
 
-def grade(grader: str, example: Example, reply: str) -> Grades:
+def grade(item: Item, reply: str) -> Grades:
     """Tell whether a reply, its style taken away, is right, and whether it is nothing else."""
-    name, argument = split(grader)
-    right, alone = GRADERS[name](argument, example, reply)
+    name, argument = of(item)
+    right, alone = GRADERS[name](argument, item.example, reply)
     return right, right and alone
 
 
-def fault(grader: str, example: Example, reply: str) -> str:
+def fault(item: Item, reply: str) -> str:
     """Return what is wrong with the form of a reply, where the grader asks for a form; else ""."""
-    name, argument = split(grader)
+    name, argument = of(item)
     if name == "labels":
         return f"The reply must name exactly one of {argument.replace('|', ', ')}"
     if name == "regex":
@@ -363,9 +365,9 @@ def complete(grader: str) -> str:
 
     Raises UserError for an unknown grader or a wrong argument.
     """
-    name, argument = split(grader)
     if grader == "auto":
         return grader
+    name, _, argument = grader.partition(":")
     if name not in GRADERS:
         raise UserError(f"unknown grader {name!r}; choose from auto, {', '.join(GRADERS)}.")
     if name in ARGUMENTS and argument not in ARGUMENTS[name]:

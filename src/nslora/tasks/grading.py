@@ -15,8 +15,6 @@ from functools import cache
 from nslora.tasks import graders, rules, world
 from nslora.types import Example, Item, Reward
 
-# prefix of `Hidden.grader` for own data: what follows is a grader of `graders`
-OWN = "own:"
 # letters that Unicode does not take apart into a base letter and a mark
 LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 # kana and han are written without spaces: every sign counts as a word
@@ -101,8 +99,8 @@ def number(text: str) -> Decimal | None:
 
 def is_problem(example: Example) -> bool:
     """Tell whether the answer is to be worked out: a number asked for by a question with numbers."""
-    numeric = NUMBER.fullmatch(example.answer.strip()) is not None
-    return numeric and NUMBER.search(example.question) is not None
+    asked_with_numbers = NUMBER.search(example.question) is not None
+    return asked_with_numbers and graders.is_number(example.answer)
 
 
 def _without_article(text: str) -> str:
@@ -111,7 +109,7 @@ def _without_article(text: str) -> str:
 
 def _content(item: Item, reply: str) -> tuple[float, float]:
     """Return the (lenient, strict) grades of the content, each 0.0 or 1.0."""
-    if item.hidden.grader.startswith(OWN):
+    if item.hidden.grader.startswith(graders.OWN):
         return _own_content(item, reply)
     # content is read in the reply without its style, and in the values only of a JSON object
     bare = rules.strip(item.hidden.rules, reply)
@@ -123,13 +121,12 @@ def _content(item: Item, reply: str) -> tuple[float, float]:
 
 def _own_content(item: Item, reply: str) -> tuple[float, float]:
     """Return the (lenient, strict) grades of the content of a reply to own data."""
-    grader = item.hidden.grader.removeprefix(OWN)
     asked = item.hidden.rules
-    if graders.split(grader)[0] in graders.OF_JSON:
+    if graders.of(item)[0] in graders.OF_JSON:
         # the content is the JSON object, not its values
         asked = tuple(rule for rule in asked if rule.name != "json")
     bare = rules.strip(asked, reply)
-    lenient, strict = graders.grade(grader, item.example, bare)
+    lenient, strict = graders.grade(item, bare)
     if _by_name(item) and lists_answers(rules.json_values(bare), item.example):
         return 0.0, 0.0
     return float(lenient), float(strict)
@@ -137,8 +134,7 @@ def _own_content(item: Item, reply: str) -> tuple[float, float]:
 
 def _by_name(item: Item) -> bool:
     """Tell whether a reply is right that names the answer among other words."""
-    name, _ = graders.split(item.hidden.grader.removeprefix(OWN))
-    return name == "contains"
+    return graders.of(item)[0] == "contains"
 
 
 def _grade_number(example: Example, text: str, bare: str) -> tuple[bool, bool]:
@@ -162,10 +158,9 @@ def _content_critique(item: Item, reply: str) -> str:
     right = f"the right answer is '{example.answer}'."
     if not reply.strip():
         return f"The reply is empty; {right}"
-    if item.hidden.grader.startswith(OWN):
-        grader = item.hidden.grader.removeprefix(OWN)
-        if fault := graders.fault(grader, example, reply):
-            return f"{fault}; {right}"
+    own = item.hidden.grader.startswith(graders.OWN)
+    if own and (fault := graders.fault(item, reply)):
+        return f"{fault}; {right}"
     if _by_name(item) and lists_answers(rules.json_values(reply), example):
         return f"The reply must give one answer, not a list; {right}"
     steps = " It has to be worked out step by step." if is_problem(example) else ""

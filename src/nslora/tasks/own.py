@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from nslora.tasks import graders, reading, rules
-from nslora.tasks.grading import OWN, grade
+from nslora.tasks.grading import grade
 from nslora.types import Example, Hidden, Item, Need, Rule, UserError
 
 # so that train, dev and test each get two
@@ -85,7 +85,7 @@ class Data:
 
     def refuse(self, line: int, sentence: str) -> None:
         """Note a fault of a line; of the whole file if it is 0."""
-        # whatever a text of the file holds, a sentence is one line
+        # a text of the file may hold line breaks, a sentence none
         lines = self.faults.setdefault(" ".join(sentence.split()), [])
         lines.extend([line] * bool(line))
 
@@ -280,7 +280,7 @@ def _add_items(data: Data, rows: list[Row], grader: str) -> None:
         example = Example(f"own:{row.line}", row.question, row.answer, fact=line_id)
         need = Need.BOTH if row.rules else Need.CONTENT
         spec = row.grader or choose(row.answer)
-        item = Item(example, Hidden(row.rules, need, line_id, f"{OWN}{spec}"))
+        item = Item(example, Hidden(row.rules, need, line_id, f"{graders.OWN}{spec}"))
         if problem := _unsatisfiable(item):
             data.refuse(row.line, problem)
         elif remark := _doubtful(item):
@@ -288,7 +288,7 @@ def _add_items(data: Data, rows: list[Row], grader: str) -> None:
         data.items.append(item)
 
 
-def _chooser(rows: list[Row], grader: str):
+def _chooser(rows: list[Row], grader: str) -> Callable[[str], str]:
     """Return answer -> grader for the rows that name none."""
     answers = [row.answer for row in rows if not row.grader]
     if grader == "auto":
@@ -298,7 +298,7 @@ def _chooser(rows: list[Row], grader: str):
         if len(labels) > MOST_LABELS or any("|" in label for label in labels):
             raise UserError(
                 f"grader labels: the answers are of {len(labels)} kinds; "
-                "at most 100 can be labels, none with a '|'."
+                f"at most {MOST_LABELS} can be labels, none with a '|'."
             )
         grader = f"labels:{'|'.join(labels)}"
     return lambda answer: grader
@@ -307,7 +307,7 @@ def _chooser(rows: list[Row], grader: str):
 def _unsatisfiable(item: Item) -> str:
     """Return why no reply can satisfy a row; "" if one can."""
     answer, asked = item.example.answer, item.hidden.rules
-    grader = item.hidden.grader.removeprefix(OWN)
+    grader = ":".join(filter(None, graders.of(item)))
     if not grade(item, answer).parts["content"]:
         return f"the answer {answer[:SHOWN]!r} fails its own grader ({grader[:SHOWN]}); change one of them."
     words = len(re.findall(r"\w+", answer))
@@ -334,8 +334,8 @@ def _doubtful(item: Item) -> str:
 
 def label_set(items: Sequence[Item]) -> frozenset[str]:
     """Return the labels that answers are one of, as they are spelled: a prompt may list them."""
-    labelled = [item for item in items if item.hidden.grader.startswith(f"{OWN}labels:")]
-    sets = {graders.split(item.hidden.grader.removeprefix(OWN))[1] for item in labelled}
+    labelled = [item for item in items if graders.of(item)[0] == "labels"]
+    sets = {graders.of(item)[1] for item in labelled}
     labels = {label for joined in sets for label in joined.split("|")}
     return frozenset(labels | {item.example.answer for item in labelled})
 
@@ -382,7 +382,8 @@ def describe(data: Data) -> list[str]:
         )
     lines += _about_labels(data)
     lines += _about_graders(data)
-    return lines
+    # a text of the file may hold line breaks, a sentence none
+    return [" ".join(line.split()) for line in lines]
 
 
 def _about_labels(data: Data) -> list[str]:
@@ -404,7 +405,7 @@ def _about_graders(data: Data) -> list[str]:
     first: dict[str, Item] = {}
     counts: Counter[str] = Counter()
     for item in data.items:
-        name, _ = graders.split(item.hidden.grader.removeprefix(OWN))
+        name, _ = graders.of(item)
         counts[name] += 1
         first.setdefault(name, item)
     lines = []
@@ -424,7 +425,7 @@ def _about_graders(data: Data) -> list[str]:
 
 
 def _whole_text(item: Item) -> bool:
-    name, _ = graders.split(item.hidden.grader.removeprefix(OWN))
+    name, _ = graders.of(item)
     return name in ("contains", "exact")
 
 
