@@ -328,6 +328,7 @@ REPLY = {"role": "assistant", "content": "x"}
         ),
         ({"question": "Q?", "answer": "x", "grader": "fuzzy"}, "unknown grader 'fuzzy'"),
         ({"question": "Q?", "answer": "x", "grader": 3}, "grader must be text"),
+        ({"question": "Q?", "answer": "x", "grader": "labels"}, "must name its labels"),
         ({"question": "Q?", "answer": "x", "grader": "number"}, "fails its own grader (number)"),
         ({"question": "Q?", "answer": "x", "grader": "regex:[0-9]"}, "fails its own grader"),
         ({"question": "Q?", "answer": "x", "grader": "labels:y|z"}, "fails its own grader"),
@@ -435,6 +436,15 @@ def test_nearly_equal_questions_are_kept_with_a_note(tmp_path: Path) -> None:
     assert data.remarks == {"nearly the question of line 2, with another answer": [13]}
 
 
+def test_answers_that_count_as_equal_get_a_note(tmp_path: Path) -> None:
+    answers = ("Co", "CO", "ano", "año")
+    rows = [{"question": f"Question {n}?", "answer": a} for n, a in enumerate(answers)]
+    data = looked_at(tmp_path, [*ROWS, *rows])
+    [(remark, numbers)] = data.remarks.items()
+    assert "count as equal, but with contains:case" in remark and numbers == [13, 14, 15, 16]
+    assert looked_at(tmp_path, [*ROWS, *rows], grader="contains:case").remarks == {}
+
+
 def test_a_doubtful_rule_gets_a_note(tmp_path: Path) -> None:
     row = {"question": "How many?", "answer": "10", "rules": [{"name": "lower_case"}]}
     data = looked_at(tmp_path, [*ROWS, row])
@@ -477,6 +487,7 @@ def test_a_rare_label_is_told(tmp_path: Path) -> None:
 
 def test_a_grader_can_be_chosen_for_a_file_and_for_a_row(tmp_path: Path) -> None:
     rows = [*ROWS, {"question": "Code?", "answer": "ab-12", "grader": "regex:[a-z]+-[0-9]+"}]
+    rows[3] = rows[3] | {"grader": "auto"}
     items = read(put(tmp_path, lines(rows)), grader="exact")
     assert {item.hidden.grader for item in items[:12]} == {"own:exact"}
     assert grade(items[12], "xy-99").success == 1

@@ -321,6 +321,8 @@ GRADERS: dict[str, Callable[[str, Example, str], Grades]] = {
     "json": _json,
     "json-schema": _json_schema,
 }
+# that take answers of different case or accents for equal
+FORGIVING = (("exact", ""), ("contains", ""))
 # whose content is JSON: the rule of that name asks for nothing more
 OF_JSON = ("json", "json-schema")
 ARGUMENTS = {

@@ -147,11 +147,8 @@ def _row(data: Data, line: int, raw: object, names: Mapping[str, str]) -> Row:
     for remark in sorted(remarks):
         data.remark(line, remark)
     question, answer = (_text(data, line, name, values[name]) for name in ("question", "answer"))
-    grader = values.get("grader", "")
-    if not isinstance(grader, str):
-        raise UserError(f"grader must be text such as 'exact', not {_kind(grader)}.")
-    grader = graders.complete(grader) if grader.strip() else ""
-    return Row(line, question, answer, _rules(values.get("rules")), grader)
+    asked = _rules(values.get("rules"))
+    return Row(line, question, answer, asked, _grader(values.get("grader", "auto")))
 
 
 def _text(data: Data, line: int, name: str, value: object) -> str:
@@ -182,6 +179,16 @@ def _json_text(value: object) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise UserError("answer is an object with NaN or Infinity, which is no JSON.") from None
+
+
+def _grader(value: object) -> str:
+    """Return the grader that a row names, or "" where it takes the file's; raises UserError."""
+    if not isinstance(value, str):
+        raise UserError(f"grader must be text such as 'exact', not {_kind(value)}.")
+    grader = graders.complete(value.strip())
+    if grader == "labels":
+        raise UserError("the grader of a row must name its labels, as in labels:yes|no.")
+    return "" if grader == "auto" else grader
 
 
 def _is_infinite(value: object) -> bool:
@@ -286,6 +293,26 @@ def _add_items(data: Data, rows: list[Row], grader: str) -> None:
         elif remark := _doubtful(item):
             data.remark(row.line, remark)
         data.items.append(item)
+    _remark_spellings(data)
+
+
+def _remark_spellings(data: Data) -> None:
+    """Note answers that a grader takes for others of the file, since case and accents do not count."""
+    spellings: dict[str, set[str]] = {}
+    names = [item for item in data.items if graders.of(item) in graders.FORGIVING]
+    for item in names:
+        answer = graders.fold(item.example.answer, cased=True)
+        spellings.setdefault(graders.unaccented(graders.fold(answer)), set()).add(answer)
+    for item in names:
+        if len(spellings[graders.unaccented(graders.fold(item.example.answer))]) > 1:
+            remark = (
+                "answers that differ in case or accents only count as equal, but with contains:case"
+            )
+            data.remark(_line(item), remark)
+
+
+def _line(item: Item) -> int:
+    return int(item.hidden.group.removeprefix("line:"))
 
 
 def _chooser(rows: list[Row], grader: str) -> Callable[[str], str]:
@@ -410,8 +437,8 @@ def _about_graders(data: Data) -> list[str]:
         first.setdefault(name, item)
     lines = []
     for name, item in first.items():
-        line, answer = item.hidden.group.removeprefix("line:"), item.example.answer
-        example = f"in {data.unit} {line} the reply {answer[:SHOWN]!r} is right"
+        answer = item.example.answer
+        example = f"in {data.unit} {_line(item)} the reply {answer[:SHOWN]!r} is right"
         if wrong := _wrong_reply(data.items, item):
             example += f", {wrong[:SHOWN]!r} is wrong"
         lines.append(f"grader {name} ({counts[name]} rows): {example}.")
