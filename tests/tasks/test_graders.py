@@ -256,6 +256,12 @@ def test_a_form_can_be_asked_for() -> None:
     assert "no one JSON object" in grade(item(schema, '{"age": 3}'), "three").critique
 
 
+def test_a_schema_may_refer_to_its_own_parts() -> None:
+    schema = '{"$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}'
+    grader = graders.complete(f"json-schema:{schema}")
+    assert right(grader, '{"a": 1}', '{"a": 2}') and not right(grader, '{"a": 1}', '{"a": "2"}')
+
+
 def test_a_critique_lists_the_labels() -> None:
     critique = grade(item(MOOD, "good"), "fine").critique
     assert critique == (
@@ -273,7 +279,9 @@ def test_a_critique_lists_the_labels() -> None:
         ("json-schema:nowhere.json", "cannot read 'nowhere.json'"),
         ("json-schema:{", "is not JSON"),
         ('json-schema:{"type": "objekt"}', "is not valid"),
-        ('json-schema:{"$ref": "http://127.0.0.1/x"}', "must hold all that it refers to"),
+        ('json-schema:{"$ref": "http://127.0.0.1/x"}', "'http://127.0.0.1/x' is not in the schema"),
+        ('json-schema:{"$ref": "#/$defs/x"}', "'#/$defs/x' is not in the schema"),
+        ('json-schema:{"pattern": "["}', "is not a 'regex'"),
     ],
 )
 def test_a_wrong_grader_gets_one_sentence(grader: str, says: str) -> None:

@@ -308,7 +308,8 @@ def _validator(schema: str) -> Any:
 
     parsed = json.loads(schema)
     kind = validator_for(parsed)
-    kind.check_schema(parsed)
+    # patterns are checked too
+    kind.check_schema(parsed, format_checker=kind.FORMAT_CHECKER)
     return kind(parsed)
 
 
@@ -357,8 +358,8 @@ def fault(item: Item, reply: str) -> str:
         value, _ = json_in(reply)
         if value is None:
             return "The reply holds no one JSON object"
-        error = next(_validator(argument).iter_errors(value))
-        return f"The JSON object breaks its schema ({error.message})"
+        reasons = [error.message for error in _validator(argument).iter_errors(value)]
+        return f"The JSON object breaks its schema ({'; '.join(reasons[:1])})"
     return ""
 
 
@@ -406,10 +407,19 @@ def _schema(argument: str) -> str:
         raise UserError(f"grader json-schema: {error.message.rstrip('.')}.") from None
     except ValueError as error:
         raise UserError(f"grader json-schema: {argument!r} is not JSON ({error}).") from None
-    # nothing is fetched while replies are graded
-    if re.search(r'"\$(?:dynamicR|r)ef": "[^#]', schema):
-        raise UserError("grader json-schema: the schema must hold all that it refers to ($ref).")
+    # nothing is fetched while replies are graded, and nothing is missing then
+    for reference in re.findall(r'"\$(?:dynamicR|r)ef": "([^"]*)"', schema):
+        if not _resolves(reference, json.loads(schema)):
+            raise UserError(f"grader json-schema: $ref {reference!r} is not in the schema.")
     return schema
+
+
+def _resolves(reference: str, schema: Any) -> bool:
+    """Tell whether a reference such as "#/$defs/name" is to a part of the schema."""
+    start, *names = reference.split("/")
+    for name in names:
+        schema = schema.get(name) if isinstance(schema, dict) else None
+    return start == "#" and schema is not None
 
 
 # ---- which grader fits
