@@ -307,7 +307,7 @@ def _validator(schema: str) -> Any:
     from jsonschema.validators import validator_for
 
     parsed = json.loads(schema)
-    kind = validator_for(parsed)
+    kind: Any = validator_for(parsed)
     # patterns are checked too
     kind.check_schema(parsed, format_checker=kind.FORMAT_CHECKER)
     return kind(parsed)
