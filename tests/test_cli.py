@@ -80,6 +80,11 @@ def refused(capsys, *argv: str) -> str:
         (("adapt", "x.jsonl", "--out", "README.md"), "README.md is a file"),
         (("adapt", "x.jsonl", "--out", "tests"), "is not empty"),
         (("adapt", "x.jsonl", "--out", "a", "--set", "task=math"), "the task is your data"),
+        (("check", "missing.jsonl"), "there is no file missing.jsonl"),
+        (("check", "README.md", "--backbone", "gpt-5"), "unknown backbone 'gpt-5'"),
+        (("check", "README.md", "--grader", "fuzzy"), "unknown grader 'fuzzy'; choose from auto"),
+        (("check", "README.md", "--map", "ask=question"), "must be FIELD=COLUMN"),
+        (("check", "hub:data"), "must read hub:<owner>/<name>"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_status_2(capsys, argv, words):
@@ -150,6 +155,46 @@ def test_adapt_leaves_a_whole_bundle_and_nothing_else(capsys, monkeypatch, tmp_p
         nslora.Prompt("By lora, rank 16."),
         {"test": {"success": 0.75}},
     )
+
+
+def test_check_prints_all_problems_and_adapt_refuses_the_first(capsys, tmp_path):
+    rows = [json.dumps({"question": f"q{i}?", "answer": f"a{i}"}) for i in range(12)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join([*rows[:3], '{"question": 1', *rows[3:], '{"question": "q1?"}']))
+    assert cli.main(["check", str(data)]) == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line for line in out.splitlines() if line.startswith("12 rows: 7 to train on")]
+    assert [line for line in out.splitlines() if line.startswith("grader contains (12 rows)")]
+    problems = [line for line in out.splitlines() if ", line " in line]
+    assert [line.partition(", line ")[2].partition(":")[0] for line in problems] == ["4", "14"]
+    said = refused(capsys, "adapt", str(data), "--out", str(tmp_path / "out"))
+    assert said == problems[0].rstrip(".") + " (1 more: see nslora check).\n"
+
+
+def test_a_sound_file_passes_the_check_and_the_run_says_how_it_grades(
+    capsys, monkeypatch, tmp_path
+):
+    data = tmp_path / "data.csv"
+    rows = [f"q{i}?,{('yes', 'no')[i % 2]}" for i in range(12)]
+    data.write_text("\n".join(["ask,reply", *rows]))
+    options = ["--map", "question=ask,answer=reply", "--grader", "labels:yes|no|unsure"]
+    assert cli.main(["check", str(data), *options]) == 0
+    graded = "grader labels (12 rows): in line 2 the reply 'yes' is right, 'no or unsure' is wrong."
+    assert graded in capsys.readouterr().out.splitlines()
+
+    def stand_in(cfg, store, watch):
+        assert (cfg.columns, cfg.grader) == ("question=ask,answer=reply", "labels:yes|no|unsure")
+        raise UserError("enough.")
+
+    monkeypatch.setitem(sys.modules, "nslora.runs.run", SimpleNamespace(make_run=stand_in))
+    assert cli.main(["adapt", str(data), "--out", str(tmp_path / "out"), *options]) == 2
+    assert graded in capsys.readouterr().err.splitlines()
+
+
+def test_checking_loads_no_torch(tmp_path):
+    code = f"from nslora import cli\ncli.main(['check', {str(own_data(tmp_path))!r}])"
+    assert light(code).splitlines()[-1] == "[]"
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(capsys, tmp_path):

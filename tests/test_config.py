@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from nslora.config import METHODS, Needs, RunConfig, Targets
+from nslora.config import METHODS, OF_OWN_DATA, Needs, RunConfig, Targets
 from nslora.types import UserError
 
 pytestmark = pytest.mark.pure
@@ -57,10 +58,33 @@ def test_whole_numbers_do_for_fractions() -> None:
 
 def test_every_setting_but_seed_and_study_changes_the_fingerprint() -> None:
     base = RunConfig()
-    assert set(OTHER) == set(RunConfig.model_fields) - {"seed", "study"}
+    assert set(OTHER) == set(RunConfig.model_fields) - {"seed", "study", *OF_OWN_DATA}
     prints = {base.but(**{name: value}).fingerprint for name, value in OTHER.items()}
     assert len(prints | {base.fingerprint}) == len(OTHER) + 1
     assert base.but(seed=3, study="main").fingerprint == base.fingerprint
+
+
+def test_own_data_are_known_by_their_content(tmp_path: Path) -> None:
+    first, copy = tmp_path / "mine.jsonl", tmp_path / "elsewhere" / "mine.jsonl"
+    copy.parent.mkdir()
+    for path in (first, copy):
+        path.write_text('{"question": "Who?", "answer": "Ann"}')
+    cfg = RunConfig(task=f"own:{first}")
+    run_id = cfg.run_id
+    assert cfg.but(task=f"own:{copy}").run_id == run_id
+    assert cfg.but(grader="exact").run_id != run_id
+    assert cfg.but(columns="question=q").run_id != run_id
+    first.write_text('{"question": "Who?", "answer": "Ben"}')
+    assert RunConfig(task=f"own:{first}").run_id != run_id
+    # a run that is under way keeps its folder
+    assert cfg.run_id == run_id
+
+
+def test_settings_of_own_data_are_no_part_of_other_runs() -> None:
+    base = RunConfig()
+    assert not set(OF_OWN_DATA) & set(base.settings)
+    assert base.but(grader="exact").run_id == base.run_id
+    assert set(OF_OWN_DATA) <= set(RunConfig(task="own:x.jsonl").settings)
 
 
 def test_naming_a_methods_own_policy_is_the_same_run() -> None:

@@ -19,9 +19,10 @@ from nslora import __version__
 from nslora.config import TASKS, RunConfig
 from nslora.experiments.grid import Profile, jobs, load
 from nslora.model import checkpoints
-from nslora.runs import preflight
-from nslora.runs.adapt import adapt, print_step
+from nslora.runs import lengths, preflight
+from nslora.runs.adapt import adapt, check, print_step
 from nslora.runs.store import Store
+from nslora.tasks import graders, own
 from nslora.types import UserError
 
 Command = Callable[[argparse.Namespace], int]
@@ -74,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
 
     add("models", models, "list the default backbones, their licences, sizes and sources")
     add_run(add("run", run, "make one run and print where its record is"))
-    text = "adapt a backbone to your own JSONL; writes a PEFT adapter and a plain prompt"
+    text = "find all that is wrong with a data file, and say how its replies will be graded"
+    add_data(add("check", check_data, text))
+    text = "adapt a backbone to your own data; writes a PEFT adapter and a plain prompt"
     add_adapt(add("adapt", adapt_own, text))
     text = "try both moves on a probe set and fit the need classifier on all probes"
     add_probe(add("probe", probe_needs, text))
@@ -106,16 +109,26 @@ def add_settings(sub: argparse.ArgumentParser) -> None:
 def add_run(sub: argparse.ArgumentParser) -> None:
     """Add the options of `nslora run`."""
     add_settings(sub)
-    text = f"{', '.join(TASKS)}, own:<file.jsonl>"
+    text = f"{', '.join(TASKS)}, own:<file>"
     sub.add_argument("--task", default=DEFAULT.task, help=text)
     text = "folder of records and checkpoints"
     sub.add_argument("--out", type=Path, default=Path("runs/single"), help=text)
 
 
+def add_data(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `nslora check`: the data, and the settings of a run on them."""
+    add_settings(sub)
+    text = "JSONL, JSON, CSV or Parquet of questions and answers, or hub:<owner>/<name>"
+    sub.add_argument("data", help=text)
+    text = f"auto, {', '.join(graders.GRADERS)}; as in regex:PATTERN, labels:yes|no"
+    sub.add_argument("--grader", default=DEFAULT.grader, help=text)
+    text = "names of the columns, as in question=ask,answer=reply"
+    sub.add_argument("--map", default=DEFAULT.columns, metavar="FIELD=COLUMN,...", help=text)
+
+
 def add_adapt(sub: argparse.ArgumentParser) -> None:
     """Add the options of `nslora adapt`."""
-    add_settings(sub)
-    sub.add_argument("data", type=Path, help='JSONL of {"question", "answer", "rules"?}')
+    add_data(sub)
     sub.add_argument("--out", type=Path, required=True, help="new folder for the adapted model")
     sub.add_argument("--editor-url", default=DEFAULT.editor_url)
     sub.add_argument("--editor-model", default=DEFAULT.editor_model)
@@ -200,10 +213,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def data_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a run on own data as the command line gives them; raises UserError."""
+    return {"grader": args.grader, "columns": args.map} | settings(args)
+
+
+def check_data(args: argparse.Namespace) -> int:
+    """Print what is in a data file and all that is wrong with it; exit status 2 if anything is."""
+    cfg, data = check(args.data, **data_settings(args))
+    lines = own.describe(data)
+    if data.items:
+        lines.append(lengths.describe(data.items, cfg, lengths.measure(cfg.backbone)))
+    print("\n".join([*lines, *data.problems]))
+    return 2 if data.problems else 0
+
+
 def adapt_own(args: argparse.Namespace) -> int:
     """Adapt to own data; print how good the result is and where it is."""
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
-    result = adapt(args.data, out=args.out, **(editor | settings(args)))
+    result = adapt(args.data, out=args.out, **(editor | data_settings(args)))
     success = result.final["test"]["success"]
     print(f"test success {success:.2f}; see {result.folder / 'README.md'}")
     return 0

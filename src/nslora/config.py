@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +29,8 @@ from pydantic import (
 
 from nslora.types import UserError
 
+# settings that other tasks do not have
+OF_OWN_DATA = ("grader", "columns")
 TASKS = (
     "facts",
     "style",
@@ -103,7 +107,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     # what is adapted to what
-    task: str = "mixed"  # one of TASKS, or own:<file.jsonl>
+    task: str = "mixed"  # one of TASKS, or own:<file>
     backbone: str = "smollm2-135m"  # a key of checkpoints.BACKBONES, hub:<id>@<revision>, a folder
     method: str = "neurosymbolic"  # a key of METHODS; fixed:<schedule> for a schedule like SNNN
     seed: NonNegativeInt = 0
@@ -119,6 +123,8 @@ class RunConfig(BaseModel):
     rule: str = "end_phrase"  # a key of rules.RULES: of style and mixed; a stream starts with it
     tier: Literal["easy", "hard"] = "easy"  # of math: arithmetic, or word problems with solutions
     max_new_tokens: PositiveInt = 32  # longest reply
+    grader: str = "auto"  # of own data: see tasks/graders.py
+    columns: str = ""  # of own data, where they have other names: question=ask,answer=reply
     reward: Literal["number", "parts"] = "number"  # what methods see of the reward
 
     # numerical moves
@@ -166,7 +172,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _check_task(cls, task: str) -> str:
         if task not in TASKS and not task.startswith("own:"):
-            raise ValueError(f"unknown; choose from {', '.join(TASKS)} or own:<file.jsonl>")
+            raise ValueError(f"unknown; choose from {', '.join(TASKS)} or own:<file>")
         return task
 
     @field_validator("mix")
@@ -224,12 +230,26 @@ class RunConfig(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         """All settings as a receipt holds them: `targets` and `needs` by their own names."""
-        return self.model_dump() | {"targets": self.row.targets, "needs": self.row.needs}
+        given = self.model_dump(exclude=None if self.is_own else set(OF_OWN_DATA))
+        return given | {"targets": self.row.targets, "needs": self.row.needs}
 
     @property
+    def is_own(self) -> bool:
+        """Tell whether the task is somebody's own data."""
+        return self.task.startswith("own:")
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Eight hex digits over all settings but seed and study: seeds of one experiment share it."""
+        """Eight hex digits over all settings but seed and study: seeds of one experiment share it.
+
+        Own data count by their content, wherever the file lies.
+        """
         identity = {k: v for k, v in self.settings.items() if k not in ("seed", "study")}
+        data = self.task.removeprefix("own:")
+        # a file that is gone has been a record's data, and its path is all that is left
+        if self.is_own and os.path.isfile(data):
+            digest = hashlib.sha256(Path(data).read_bytes()).hexdigest()
+            identity["task"] = f"own:{digest}"
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -93,8 +93,8 @@ class Hidden:
         rules: style rules that the reply must keep.
         need: what the example asks for.
         group: what splits are disjoint by (a wording, a template, a country).
-        grader: how content is graded: "contains" (names), "number" (the reply's last number), or
-            "bigbench" (BIG-bench's exact match).
+        grader: how content is graded: "contains" (names), "number" (the reply's last number),
+            "bigbench" (BIG-bench's exact match), or "own:" and a grader of `tasks.graders`.
         accepted, pattern: of "bigbench": every right reply, and what of a reply is compared.
     """
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scripted import down
@@ -167,6 +169,19 @@ def test_a_usable_prompt_has_no_problem(opened) -> None:
     run = opened(method="gepa")
     assert ours.problem(run, run.task.initial_prompt) == ""
     assert ours.problem(run, BETTER) == ""
+
+
+@pytest.mark.parametrize(("grader", "allowed"), [("labels", True), ("contains", False)])
+def test_a_prompt_may_list_labels_and_no_other_answers(
+    opened, tmp_path: Path, grader: str, allowed: bool
+) -> None:
+    rows = [
+        {"question": f"Mood {n}?", "answer": ("good", "bad", "mixed")[n % 3]} for n in range(15)
+    ]
+    data = tmp_path / "moods.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    run = opened(method="gepa", task=f"own:{data}", grader=grader)
+    assert (ours.problem(run, Prompt("Reply good, bad or mixed.")) == "") == allowed
 
 
 def test_a_missing_package_is_one_sentence(opened, monkeypatch) -> None:

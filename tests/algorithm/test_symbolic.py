@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,6 +28,31 @@ def begun(run: Session) -> State:
 def unknown(state: State) -> Needs:
     """Return needs where nobody can tell: every failing example is for the prompt."""
     return Needs(np.array([s.reward.success < 1 for s in state.train]))
+
+
+# ---- what a prompt may hold
+
+
+@pytest.mark.parametrize(("grader", "problem"), [("labels", ""), ("contains", "leak")])
+def test_a_prompt_may_list_labels_and_no_other_answers(
+    opened, tmp_path: Path, grader: str, problem: str
+) -> None:
+    rows = [
+        {"question": f"Mood {n}?", "answer": ("good", "bad", "mixed")[n % 3]} for n in range(15)
+    ]
+    data = tmp_path / "moods.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    listing = "Reply good, bad or mixed."
+
+    def reply(request: Request) -> str:
+        texts = {"question": tagged("{question}"), "system": tagged(listing)}
+        return texts.get(kind(request), "It should name a mood.")
+
+    run = opened(reply, task=f"own:{data}", grader=grader)
+    state = begun(run)
+    edits = symbolic.textgrad_edits(run, state, unknown(state))
+    assert [edit.problem for edit in edits] == [problem]
+    assert (edits[0].prompt.system == listing) is not bool(problem)
 
 
 # ---- comparing edits

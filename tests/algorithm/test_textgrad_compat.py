@@ -299,6 +299,8 @@ def test_forbidden_answers_leak_but_words_of_the_critic_or_of_the_old_prompt_do_
     assert problems(step(proposal, [silent], forbidden=over)) == ["leak"]
     assert problems(step(proposal, [failure()], forbidden=over)) == [""]
     assert problems(step(proposal, [silent], Prompt("Over there."), forbidden=over)) == [""]
+    # a prompt may list the labels that answers are one of
+    assert problems(step(proposal, [silent], forbidden=over, labels=over)) == [""]
     short = frozenset({"o", "ou", "Ove", ""})
     assert problems(step(proposal, [silent], forbidden=short)) == [""]
 

@@ -325,51 +325,11 @@ def test_own_data_is_split_by_the_seed(tmp_path: Path) -> None:
     assert examples["own:3"].answer == "Person 3"
     assert examples["own:21"].answer == "4"
     last = task.hidden["own:21"]
-    assert (last.grader, last.need) == ("number", Need.BOTH)
+    assert (last.grader, last.need) == ("own:number", Need.BOTH)
     assert last.rules == (rules.make("max_words", {"n": 2}), rules.make("json"))
     measured = [task.hidden[example.id].rules[0].name for _, example in task.promptability]
     assert measured
     assert not {"max_words", "json"} & set(measured)
-
-
-@pytest.mark.parametrize(
-    ("row", "says"),
-    [
-        ("{oops", "not valid JSON"),
-        ("[1]", "a row must be"),
-        ({"question": "Q?"}, "a row must be"),
-        ({"question": "Q?", "answer": "x", "anser": "y"}, "a row must be"),
-        ({"question": "Q?", "answer": "..."}, "letters or digits"),
-        ({"question": 3, "answer": "x"}, "letters or digits"),
-        ({"question": "Q?", "answer": "x", "rules": "json"}, "rules must be a list"),
-        ({"question": "Q?", "answer": "x", "rules": [{"name": "rhyme"}]}, "unknown rule 'rhyme'"),
-        (
-            {"question": "Q?", "answer": "x", "rules": [{"name": "json", "kwargs": {"n": 1}}]},
-            "no argument 'n'",
-        ),
-        (
-            {"question": "Q?", "answer": "x", "rules": [{"name": "json", "kwargs": 3}]},
-            "arguments of a rule",
-        ),
-        ({"question": "who is NUMBER 2", "answer": "x"}, "repeats the question of line 2"),
-    ],
-)
-def test_malformed_own_data_names_its_line(tmp_path: Path, row: object, says: str) -> None:
-    with pytest.raises(UserError, match=r"line 4: ") as error:
-        build(own(tmp_path / "mine.jsonl", [*ROWS[:3], row, *ROWS[3:]]))
-    assert says in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_own_data_needs_ten_rows(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has 9 questions; at least 10"):
-        build(own(tmp_path / "mine.jsonl", ROWS[:9]))
-
-
-def test_own_data_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "mine.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot read"):
-        build(RunConfig(task=f"own:{tmp_path / 'mine.jsonl'}"))
 
 
 def test_a_stream_brings_more_facts_then_another_rule() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nslora.tasks import rules, world
-from nslora.tasks.grading import grade, lists_answers, normalise, number
+from nslora.tasks.grading import grade, is_problem, lists_answers, normalise, number
 from nslora.types import Example, Hidden, Item, Rule
 
 pytestmark = pytest.mark.pure
@@ -164,6 +164,8 @@ def test_a_wrong_result_of_a_problem_has_to_be_worked_out() -> None:
     )
     year = ask(question="In what year did the war end?", answer="1945", grader="number")
     assert grade(year, "In 1944.").critique == "The answer is wrong; the right answer is '1945'."
+    assert is_problem(SUM.example)
+    assert not is_problem(Example("q", "Which agent sits in room 5?", "007"))
 
 
 def test_the_critique_says_everything_that_is_wrong() -> None:

@@ -59,7 +59,7 @@ def edits(run: Session, state: State, metric_calls: int) -> list[Edit]:
 def problem(run: Session, prompt: Prompt) -> str:
     """Return why a prompt cannot be used; empty if it can."""
     count = run.backbone.count
-    answers = [e.answer for e in run.task.train]
+    answers = {e.answer for e in run.task.train} - run.task.labels
     if prompt.question.count(SLOT) != 1 or SLOT in prompt.system:
         return f"The question template must hold {SLOT} exactly once, the system prompt never."
     if run.task.initial_prompt.system and not prompt.system.strip():

@@ -60,6 +60,7 @@ def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:
             count=run.backbone.count,
             seed=int(cfg.rng(f"edit-{step}").integers(2**31)),
             forbidden=frozenset(example.answer for example in run.task.train),
+            labels=run.task.labels,
         )
     )
     # the control keeps the shape of an edit and takes its message

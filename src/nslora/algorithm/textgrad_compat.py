@@ -297,6 +297,7 @@ def propose_edits(
     count: Callable[[str], int],
     seed: int,
     forbidden: frozenset[str] = frozenset(),
+    labels: frozenset[str] = frozenset(),
 ) -> list[Edit]:
     """Make one TextGrad step on both texts of `prompt`.
 
@@ -309,6 +310,7 @@ def propose_edits(
         count: tokens of a text for the backbone; a prompt above cfg.prompt_tokens is no edit.
         seed: of the editor's sampling. Equal arguments make equal requests, in any process.
         forbidden: answers that no prompt may hold, besides those of `failures` (leak guard).
+        labels: answers that recur, which a prompt may list.
     """
     by_critique: dict[str, Scored] = {}
     for scored in failures:
@@ -318,7 +320,7 @@ def propose_edits(
 
     feedback = ask_gradients(prompt, shown, editor, seed)
     proposals = ask_proposals(prompt, feedback, editor, cfg.candidates, seed)
-    answers = forbidden | {s.example.answer for s in failures}
+    answers = (forbidden | {s.example.answer for s in failures}) - labels
     ordinary = " ".join([prompt.both, *by_critique])
     edits = []
     for parts in proposals:

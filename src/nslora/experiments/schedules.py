@@ -85,7 +85,7 @@ def grow(
             return grow(cfg, folder, place, work, say, own, backbone)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
     task = build(cfg)
-    runs.require_length(task, backbone, cfg.max_new_tokens)
+    runs.require_lengths(cfg, task, backbone)
     session = Session(cfg, task, backbone, editor, work, place.memo)
     tree = Tree(session, folder, work, nodes)
     tree.begin()

@@ -102,7 +102,7 @@ def is_cached(name: str) -> bool:
     Raises UserError for an unknown name.
     """
     check(name)
-    if _cached_folder(name) is not None:
+    if cached_folder(name) is not None:
         return True
     return name in BACKBONES and _is_whole(_gguf_path(name), BACKBONES[name])
 
@@ -146,7 +146,7 @@ def folder(name: str) -> Path:
     What is missing is fetched and converted. Raises UserError for a bad name, a full disk or a failing source.
     """
     check(name)
-    if path := _cached_folder(name):
+    if path := cached_folder(name):
         return path
     if match := HUB.fullmatch(name):
         path = download.snapshot(match[1], match[2], lambda need: require_disk(need, name))
@@ -164,7 +164,7 @@ def folder(name: str) -> Path:
     return path
 
 
-def _cached_folder(name: str) -> Path | None:
+def cached_folder(name: str) -> Path | None:
     """Return the folder of a checked name if it is complete."""
     if name in BACKBONES:
         path = _converted_path(name)

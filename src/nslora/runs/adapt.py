@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nslora.config import RunConfig
-from nslora.runs import preflight
+from nslora.model import checkpoints
+from nslora.runs import lengths, preflight
 from nslora.runs.export import best_step, bundle
 from nslora.runs.store import Store
+from nslora.tasks import graders, own, reading
 from nslora.types import Prompt, StepRecord, UserError
 
 
@@ -46,26 +48,27 @@ def adapt(
     watch: Callable[[StepRecord], None] = print_step,
     **settings: Any,
 ) -> Result:
-    """Adapt a backbone to the questions and answers of a JSONL file; write a bundle to `out`.
+    """Adapt a backbone to the questions and answers of a file; write a bundle to `out`.
 
     Args:
-        data: JSONL of {"question", "answer", "rules"?}.
+        data: a file as `tasks.reading` takes it, or `hub:<owner>/<name>` of the model hub.
         out: a new or empty folder.
         watch: is called after each move.
         settings: of `RunConfig`, such as backbone, method, seed or editor_url.
 
     Raises UserError, before anything is downloaded or spent, for wrong input.
     """
-    data, out = Path(data), Path(out).absolute()
+    out = Path(out).absolute()
     # cheap checks first, then those that read the data
     if "task" in settings:
         raise UserError("setting task cannot be given here: the task is your data.")
     _check_out(out)
-    if not data.is_file():
-        raise UserError(f"there is no file {data}.")
-    cfg = RunConfig(task=f"own:{data.resolve()}", **settings)
+    cfg, checked = check(data, **settings)
+    own.require(checked.problems)
     preflight.check([cfg])
     work = _make_work(out)
+    for line in own.describe(checked):
+        print(line, file=sys.stderr, flush=True)
 
     # only now: it takes seconds to import, and wrong input is answered at once
     from nslora.runs.run import make_run
@@ -79,6 +82,28 @@ def adapt(
     (work / "bundle").replace(out)
     shutil.rmtree(work)
     return result
+
+
+def check(data: str | Path, **settings: Any) -> tuple[RunConfig, own.Data]:
+    """Return the settings of an adaptation to a file, and the file's rows with all its problems.
+
+    Unless it is set, the reply limit follows from the answers. Raises UserError for a wrong setting
+    and for a file that cannot be read at all.
+    """
+    # wrong settings are answered before a file is fetched
+    cfg = RunConfig(**settings)
+    grader = graders.complete(cfg.grader)
+    path = reading.fetch(str(data))
+    cfg = cfg.but(task=f"own:{path}", grader=grader)
+    checkpoints.check(cfg.backbone)
+    checked = own.inspect(path, cfg.grader, cfg.columns)
+    if "max_new_tokens" not in settings:
+        longest = max(cfg.max_new_tokens, lengths.longest_reply(checked.items))
+        cfg = cfg.but(max_new_tokens=longest)
+    if how := lengths.measure(cfg.backbone):
+        for line, problem in lengths.problems(checked.items, cfg, how):
+            checked.refuse(line, problem)
+    return cfg, checked
 
 
 def _check_out(out: Path) -> None:

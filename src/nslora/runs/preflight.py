@@ -9,6 +9,7 @@ from nslora.cache import require_disk
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.model.download import Weights
+from nslora.runs import lengths
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -16,11 +17,13 @@ def check(configs: Sequence[RunConfig]) -> None:
     for backbone in {cfg.backbone for cfg in configs}:
         checkpoints.check(backbone)
     for cfg in {cfg.task: cfg for cfg in configs}.values():
-        if cfg.task.startswith("own:"):
+        if cfg.is_own:
             from nslora.tasks.build import build
 
             # reads the data and refuses what no run could use
-            build(cfg)
+            task = build(cfg)
+            if how := lengths.measure(cfg.backbone):
+                lengths.require(task.items, cfg, how)
     # the file, its parts while they are joined, and the converted copy
     require_disk(3 * downloads(configs), "fetching the models")
     # imports httpx, for which no other command should wait

@@ -23,7 +23,7 @@ from nslora.editor.client import Editor
 from nslora.editor.ledger import Budget, Ledger
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
-from nslora.runs import store
+from nslora.runs import lengths, store
 from nslora.runs.preflight import asks_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
@@ -94,7 +94,7 @@ def _make(
     scratch.mkdir(parents=True, exist_ok=True)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
     task = build(cfg)
-    require_length(task, backbone, cfg.max_new_tokens)
+    require_lengths(cfg, task, backbone)
     run = Session(cfg, task, backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
     progress = Progress(run, started, watch)
@@ -140,14 +140,20 @@ def _make(
     return place.publish(cfg)
 
 
-def require_length(task: Task, backbone: Backbone, most: int) -> None:
-    """Raise UserError unless replies of `most` tokens hold every answer that a reply must equal."""
+def require_lengths(cfg: RunConfig, task: Task, backbone: Backbone) -> None:
+    """Raise UserError where a row is too long for the backbone, or an answer for the reply limit."""
+    if cfg.is_own:
+        # where the weights had to be fetched, nothing could count tokens before
+        context = getattr(backbone.model.config, "max_position_embeddings", None)
+        lengths.require(task.items, cfg, lengths.Measure(backbone.count, context))
+        return
     examples = [*task.train, *task.dev, *task.test, *(example for _, example in task.pool)]
     exact = [e.answer for e in examples if task.hidden[e.id].grader == "bigbench"]
     longest = max((len(backbone.encode("", answer)[1]) for answer in exact), default=0)
-    if longest > most:
+    if longest > cfg.max_new_tokens:
         raise UserError(
-            f"answers of {task.name} have up to {longest} tokens: max_new_tokens = {most} is too few."
+            f"answers of {task.name} have up to {longest} tokens: max_new_tokens = "
+            f"{cfg.max_new_tokens} is too few."
         )
 
 

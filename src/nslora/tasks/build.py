@@ -69,6 +69,7 @@ class Task:
         hidden: what only the reward knows, by example id.
         pool: (prompt, example) in random order. Where it is given, a run fills the splits, of which
             only the sizes count so far, with the examples that its frozen weights do not know.
+        labels: what answers of own data are one of; a prompt may list them.
     """
 
     name: str
@@ -82,6 +83,13 @@ class Task:
     replay: Prompted
     hidden: Mapping[str, Hidden]
     pool: Prompted = ()
+    labels: frozenset[str] = frozenset()
+
+    @property
+    def items(self) -> Split:
+        """The rows of all splits with what is hidden about them: for checks, never for methods."""
+        rows = (*self.train, *self.dev, *self.test)
+        return [Item(example, self.hidden[example.id]) for example in rows]
 
     def reward(self, example: Example, text: str) -> Reward:
         """Return the reward of any text as a reply to the example, with its parts."""
@@ -151,6 +159,7 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
         replay=_prompted(replay),
         hidden={item.example.id: item.hidden for item in items},
         pool=_prompted(splits.pool),
+        labels=own.label_set(items),
     )
 
 
@@ -172,7 +181,7 @@ def _rule_names(cfg: RunConfig, splits: Splits) -> set[str]:
 
 
 def _splits(cfg: RunConfig, phase: int) -> Splits:
-    if cfg.task.startswith("own:"):
+    if cfg.is_own:
         return _own(cfg)
     if cfg.task == "stream":
         return _stream(cfg, phase)
@@ -372,8 +381,6 @@ def _real(cfg: RunConfig) -> Splits:
 
 def _own(cfg: RunConfig) -> Splits:
     """Read a data file: 60% train, 20% dev, 20% test."""
-    rows = own.read(Path(cfg.task.removeprefix("own:")))
-    shuffled = [rows[i] for i in cfg.rng("own").permutation(len(rows))]
-    first, second = round(0.6 * len(rows)), round(0.8 * len(rows))
-    train = shuffled[:first]
-    return Splits(train, shuffled[first:second], shuffled[second:], feedback=train)
+    rows = own.read(Path(cfg.task.removeprefix("own:")), cfg.grader, cfg.columns)
+    train, dev, test = own.splits(rows, cfg.rng("own"))
+    return Splits(train, dev, test, feedback=train)

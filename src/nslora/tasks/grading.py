@@ -12,7 +12,7 @@ import unicodedata
 from decimal import Decimal
 from functools import cache
 
-from nslora.tasks import rules, world
+from nslora.tasks import graders, rules, world
 from nslora.types import Example, Item, Reward
 
 # letters that Unicode does not take apart into a base letter and a mark
@@ -99,8 +99,8 @@ def number(text: str) -> Decimal | None:
 
 def is_problem(example: Example) -> bool:
     """Tell whether the answer is to be worked out: a number asked for by a question with numbers."""
-    numeric = NUMBER.fullmatch(example.answer.strip()) is not None
-    return numeric and NUMBER.search(example.question) is not None
+    asked_with_numbers = NUMBER.search(example.question) is not None
+    return asked_with_numbers and graders.is_number(example.answer)
 
 
 def _without_article(text: str) -> str:
@@ -109,12 +109,32 @@ def _without_article(text: str) -> str:
 
 def _content(item: Item, reply: str) -> tuple[float, float]:
     """Return the (lenient, strict) grades of the content, each 0.0 or 1.0."""
+    if item.hidden.grader.startswith(graders.OWN):
+        return _own_content(item, reply)
     # content is read in the reply without its style, and in the values only of a JSON object
     bare = rules.strip(item.hidden.rules, reply)
     text = rules.json_values(bare)
     grade_as = _grade_number if item.hidden.grader == "number" else _grade_name
     lenient, alone = grade_as(item.example, text, bare)
     return float(lenient), float(lenient and alone)
+
+
+def _own_content(item: Item, reply: str) -> tuple[float, float]:
+    """Return the (lenient, strict) grades of the content of a reply to own data."""
+    asked = item.hidden.rules
+    if graders.of(item)[0] in graders.OF_JSON:
+        # the content is the JSON object, not its values
+        asked = tuple(rule for rule in asked if rule.name != "json")
+    bare = rules.strip(asked, reply)
+    lenient, strict = graders.grade(item, bare)
+    if _by_name(item) and lists_answers(rules.json_values(bare), item.example):
+        return 0.0, 0.0
+    return float(lenient), float(strict)
+
+
+def _by_name(item: Item) -> bool:
+    """Tell whether a reply is right that names the answer among other words."""
+    return graders.of(item)[0] == "contains"
 
 
 def _grade_number(example: Example, text: str, bare: str) -> tuple[bool, bool]:
@@ -138,8 +158,10 @@ def _content_critique(item: Item, reply: str) -> str:
     right = f"the right answer is '{example.answer}'."
     if not reply.strip():
         return f"The reply is empty; {right}"
-    by_name = item.hidden.grader != "number"
-    if by_name and lists_answers(rules.json_values(reply), example):
+    own = item.hidden.grader.startswith(graders.OWN)
+    if own and (fault := graders.fault(item, reply)):
+        return f"{fault}; {right}"
+    if _by_name(item) and lists_answers(rules.json_values(reply), example):
         return f"The reply must give one answer, not a list; {right}"
     steps = " It has to be worked out step by step." if is_problem(example) else ""
     return f"The answer is wrong; {right}{steps}"
