@@ -54,7 +54,7 @@ bench: .venv/ready ## measure speed and memory beside the tools that our parts r
 check: .venv/ready ## lint and the tests that need no model and no other process, side by side: a minute
 	$(MAKE) --no-print-directory --jobs 2 lint pure
 
-pure:
+pure: .venv/ready ## the tests that need no model and no other process
 	$(PY) -m pytest -q -m pure
 
 test: lint ## lint, then all tests, JOBS files at a time

@@ -167,26 +167,6 @@ def test_a_finished_run_is_not_made_again(cfg, store, tiny) -> None:
     assert (record / "run.json").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_starts_again_and_ends_with_the_same_record(cfg, tiny, tmp_path) -> None:
-    class Killed(BaseException):
-        """Ends a run at once."""
-
-    def kill(step: StepRecord) -> None:
-        if step.step == 2:
-            raise Killed
-
-    disturbed, other = (Store(tmp_path / n / "results", tmp_path / n / "runs") for n in "ab")
-    with pytest.raises(Killed):
-        make(cfg, disturbed, tiny, watch=kill)
-    assert not disturbed.done(cfg) and not disturbed.record(cfg).exists()
-    records = [make(cfg, place, tiny) for place in (disturbed, other)]
-    for name in ("steps.jsonl", "hidden.jsonl", "scores.csv", "remade.jsonl"):
-        assert (records[0] / name).read_bytes() == (records[1] / name).read_bytes()
-    first, second = (receipt(record) for record in records)
-    for name in ("final", "factorial", "best", "schedule", "remade"):
-        assert first[name] == second[name]
-
-
 def test_an_unknown_backbone_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     place = Store(tmp_path / "results", tmp_path / "work")
     with pytest.raises(UserError, match="gpt-9"):
