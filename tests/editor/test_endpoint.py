@@ -13,9 +13,9 @@ from faulty import ASK, FAULTS, KEY, OK, Faulty, Step, completion, echo, hang, r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nslora.editor import attempt
-from nslora.editor.attempt import Answer, judge
+from nslora.editor.attempt import Answer
 from nslora.editor.client import Editor, EditorError
+from nslora.editor.completion import judge, seconds
 from nslora.editor.endpoint import IN_FLIGHT, ROOMS
 from nslora.editor.ledger import Budget
 from nslora.types import UserError
@@ -346,12 +346,12 @@ def test_a_proxy_is_used_for_what_is_far(endpoint: Faulty, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"),
+    ("header", "wait"),
     [("2", 2), ("0.5", 0.5), ("-3", 0), ("", None), ("nan", None), ("²", None), ("soon", None)],
 )
-def test_retry_after_is_seconds_or_a_date(header, seconds) -> None:
-    assert attempt.seconds(header) == seconds
-    assert attempt.seconds("Fri, 31 Dec 1999 23:59:59 GMT") == 0
+def test_retry_after_is_seconds_or_a_date(header, wait) -> None:
+    assert seconds(header) == wait
+    assert seconds("Fri, 31 Dec 1999 23:59:59 GMT") == 0
 
 
 JSON = st.recursive(

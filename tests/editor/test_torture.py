@@ -33,8 +33,8 @@ FINAL = {
     "late": (429, {"retry-after": "86400"}, b"{}"),
 }
 CUT = {
-    "cut": (200, {}, completion("It is", "length", prompt_tokens=5, completion_tokens=5)),
-    "thoughts": (200, {}, completion(None, "length", {"reasoning": "Hm."}, prompt_tokens=5)),
+    "cut": (200, {}, completion("It is", "length", prompt_tokens=5000, completion_tokens=5)),
+    "thoughts": (200, {}, completion(None, "length", {"reasoning": "Hm."}, prompt_tokens=5000)),
 }
 ALL: dict[str, Any] = PASSING | FINAL | CUT
 
@@ -103,6 +103,10 @@ def torture(server: Faulty, folder: Path, plan: list[list[str]], caplog: Any) ->
     assert len(replies) == len(plan)
     for name in ("tokens_in", "tokens_out"):
         assert sum(reply[name] for reply in replies) == getattr(ledger, name)
+    # every attempt that the endpoint has counted is paid for; it does not count all of them
+    cut = sum(fault in CUT for seed, f in enumerate(plan) for fault in f[: attempts[seed]])
+    whole = sum(attempts[seed] > len(faults) for seed, faults in enumerate(plan))
+    assert ledger.tokens_in >= 5000 * cut + 100 * whole
     totals = json.loads(spent.read_text())
     assert totals["calls"] == 1 + sum(attempts.values())
     assert totals["tokens"] == editor.ledger.tokens

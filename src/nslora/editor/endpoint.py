@@ -15,7 +15,8 @@ from ipaddress import ip_address
 
 import httpx
 
-from nslora.editor.attempt import Attempt, Dialect, Keep, judge, persist, post
+from nslora.editor.attempt import Attempt, Keep, persist, post
+from nslora.editor.completion import Dialect, judge
 from nslora.editor.replay import Reply, Request
 from nslora.types import UserError
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from nslora.editor.attempt import Answer, Dialect, Keep, as_reply, judge, post
+from nslora.editor.attempt import Answer, Keep, as_reply, post
+from nslora.editor.completion import Dialect, judge
 from nslora.editor.local import EditorError, LocalServer, read_key_and_watch
 from nslora.editor.replay import Request
 from nslora.model import checkpoints

@@ -26,7 +26,8 @@ from typing import Any
 
 import httpx
 
-from nslora.editor.attempt import Answer, Attempt, Dialect, Keep, judge, persist, post
+from nslora.editor.attempt import Answer, Attempt, Keep, persist, post
+from nslora.editor.completion import Dialect, judge
 from nslora.editor.replay import Request
 
 # longest prompt and reply, in tokens

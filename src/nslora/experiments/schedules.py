@@ -82,6 +82,8 @@ def grow(
         return
     if editor is None:
         with runs.open_editor(cfg, place) as own:
+            # before anything is loaded
+            own.check()
             return grow(cfg, folder, place, work, say, own, backbone)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
     task = build(cfg)
