@@ -212,3 +212,55 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Area:
     low = cast(float, optimize.brentq(excess, 0, area - inside)) if area > 0 else 0.0
     high = cast(float, optimize.brentq(excess, area + inside, 1)) if area < 1 else 1.0
     return Area(area, low, high, labels.size)
+
+
+def clustered_area(
+    labels_I: ArrayLike, scores_I: ArrayLike, clusters_I: ArrayLike, strata_I: ArrayLike
+) -> Interval:
+    """Return the AUROC within strata, averaged by pairs, with a jackknife interval over clusters of items.
+
+    Only pairs of one stratum are compared. The variance is at least that of as many independent items (Hanley and
+    McNeil, as in `auroc_interval`), so clusters that agree by chance are no certainty.
+    """
+    labels, scores = np.asarray(labels_I, bool), np.asarray(scores_I, float)
+    _, cluster_I = np.unique(np.asarray(clusters_I), return_inverse=True)
+    n = int(cluster_I.max(initial=-1)) + 1
+    # over all strata: pairs that the positive wins, and pairs; then what is left without each cluster
+    won, pairs, won_C, pairs_C = 0.0, 0.0, np.zeros(n), np.zeros(n)
+    for stratum in np.unique(np.asarray(strata_I)):
+        here = np.asarray(strata_I) == stratum
+        positive, negative = here & labels, here & ~labels
+        wins = _wins(scores[positive], scores[negative])
+        losses = _wins(scores[negative], scores[positive])
+        count = np.bincount(cluster_I[positive], minlength=n)
+        others = np.bincount(cluster_I[negative], minlength=n)
+        # what a cluster has a part in, pairs within it counted once
+        within = np.array(
+            [
+                _wins(
+                    scores[positive & (cluster_I == c)], scores[negative & (cluster_I == c)]
+                ).sum()
+                for c in range(n)
+            ]
+        )
+        share = np.bincount(cluster_I[positive], wins, n)
+        share = share + np.bincount(cluster_I[negative], positive.sum() - losses, n) - within
+        won, pairs = won + wins.sum(), pairs + wins.size * losses.size
+        won_C += wins.sum() - share
+        pairs_C += (count.sum() - count) * (others.sum() - others)
+    if not pairs:
+        return Interval(np.nan, n=n, bounds=SHARE)
+    area = won / pairs
+    left = pairs_C > 0
+    without = won_C[left] / pairs_C[left]
+    if left.sum() < 2:
+        return Interval(area, n=n, bounds=SHARE)
+    spread = (n - 1) * np.var(without)
+    floor = auroc_interval(labels, scores).variance
+    return Interval(area, float(np.sqrt(max(spread, floor))), n - 1, n, SHARE)
+
+
+def _wins(a: Array, b: Array) -> Array:
+    """Return for each of a how many of b are below it, equal ones half."""
+    ordered = np.sort(b)
+    return (np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")) / 2
