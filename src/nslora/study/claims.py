@@ -206,7 +206,7 @@ def routers(a: str, b: str) -> Comparison:
 
 def adaptivity(trees: Trees) -> pd.DataFrame:
     """Return V of each instance, its schedule chosen on dev and the fixed one on other instances of its backbone."""
-    return answers.between(trees, "all schedules, best on dev", "best fixed")
+    return answers.between(trees, "all, best on dev", "best fixed")
 
 
 def prompt_first(trees: Trees) -> pd.DataFrame:

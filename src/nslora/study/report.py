@@ -48,9 +48,9 @@ CEILINGS = (
 OVER_INSTANCES = stats.KIND.replace("seed means", "instances")
 ON_TREES = f"Mean [{stats.LEVEL:.0%} interval, {OVER_INSTANCES}]; n counts instances (trees)."
 TREE_TABLES = {
-    "adaptivity": "V = mean_i max_s R(i, s) - max_s mean_i R(i, s) and its two parts, points; R is test success, or "
-    "that times retention. Without bias: the schedule of an instance is chosen on dev, the fixed one on other "
-    "instances; at least: the fixed one in hindsight.",
+    "adaptivity": "V = mean_i max_s R(i, s) - max_s mean_i R(i, s) and its two parts, R being test success, points. "
+    "Without bias: the schedule of an instance is chosen on dev, the fixed one on other instances; at least: the fixed "
+    "one in hindsight.",
     "regret": "Test success that a router loses against the best path in hindsight with as many moves, points.",
     "routers": "Test success that a router loses, over all backbones, points: against the best path in hindsight, the "
     "best that costs no more tokens, and the best on dev of all schedules.",
@@ -250,11 +250,13 @@ def tree_tables(grown: Trees, out: Path) -> list[Path]:
     if grown.instances.empty:
         return []
     regrets, cues = answers.regrets(grown), answers.signal_test(grown)
-    hindsight, pooled = regrets.measure == answers.REGRETS[0], regrets.backbone == answers.ALL
+    values = answers.adaptivity(grown)
+    success = values.measure == "test success"
+    hindsight, pooled = regrets.measure == answers.HINDSIGHT, regrets.backbone == answers.ALL
     # name: frame, which rows are shown, its columns across, its index
     by = ["split", "backbone"]
     grids = {
-        "adaptivity": (answers.adaptivity(grown), ..., by, "quantity"),
+        "adaptivity": (values, success, by, "quantity"),
         "regret": (regrets, hindsight, by, "router"),
         "routers": (regrets, pooled, ["split", "measure"], "router"),
         "signal_test": (cues, cues.after == answers.ALL, by, "cue"),
@@ -345,9 +347,18 @@ def tree_picture(
     )
 
 
-def in_rows(frame: pd.DataFrame, column: str, start: str) -> pd.DataFrame:
-    """Return the rows whose text in a column begins so, the splits in rows of panels."""
-    return frame[frame[column].str.startswith(start)].rename(columns={"split": "row"})
+def values_of_adaptivity(trees: Trees) -> pd.DataFrame:
+    """Return V by kind, splits and measures in rows of panels."""
+    frame = answers.adaptivity(trees)
+    frame = frame[frame.quantity.str.startswith("V, ")]
+    kind = frame.quantity.str.removeprefix("V, ")
+    return frame.assign(row=frame.split + ": " + frame.measure, kind=kind)
+
+
+def regrets_in_hindsight(trees: Trees) -> pd.DataFrame:
+    """Return the regret of every router at equal moves, splits in rows of panels."""
+    frame = answers.regrets(trees)
+    return frame[frame.measure == answers.HINDSIGHT].rename(columns={"split": "row"})
 
 
 CHANGE = dots("change against the unchanged method, points", "change")
@@ -422,20 +433,20 @@ PICTURES = (
     tree_picture(
         "adaptivity",
         "value of adaptivity, in hindsight and without bias",
-        lambda trees: in_rows(answers.adaptivity(trees), "quantity", "V: "),
-        dots("value of adaptivity, points", "quantity"),
+        values_of_adaptivity,
+        dots("value of adaptivity, points", "kind"),
     ),
     tree_picture(
         "regret",
         "regret of every router against the best path in hindsight",
-        lambda trees: in_rows(answers.regrets(trees), "measure", answers.REGRETS[0]),
+        regrets_in_hindsight,
         dots("regret in test success, points", "router"),
     ),
     tree_picture(
         "signal_test",
         "AUROC of each cue for 'S is the better next move', by moves made",
-        answers.signal_test_by_moves,
-        dots("AUROC, percent", "cue"),
+        answers.by_moves,
+        answers.cue_dots,
     ),
     tree_picture(
         "first_move",

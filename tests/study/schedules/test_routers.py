@@ -47,6 +47,7 @@ def test_folds_leave_out_a_family_or_else_an_instance(tmp_path: Path) -> None:
     one_family = data.instances[data.instances.family == f"{FACTS} 0"]
     assert [(len(o), len(h)) for o, h in routers.folds(one_family)] == [(1, 1), (1, 1)]
     assert list(routers.folds(one_family[:1])) == []
+    assert len(list(routers.folds(data.instances, by_family=False))) == 8
 
 
 def test_test_instances_are_judged_by_what_tuning_instances_say(tmp_path: Path) -> None:
@@ -78,8 +79,8 @@ def test_needs_find_the_best_first_move_and_a_fixed_schedule_cannot(tmp_path: Pa
     # needs decide alone, and with the signal where none has anything to say
     assert regret["needs-only"] == regret["neurosymbolic"] == regret["oracle needs"] == 0
     assert regret["hindsight"] == 0
-    assert regret["all schedules, best on dev"] == regret["learned"] == 0
-    # without a family the other kind has the majority of its fold
+    assert regret["all, best on dev"] == regret["learned"] == 0
+    # without an instance the other kind has the majority of its fold
     assert regret["best fixed"] == 1
     assert regret["weights only"] == pytest.approx(0.5)
     assert regret["prompts only"] == pytest.approx((1 + 1 - 7 / 20) / 2), "a third, of 20 items"

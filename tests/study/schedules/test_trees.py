@@ -26,6 +26,9 @@ def test_no_trees_are_empty_frames(tmp_path: Path) -> None:
     for empty in (load(tmp_path), Trees()):
         assert empty.instances.empty and empty.nodes.empty
         assert empty.cut(2).where(empty.instances.split == "test").nodes.empty
+        assert trees.disagreements(empty) == []
+        with pytest.raises(UserError, match="no finished trees"):
+            route(lambda moves, needs, cfg: "N", empty)
 
 
 def test_an_instance_and_its_nodes_are_rows(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nslora.study import stats
-from nslora.study.figures import BLUE, INK, ORANGE, PAGE, in_percent, panels, styled
+from nslora.study.figures import BLUE, INK, ORANGE, PAGE, dots, in_percent, panels, styled
 from nslora.study.records import estimate, estimates
 from nslora.study.schedules.routers import (
     ROUTERS,
@@ -38,7 +38,7 @@ from nslora.study.schedules.trees import (
     difference,
     hindsight,
 )
-from nslora.study.stats import DIFFERENCE, SHARE, Bounds, Interval
+from nslora.study.stats import DIFFERENCE, SHARE, Interval
 
 GROUP = ["split", "backbone"]
 ESTIMATE = ["mean", "low", "high", "n"]
@@ -47,7 +47,8 @@ MOVE_NUMBER = "move number"
 # What V is measured in, by the column of `Trees.nodes`.
 MEASURES = {"test success": "test", "test success x retention": "retained"}
 # What regret is measured from.
-REGRETS = ("best in hindsight", "best in hindsight at equal cost", "best on dev of all")
+HINDSIGHT = "best in hindsight"
+REGRETS = (HINDSIGHT, "best at equal cost", "best on dev of all")
 # Blue where weights come first, orange where the prompt does; full colour from this difference on.
 MAP = LinearSegmentedColormap.from_list("first move", [BLUE, "#ffffff", ORANGE])
 WIDEST = 0.3
@@ -67,11 +68,9 @@ def at(ends: pd.DataFrame, instances: pd.Index | pd.Series) -> pd.DataFrame:
     return ends[ends.instance.isin(instances)]
 
 
-def table(frame: pd.DataFrame, by: list[str], bounds: Bounds = DIFFERENCE) -> pd.DataFrame:
-    """Return estimates by split, backbone and more columns, those over all backbones last."""
-    both = pd.concat([frame, frame.assign(backbone=ALL)], ignore_index=True)
-    rows = estimates(both, [*GROUP, *by], bounds)
-    return rows.sort_values("backbone", key=lambda name: name == ALL, kind="stable")
+def everywhere(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows once by their backbone and once more under "all"."""
+    return pd.concat([frame, frame.assign(backbone=ALL)], ignore_index=True)
 
 
 # ---------------------------------------------------------------------------------------------- value of adaptivity
@@ -79,13 +78,13 @@ def table(frame: pd.DataFrame, by: list[str], bounds: Bounds = DIFFERENCE) -> pd
 
 @lru_cache(maxsize=4)
 def adaptivity(trees: Trees) -> pd.DataFrame:
-    """Return V = mean_i max_s R(i, s) - max_s mean_i R(i, s) with both of its parts, as `quantity`.
+    """Return V = mean_i max_s R(i, s) - max_s mean_i R(i, s) with both of its parts, by `measure` and `quantity`.
 
     In hindsight both maxima are taken on the test items themselves, so chance adds to V. Without bias the schedule of
     an instance is chosen on its dev items and the fixed one on other instances: chance adds nothing, and V is what dev
-    can tell. Where families are few and of two minds, those left over outvote the one left out; so V is also given
-    against the fixed schedule that is best in hindsight, where it is rather too small. R is test success, or that
-    times retention.
+    can tell. Where instances are few and of two minds, those left over outvote the one left out, so V is also given
+    against the fixed schedule that is best in hindsight, where it is rather too small ("at least"). R is test success,
+    or that times retention.
     """
     rows = []
     for split, backbone, here, instances in populations(trees):
@@ -93,8 +92,8 @@ def adaptivity(trees: Trees) -> pd.DataFrame:
             for kind, pair in choices(here, instances, value).items():
                 for part, interval in value_of(here, *pair, value == "retained").items():
                     numbers = (interval.mean, interval.low, interval.high, interval.n)
-                    rows.append((split, backbone, f"{part}: {measure}, {kind}", *numbers))
-    return pd.DataFrame(rows, columns=[*GROUP, "quantity", *ESTIMATE])
+                    rows.append((split, backbone, measure, f"{part}, {kind}", *numbers))
+    return pd.DataFrame(rows, columns=[*GROUP, "measure", "quantity", *ESTIMATE])
 
 
 def choices(
@@ -143,10 +142,10 @@ def regrets(trees: Trees) -> pd.DataFrame:
         rivals = (hindsight(trees), affordable, chosen_on_dev(trees))
         for measure, rival in zip(REGRETS, rivals, strict=True):
             parts.append(difference(trees, rival, ends).assign(router=name, measure=measure))
-    frame = table(pd.concat(parts), ["router", "measure"])
-    return frame.sort_values(
-        "router", key=lambda name: name.map(list(ROUTERS).index), kind="stable"
-    )
+    by = [*GROUP, "router", "measure"]
+    frame = estimates(everywhere(pd.concat(parts)), by, DIFFERENCE)
+    order = list(ROUTERS).index
+    return frame.sort_values("router", key=lambda name: name.map(order), kind="stable")
 
 
 def spending(trees: Trees) -> pd.DataFrame:
@@ -163,8 +162,8 @@ def spending(trees: Trees) -> pd.DataFrame:
         .sum(min_count=1)
         .reset_index()
     )
-    both = pd.concat([runs, runs.assign(backbone=ALL)])
-    return both.groupby([*GROUP, "router"], sort=False)[columns].mean().reset_index()
+    means = everywhere(runs).groupby([*GROUP, "router"], sort=False)[columns].mean()
+    return means.reset_index()
 
 
 def between(trees: Trees, a: str, b: str) -> pd.DataFrame:
@@ -204,11 +203,21 @@ def signal_test(trees: Trees) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def signal_test_by_moves(trees: Trees) -> pd.DataFrame:
-    """Return the rows of `signal_test` at a fixed number of moves, for `figures.dots`."""
+def by_moves(trees: Trees) -> pd.DataFrame:
+    """Return the rows of `signal_test` at a fixed number of moves, for `cue_dots`."""
     frame = signal_test(trees)
-    frame = frame[frame.after != ALL]
+    # which says nothing there
+    frame = frame[(frame.after != ALL) & (frame.cue != MOVE_NUMBER)]
     return frame.assign(row=frame.split + ", moves made: " + frame.after)
+
+
+@styled
+def cue_dots(frame: pd.DataFrame) -> Figure:
+    """Draw areas and intervals (`by_moves`), with a line where a cue says nothing."""
+    fig = dots(frame, "AUROC, percent", "cue")
+    for ax in fig.axes:
+        ax.axvline(0.5, color="#cccccc", lw=1, zorder=0)
+    return fig
 
 
 def cues_of(trees: Trees) -> pd.DataFrame:
@@ -253,7 +262,7 @@ def first_moves(trees: Trees, by: Sequence[str] = ("family", "style")) -> pd.Dat
         return pd.DataFrame(columns=[*GROUP, *by, *ESTIMATE, "follows", "first"])
     prompt, weights = (chosen_on_dev(trees, letter) for letter in "SN")
     frame = difference(trees, prompt, weights).join(style_share(trees), on="instance")
-    rows = estimates(frame, [*GROUP, *by])
+    rows = estimates(frame, [*GROUP, *by], DIFFERENCE)
     follows = trees.instances.astype({"follows": float}).groupby(GROUP).follows.mean()
     first = np.select([rows.low > 0, rows.high < 0], ["prompt", "weights"], "either")
     return rows.join(follows, on=GROUP).assign(first=first)
@@ -289,7 +298,7 @@ def first_move_map(frame: pd.DataFrame) -> Figure:
         edges = np.where(here["first"] == "either", "#cccccc", INK)
         ax.scatter(here["style"], y, s=620, c=colours, edgecolors=edges)
         for row in here.assign(y=y).itertuples():
-            text = f"{100 * row.mean:+.0f}\nn={row.n}"
+            text = f"{round(100 * row.mean):+d}\nn={row.n}"
             ax.text(row.style, row.y, text, ha="center", va="center", fontsize=6.5)
         ax.set_yticks(range(len(names)), labels)
         ax.set(xlim=(-0.09, 1.09), ylim=(-0.6, len(names) - 0.4), xticks=np.linspace(0, 1, 5))

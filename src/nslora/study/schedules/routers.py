@@ -47,18 +47,18 @@ Fold = tuple[pd.Index, pd.Index]
 # ---------------------------------------------------------------------------------------------- folds
 
 
-def folds(instances: pd.DataFrame) -> Iterator[Fold]:
+def folds(instances: pd.DataFrame, by_family: bool = True) -> Iterator[Fold]:
     """Yield (instances to choose on, instances held out), every instance held out once.
 
     Test instances are held out together, where there are tuning ones to choose on; else a family of instances at a
-    time, or one instance at a time where there is only one family.
+    time, or one instance at a time where there is only one family, or if asked for.
     """
     tuning = instances[instances.split == "tuning"]
     for split, group in instances.groupby("split"):
         if split == "test" and len(tuning):
             yield tuning.index, group.index
             continue
-        unit = group.family if group.family.nunique() > 1 else group.index
+        unit = group.family if by_family and group.family.nunique() > 1 else group.index
         for held_out in group.groupby(unit).groups.values():
             others = group.index.difference(held_out)
             if len(others):
@@ -100,8 +100,8 @@ def always(trees: Trees, letter: str) -> pd.DataFrame:
 
 
 def best_fixed(trees: Trees, value: str = "test") -> pd.DataFrame:
-    """Return for each instance the schedule that is best on other instances."""
-    best = chosen(by_schedule(trees, value), folds(trees.instances))
+    """Return for each instance the schedule that is best on other instances, those of its own family too."""
+    best = chosen(by_schedule(trees, value), folds(trees.instances, by_family=False))
     return ends_of(best)
 
 
@@ -300,8 +300,8 @@ ROUTERS: dict[str, Callable[[Trees], pd.DataFrame]] = {
     "learned": learned,
     "oracle needs": partial(method, name="oracle"),
     "lookahead": lookahead,
-    "lookahead, twice the moves": partial(lookahead, times=2),
-    "all schedules, best on dev": all_tried,
+    "lookahead, 2 x moves": partial(lookahead, times=2),
+    "all, best on dev": all_tried,
     "hindsight": hindsight,
 }
 

@@ -233,6 +233,8 @@ def route(
 
 def decided(router: Router, trees: Trees, needs: str = "asked", **settings: Any) -> pd.DataFrame:
     """Return where a router ends (`walk`); see `route`."""
+    if trees.instances.empty:
+        raise UserError("there are no finished trees of schedules to route on.")
     histories, demands = histories_of(trees, needs)
     rows = trees.instances[["config", "depth"]].itertuples()
     configs = {
@@ -432,7 +434,12 @@ def right_of(trees: Trees, retained: bool) -> dict[tuple[str, str], np.ndarray]:
 
 def disagreements(trees: Trees) -> list[str]:
     """Return where a node's test success and its test items disagree, one sentence each."""
-    nodes = trees.nodes
-    means = nodes["test_items"].map(lambda items: items.count("1") / max(len(items), 1))
-    wrong = nodes.index[~((means - nodes["test.success"]).abs() <= 1e-6)]
-    return [f"{name}: test success and test items disagree at {node!r}." for name, node in wrong]
+    said = []
+    for (instance, schedule), node in zip(
+        trees.nodes.index, trees.nodes.to_dict("records"), strict=True
+    ):
+        share = node["test_items"].count("1") / len(node["test_items"])
+        # `not <=`, so that a missing number is a disagreement
+        if not abs(share - node["test.success"]) <= 1e-6:
+            said.append(f"{instance}: test success and test items disagree at {schedule!r}.")
+    return said
