@@ -196,7 +196,7 @@ def readme_claims(results: Path) -> Markdown:
     said = (
         "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
         f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
-        f"intervals ({stats.KIND}); they decide nothing."
+        f"intervals ({stats.KIND}; on trees an instance is a seed); they decide nothing."
     )
     return Markdown(f"{markdown(claims_frame(judged))}\n{said}\n")
 

@@ -280,7 +280,7 @@ def style_share(trees: Trees) -> pd.Series:
 def first_move_map(frame: pd.DataFrame) -> Figure:
     """Draw `first_moves` by share of style needs: a circle per backbone and share, orange where the prompt comes first.
 
-    Backbones lie in the order of how far they follow prompts; a circle is filled where the interval leaves out 0.
+    Backbones lie in the order of how far they follow prompts; a circle has a dark edge where its interval leaves out 0.
     """
     frame = frame.sort_values("follows", kind="stable")
     # a row per backbone, from the one that follows no prompt up
