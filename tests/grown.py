@@ -108,7 +108,7 @@ def node(
         "test": {"success": float(np.mean(test)), "value": 0.5, "n": items},
         "test_items": "".join(map(str, test)),
         "signal": {"c1": None, "c2": None, "gain": None},
-        "dev_nll": 1.0,
+        "dev_nll": 2.0 - share,
         "evidence": {"loss": 1.0} if last == "N" else {},
         "accepted": True if last == "S" else None,
         "bill": {

@@ -349,7 +349,7 @@ def rounded(value: float) -> float | None:
 
 
 def result(comparison: Comparison, backbone: str, interval: Interval) -> dict[str, Any]:
-    """Return one row of claims.json: `n` counts seeds (of trees instances), `p` is one-sided, before Holm's adjustment."""
+    """Return one row of claims.json: `n` counts seeds or instances, `p` is one-sided and before Holm's adjustment."""
     return {
         "comparison": comparison.text,
         "backbone": backbone,

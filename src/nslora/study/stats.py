@@ -223,41 +223,32 @@ def clustered_area(
     McNeil, as in `auroc_interval`), so clusters that agree by chance are no certainty.
     """
     labels, scores = np.asarray(labels_I, bool), np.asarray(scores_I, float)
+    strata = np.asarray(strata_I)
     _, cluster_I = np.unique(np.asarray(clusters_I), return_inverse=True)
     n = int(cluster_I.max(initial=-1)) + 1
-    # over all strata: pairs that the positive wins, and pairs; then what is left without each cluster
-    won, pairs, won_C, pairs_C = 0.0, 0.0, np.zeros(n), np.zeros(n)
-    for stratum in np.unique(np.asarray(strata_I)):
-        here = np.asarray(strata_I) == stratum
-        positive, negative = here & labels, here & ~labels
+    # pairs that the positive wins, and all pairs; then those that a cluster has a part in
+    won, pairs, won_C, pairs_C = 0.0, 0, np.zeros(n), np.zeros(n)
+    for stratum in np.unique(strata):
+        positive, negative = (strata == stratum) & labels, (strata == stratum) & ~labels
         wins = _wins(scores[positive], scores[negative])
-        losses = _wins(scores[negative], scores[positive])
-        count = np.bincount(cluster_I[positive], minlength=n)
-        others = np.bincount(cluster_I[negative], minlength=n)
-        # what a cluster has a part in, pairs within it counted once
-        within = np.array(
-            [
-                _wins(
-                    scores[positive & (cluster_I == c)], scores[negative & (cluster_I == c)]
-                ).sum()
-                for c in range(n)
-            ]
-        )
-        share = np.bincount(cluster_I[positive], wins, n)
-        share = share + np.bincount(cluster_I[negative], positive.sum() - losses, n) - within
-        won, pairs = won + wins.sum(), pairs + wins.size * losses.size
-        won_C += wins.sum() - share
-        pairs_C += (count.sum() - count) * (others.sum() - others)
+        won, pairs = won + wins.sum(), pairs + positive.sum() * negative.sum()
+        won_C += np.bincount(cluster_I[positive], wins, n)
+        above = positive.sum() - _wins(scores[negative], scores[positive])
+        won_C += np.bincount(cluster_I[negative], above, n)
+        for c in np.unique(cluster_I[positive | negative]):
+            p, m = positive & (cluster_I == c), negative & (cluster_I == c)
+            # a pair within the cluster was counted from both sides
+            won_C[c] -= _wins(scores[p], scores[m]).sum()
+            pairs_C[c] += p.sum() * negative.sum() + m.sum() * positive.sum() - p.sum() * m.sum()
     if not pairs:
         return Interval(np.nan, n=n, bounds=SHARE)
-    area = won / pairs
-    left = pairs_C > 0
-    without = won_C[left] / pairs_C[left]
+    left = pairs > pairs_C
     if left.sum() < 2:
-        return Interval(area, n=n, bounds=SHARE)
-    spread = (n - 1) * np.var(without)
+        return Interval(won / pairs, n=n, bounds=SHARE)
+    without = (won - won_C[left]) / (pairs - pairs_C[left])
     floor = auroc_interval(labels, scores).variance
-    return Interval(area, float(np.sqrt(max(spread, floor))), n - 1, n, SHARE)
+    error = np.sqrt(max((n - 1) * np.var(without), floor))
+    return Interval(won / pairs, float(error), n - 1, n, SHARE)
 
 
 def _wins(a: Array, b: Array) -> Array:

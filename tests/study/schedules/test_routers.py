@@ -150,3 +150,4 @@ def test_inner_nodes_know_the_best_below_each_child(tmp_path: Path) -> None:
     assert nodes[["below_N", "below_S"]].loc[""].tolist() == [0.9, 0.6]
     assert nodes.prefers.tolist() == pytest.approx([-0.3, 0.9, -0.2])
     assert nodes.kind.tolist() == [0, 1, -1] and nodes.rise.tolist() == [0, 0, 0.4]
+    assert nodes.fall.tolist() == pytest.approx([0, 0, 0.4])

@@ -21,6 +21,8 @@ from nslora.types import Candidate, Move
 
 LETTERS = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
 SETTINGS: dict[str, Any] = {"method": "neurosymbolic", "moves": 2}
+# until something is decided otherwise
+CHANGES: tuple[dict[str, Any], ...] = ({}, {"c1_eps": 0.9, "c2_eps": 99.0}, {"demand_floor": 2.0})
 
 
 def forced(run: Session, schedule: str) -> list[State]:
@@ -71,7 +73,7 @@ def test_a_router_goes_where_a_run_goes(opened, tmp_path: Path) -> None:
 
     ways = set()
     for method in ("monitor", "needs-only", "neurosymbolic"):
-        for settings in ({}, {"c1_eps": 0.9, "c2_eps": 99.0}, {"demand_floor": 2.0}):
+        for settings in CHANGES:
             decision = METHODS[method].decision
             run = opened(**SETTINGS, **settings)
             states: list[State] = []

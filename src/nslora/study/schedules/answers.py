@@ -224,7 +224,8 @@ def cues_of(trees: Trees) -> pd.DataFrame:
     """Return every inner node once per cue that is known there, its `score` high where the cue says S.
 
     A loss that falls no more (C1), a small gradient (C2), edits that still gain, dev that rose with S or did not rise
-    with N, and more examples in need of style than of content, by each estimator. The move number says S early.
+    with N (in success, or in how likely its gold answers are), and more examples in need of style than of content, by
+    each estimator. The move number says S early.
     """
     nodes = inner_nodes(trees)
     scores = {
@@ -232,6 +233,7 @@ def cues_of(trees: Trees) -> pd.DataFrame:
         "C2, reversed": -nodes.c2,
         "gain of edits": nodes.gain,
         "dev plateau": (-nodes.kind * nodes.rise).where(nodes.moves > 0),
+        "dev NLL plateau": (-nodes.kind * nodes.fall).where(nodes.moves > 0),
         MOVE_NUMBER: -nodes.moves,
     }
     for name in estimators(trees):

@@ -37,7 +37,19 @@ from nslora.types import Move
 C1_EPS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6)
 GAIN_EPS = (0.0, 0.02, 0.1, 0.5)
 # What the learned router sees at a node, columns of `inner_nodes`.
-FEATURES = ("moves", "kind", "c1", "c2", "gain", "rise", "content", "style", "dev", "follows")
+FEATURES = (
+    "moves",
+    "kind",
+    "c1",
+    "c2",
+    "gain",
+    "rise",
+    "fall",
+    "content",
+    "style",
+    "dev",
+    "follows",
+)
 # A tree of few leaves can be read, and learned from few instances.
 TREE: dict[str, Any] = {"max_depth": 3, "min_samples_leaf": 0.05, "random_state": 0}
 
@@ -185,8 +197,9 @@ def inner_nodes(trees: Trees, needs: str = "asked") -> pd.DataFrame:
     """Return every node with children, what can be seen at it, and what is best below each child.
 
     Columns: those of FEATURES: `kind` of the last move (N: 1, S: -1, start: 0), its signal, the `rise` of dev success
-    that it brought, shares of needs, dev success now, and how far the frozen backbone follows prompts; `below_N` and
-    `below_S`, the best test success of a path through the child; `prefers`, their difference S - N.
+    and the `fall` of the gold answers' NLL on dev (nats per token) that it brought, shares of needs, dev success now,
+    and how far the frozen backbone follows prompts; `below_N` and `below_S`, the best test success of a path through
+    the child; `prefers`, their difference S - N.
     """
     nodes = trees.nodes.reset_index()
     best: dict[tuple[str, str], float] = {}
@@ -194,8 +207,8 @@ def inner_nodes(trees: Trees, needs: str = "asked") -> pd.DataFrame:
     for instance, schedule, test in nodes[[*NODE, "test"]].iloc[::-1].itertuples(index=False):
         below = [best.get((instance, schedule + letter), test) for letter in "NS"]
         best[instance, schedule] = max(test, *below)
-    success = nodes.set_index(NODE)["dev.success"]
-    parents = success.reindex(parents_of(success.index))
+    dev = trees.nodes[["dev.success", "dev_nll"]].astype(float)
+    change = dev - dev.reindex(parents_of(dev.index)).to_numpy()
     frame = pd.DataFrame(
         {
             "instance": nodes.instance,
@@ -205,7 +218,8 @@ def inner_nodes(trees: Trees, needs: str = "asked") -> pd.DataFrame:
             "c1": nodes["signal.c1"],
             "c2": nodes["signal.c2"],
             "gain": nodes["signal.gain"],
-            "rise": success.to_numpy() - parents.to_numpy(),
+            "rise": change["dev.success"].to_numpy(),
+            "fall": -change["dev_nll"].to_numpy(),
             "content": nodes[f"needs.{needs}.content"],
             "style": nodes[f"needs.{needs}.style"],
             "dev": nodes["dev.success"],
