@@ -54,6 +54,7 @@ TREE_TABLES = {
     "regret": "Test success that a router loses against the best path in hindsight with as many moves, points.",
     "routers": "Test success that a router loses, over all backbones, points: against the best path in hindsight, the "
     "best that costs no more tokens, and the best on dev of all schedules.",
+    "fixed_schedules": "Test success that a fixed schedule loses against the best path in hindsight, points.",
     "signal_test": "AUROC, percent, for 'S is the better next move', among nodes with as many moves; that of the move "
     "number among all nodes.",
     "first_moves": "Test success of beginning with the prompt minus that of beginning with the weights, points, each "
@@ -259,6 +260,7 @@ def tree_tables(grown: Trees, out: Path) -> list[Path]:
         "adaptivity": (values, success, by, "quantity"),
         "regret": (regrets, hindsight, by, "router"),
         "routers": (regrets, pooled, ["split", "measure"], "router"),
+        "fixed_schedules": (answers.fixed_schedules(grown), ..., by, "schedule"),
         "signal_test": (cues, cues.after == answers.ALL, by, "cue"),
         "first_moves": (answers.first_moves(grown), ..., by, "family"),
     }

@@ -110,6 +110,16 @@ def test_regrets_of_every_router(tmp_path: Path) -> None:
     assert (coin.moves, coin.tokens) == (3, 10 + 3 * (110 + 230) / 2)
 
 
+def test_every_fixed_schedule_has_its_regret(tmp_path: Path) -> None:
+    two_kinds(tmp_path, range(100, 103))
+    table = answers.fixed_schedules(load(tmp_path))
+    table = table[table.backbone == "all"].set_index("schedule")
+    assert len(table) == 8 and set(table.index[:2]) == {"NNN", "SNN"} and set(table.n) == {6}
+    assert table["mean"][["NNN", "SNN"]].to_numpy() == pytest.approx(0.4)
+    # of 20 items a third of 0.8 is five, of the other kind none
+    assert table["mean"]["SSS"] == pytest.approx((0.8 + 0.8 - 0.25) / 2)
+
+
 def test_a_cue_that_knows_the_better_move_has_an_area_of_one(tmp_path: Path) -> None:
     two_kinds(tmp_path, range(100, 106))
     table = answers.signal_test(load(tmp_path))
@@ -174,7 +184,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tables_and_figures_follow_from_the_trees(results: Path) -> None:
-    tables = ("adaptivity", "regret", "routers", "router_costs", "signal_test", "first_moves")
+    tables = (
+        "adaptivity",
+        "regret",
+        "fixed_schedules",
+        "routers",
+        "router_costs",
+        "signal_test",
+        "first_moves",
+    )
     for name in tables:
         assert (results / "tables" / f"{name}.md").exists()
     for name in ("adaptivity", "regret", "signal_test", "first_move"):

@@ -23,6 +23,7 @@ from nslora.study.figures import BLUE, INK, ORANGE, PAGE, dots, in_percent, pane
 from nslora.study.records import estimate, estimates
 from nslora.study.schedules.routers import (
     ROUTERS,
+    begun,
     best_fixed,
     by_schedule,
     chosen,
@@ -146,6 +147,20 @@ def regrets(trees: Trees) -> pd.DataFrame:
     frame = estimates(everywhere(pd.concat(parts)), by, DIFFERENCE)
     order = list(ROUTERS).index
     return frame.sort_values("router", key=lambda name: name.map(order), kind="stable")
+
+
+def fixed_schedules(trees: Trees) -> pd.DataFrame:
+    """Return the regret of every schedule of full depth in test success, the least over all backbones first."""
+    if trees.instances.empty:
+        return pd.DataFrame(columns=[*GROUP, "schedule", *ESTIMATE])
+    ends = begun(trees).assign(weight=1.0)
+    parts = [
+        difference(trees, at(hindsight(trees), group.instance), group).assign(schedule=schedule)
+        for schedule, group in ends.groupby("schedule")
+    ]
+    frame = estimates(everywhere(pd.concat(parts)), [*GROUP, "schedule"], DIFFERENCE)
+    pooled = frame[frame.backbone == ALL].groupby("schedule")["mean"].mean()
+    return frame.sort_values("schedule", key=lambda name: name.map(pooled), kind="stable")
 
 
 def spending(trees: Trees) -> pd.DataFrame:
