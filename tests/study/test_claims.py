@@ -103,15 +103,6 @@ def test_fixed_schedules_are_compared_one_by_one(loaded: records.Records) -> Non
     assert [c.words.rpartition(" ")[2] for c in claims.against_fixed(nothing)] == ["alternate"]
 
 
-def test_prompt_first_averages_schedules_of_one_length(tmp_path: Path) -> None:
-    chances = {"fixed:SNNN": 1.0, "fixed:SSNN": 0.0, "fixed:NNSN": 0.0, "fixed:SN": 1.0}
-    for method, chance in chances.items():
-        write_record(tmp_path, (chance, chance), method=method, task="mixed")
-    values = claims.prompt_first(records.load(tmp_path).of("main"))
-    # (1 + 0) / 2 - 0 on all items that fail at a chance of 0; the schedule of two moves has no partner
-    assert len(values) == 36 and set(values.value) == {0.5}
-
-
 def test_share_of_editor_requests_avoided(loaded: records.Records) -> None:
     values = claims.requests_avoided(loaded.of("main"))
     expected = [1 - (10 + seed) / (30 + seed) for seed in range(3)]
@@ -160,7 +151,7 @@ def test_a_claim_that_holds_holds_on_each_backbone(judged: dict[str, Any]) -> No
 def test_a_notebook_is_shown_verdicts_with_what_they_rest_on(
     loaded: records.Records, judged: dict[str, Any]
 ) -> None:
-    table = claims.table(loaded, "facts-numerical", "needs-add")
+    table = claims.table(loaded, "facts-numerical", "style-symbolic")
     assert len(table) == 2 * 3 and table.index.names[0] == "sentence"
     first = judged["claims"][0]
     assert table.iloc[0][claims.SHOWN] == claims.points(first["comparisons"][0])

@@ -169,6 +169,63 @@ def test_coverage_of_auroc_interval() -> None:
     assert 0.92 <= covered / 300 <= 0.99
 
 
+def test_clustered_area_is_the_auroc_within_strata() -> None:
+    rng = np.random.default_rng(0)
+    labels, clusters = rng.random(200) < 0.4, rng.integers(0, 12, 200)
+    scores = np.round(rng.normal(0, 1, 200) + labels, 1)
+    one = stats.clustered_area(labels, scores, clusters, np.zeros(200))
+    assert one.mean == pytest.approx(roc_auc_score(labels, scores)) and one.n == 12
+    # a stratum that raises scores and positives alike is no skill of the score
+    strata = rng.integers(0, 2, 200)
+    confounded = (rng.random(200) < 0.2 + 0.6 * strata, rng.normal(0, 1, 200) + 3 * strata)
+    assert stats.auroc(*confounded) > 0.75
+    within = stats.clustered_area(*confounded, clusters, strata)
+    parts = [strata == stratum for stratum in (0, 1)]
+    areas = [stats.auroc(confounded[0][part], confounded[1][part]) for part in parts]
+    pairs = [confounded[0][part].sum() * (~confounded[0][part]).sum() for part in parts]
+    assert within.mean == pytest.approx(np.average(areas, weights=pairs))
+    assert within.low < 0.5 < within.high
+
+
+def test_clustered_area_jackknifes_clusters() -> None:
+    rng = np.random.default_rng(1)
+    labels, clusters = rng.random(90) < 0.5, np.repeat(np.arange(9), 10)
+    scores = rng.normal(0, 1, 90) + labels
+    interval = stats.clustered_area(labels, scores, clusters, np.zeros(90))
+    kept = [clusters != cluster for cluster in range(9)]
+    without = [roc_auc_score(labels[k], scores[k]) for k in kept]
+    error = np.sqrt(8 * np.var(without))
+    floor = stats.auroc_interval(labels, scores).variance
+    assert interval.error == pytest.approx(np.sqrt(max(error**2, floor)))
+    # nodes of a cluster that repeat each other are no news
+    often = np.repeat(np.arange(90), 20)
+    again = stats.clustered_area(labels[often], scores[often], clusters[often], np.zeros(1800))
+    assert again.error == pytest.approx(error, rel=1e-6)
+
+
+def test_clustered_area_without_a_class_or_a_second_cluster() -> None:
+    none = stats.clustered_area([True, True], [1.0, 2.0], ["a", "b"], [0, 0])
+    assert np.isnan(none.mean) and np.isnan(none.low)
+    one = stats.clustered_area([True, False], [1.0, 0.0], ["a", "a"], [0, 0])
+    assert one.mean == 1 and np.isnan(one.low)
+    perfect = stats.clustered_area([True, False] * 5, [1.0, 0.0] * 5, range(10), [0] * 10)
+    assert perfect.mean == 1 and perfect.low < 1
+
+
+def test_coverage_of_clustered_area() -> None:
+    """Nodes of an instance share what moves their scores."""
+    truth = float(scipy_stats.norm.cdf(1 / np.sqrt(2 * 2)))
+    labels, clusters = np.tile(np.arange(8) < 4, 20), np.repeat(np.arange(20), 8)
+    covered = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        shared = rng.normal(0, 1, (20, 1)).repeat(8, 1).ravel()
+        scores = rng.normal(0, 1, 160) + shared + labels
+        interval = stats.clustered_area(labels, scores, clusters, np.zeros(160))
+        covered += interval.low <= truth <= interval.high
+    assert covered / 300 >= 0.92
+
+
 def test_the_variance_of_a_share_is_never_zero() -> None:
     assert stats.share_variance(0.5, 98) == pytest.approx(0.25 / 100)
     assert stats.share_variance([0.0, 1.0], [10, 10]) == pytest.approx([11 / 12 / 12 / 12] * 2)

@@ -14,7 +14,6 @@ import pandas as pd
 
 from nslora.study import classifier, signal, stats, stream
 from nslora.study.records import (
-    ITEM,
     MEASURES,
     Records,
     estimate,
@@ -22,11 +21,16 @@ from nslora.study.records import (
     paired,
     rank_of,
 )
+from nslora.study.schedules import Trees, answers
+from nslora.study.schedules.routers import begun
+from nslora.study.schedules.trees import difference
 from nslora.study.stats import AREA, DIFFERENCE, SHARE, Bounds, Interval
 
 # Numbers by `backbone` and `seed`: the column `value`, and what `records.estimate` needs for its floor.
 Values = Callable[[Records], pd.DataFrame]
 SHOWN = "points [interval]"
+# the study whose instances are trees instead of runs
+SCHEDULES = "schedules"
 NOT_RUN, UNDECIDED, HOLDS, FAILS = "not run", "undecided", "holds", "fails"
 
 
@@ -40,7 +44,7 @@ class Comparison:
         bound: what it has to exceed.
         bounds: its possible range.
         task: the comparison is due on the backbones on which the study ran this task; empty for any task.
-        study: the study whose runs it compares.
+        study: the study whose runs it compares; `schedules` compares ends of trees, a value per instance.
     """
 
     words: str
@@ -58,6 +62,8 @@ class Comparison:
     def due(self, records: Records) -> list[str]:
         """Return the backbones on which the study ran the task."""
         runs = records.of(self.study).runs
+        if self.study == SCHEDULES:
+            runs = confirmed(records.trees).instances
         return sorted(set(runs.backbone[(runs.task == self.task) | (self.task == "")]))
 
 
@@ -103,18 +109,6 @@ def fixed_methods(records: Records) -> list[str]:
 def against_fixed(records: Records) -> list[Comparison]:
     """Compare neurosymbolic with every method whose schedule is given in advance, at least with `alternate`."""
     return [methods("neurosymbolic", name) for name in fixed_methods(records) or ["alternate"]]
-
-
-def prompt_first(records: Records) -> pd.DataFrame:
-    """Return success of fixed schedules that begin with S minus that of those that begin with N, per item."""
-    fixed = graded(records, "test")
-    fixed = fixed[(fixed.task == "mixed") & fixed.method.str.startswith("fixed:")]
-    schedule = fixed.method.str.removeprefix("fixed:")
-    fixed = fixed.assign(length=schedule.str.len(), first=schedule.str[:1])
-    # schedules with the same first letter are averaged
-    wide = fixed.pivot_table(index=[*ITEM, "length"], columns="first", values="value")
-    wide = wide.reindex(columns=["S", "N"]).astype(float)
-    return (wide.S - wide.N).dropna().rename("value").reset_index()
 
 
 def facts_kept(records: Records) -> pd.DataFrame:
@@ -188,6 +182,40 @@ def regret_saved(other: str) -> Comparison:
     return Comparison(words, values, task="stream", study="stream")
 
 
+def confirmed(trees: Trees) -> Trees:
+    """Return the trees that decide claims: those of the test split, on which nothing was chosen."""
+    return trees.where(trees.instances.split == "test")
+
+
+def on_trees(words: str, values: Callable[[Trees], pd.DataFrame]) -> Comparison:
+    """Compare ends of trees (`values`, of all splits) on the instances of the test split."""
+
+    def tested(records: Records) -> pd.DataFrame:
+        if records.trees.instances.empty:
+            return pd.DataFrame(columns=["backbone", "seed", "value", "variance"])
+        frame = values(records.trees)
+        return frame[frame.split == "test"]
+
+    return Comparison(words, tested, task="", study=SCHEDULES)
+
+
+def routers(a: str, b: str) -> Comparison:
+    """Compare test success of two routers (keys of `routers.ROUTERS`) on the same trees."""
+    return on_trees(f"test success on trees: {a} - {b}", lambda trees: answers.between(trees, a, b))
+
+
+def adaptivity(trees: Trees) -> pd.DataFrame:
+    """Return V of each instance, its schedule chosen on dev and the fixed one on other instances of its backbone."""
+    return answers.between(trees, "all, best on dev", "best fixed")
+
+
+def prompt_first(trees: Trees) -> pd.DataFrame:
+    """Return success of all schedules S... minus that of all N..., of full depth, where both needs occur."""
+    style = answers.style_share(trees)
+    mixed = trees.where((style > 0) & (style < 1))
+    return difference(mixed, begun(mixed, "S"), begun(mixed, "N"))
+
+
 CLAIMS = (
     Claim(
         "facts-numerical",
@@ -212,27 +240,27 @@ CLAIMS = (
     Claim(
         "prompt-first",
         "Where facts and style are asked for, rewriting the prompt first beats tuning the weights first.",
-        (
-            Comparison(
-                "test success on mixed: fixed schedules S... - N..., of equal length", prompt_first
-            ),
-        ),
+        (on_trees("test success on trees: schedules S... - N..., of equal length", prompt_first),),
     ),
-    # until all schedules of an instance are known, a coin stands for "not deciding"
+    Claim(
+        "adaptivity-pays",
+        "Choosing a schedule for each instance beats the best schedule for all of them.",
+        (on_trees("V: test success of the schedule chosen on dev - best fixed", adaptivity),),
+    ),
     Claim(
         "deciding-pays",
-        "Deciding beats tossing a coin for each move.",
-        (methods("neurosymbolic", "random"),),
+        "Deciding has less regret than the best fixed schedule.",
+        (routers("neurosymbolic", "best fixed"),),
     ),
     Claim(
         "signal-adds",
-        "The monitoring signal adds to what needs alone decide.",
-        (methods("neurosymbolic", "needs-only"),),
+        "The monitoring signal adds to what needs alone decide, and to the number of the move.",
+        (routers("neurosymbolic", "needs-only"), routers("monitor, tuned", "best fixed")),
     ),
     Claim(
         "needs-add",
-        "Estimated needs add to what the monitoring signal alone decides.",
-        (methods("neurosymbolic", "monitor"),),
+        "Estimated needs add to what the monitoring signal alone decides, and to the number of the move.",
+        (routers("neurosymbolic", "monitor, tuned"), routers("needs-only", "best fixed")),
     ),
     Claim(
         "remade-data",
@@ -321,7 +349,7 @@ def rounded(value: float) -> float | None:
 
 
 def result(comparison: Comparison, backbone: str, interval: Interval) -> dict[str, Any]:
-    """Return one row of claims.json; `n` counts seeds, `p` is the one-sided p-value before Holm's adjustment."""
+    """Return one row of claims.json: `n` counts seeds or instances, `p` is one-sided and before Holm's adjustment."""
     return {
         "comparison": comparison.text,
         "backbone": backbone,

@@ -86,7 +86,9 @@ def panels(
         here = frame[frame[row] == rows[i]] if row else frame
         here = here[here[column] == columns[j]] if column else here
         yield ax, here
-        ax.set(xlabel="", ylabel="", title=columns[j] if i == 0 else "")
+        # a name is wider than one of many panels
+        title = textwrap.fill(columns[j], 14 if len(columns) > 3 else 99)
+        ax.set(xlabel="", ylabel="", title=title if i == 0 else "")
         if j == 0:
             ax.set_ylabel(textwrap.fill(rows[i], 12), fontweight="bold")
 

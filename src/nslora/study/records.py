@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pandas as pd
 
 from nslora.config import TASKS
 from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_jsonl
-from nslora.study import stats
+from nslora.study import schedules, stats
+from nslora.study.schedules import Trees
 from nslora.study.stats import SHARE, Bounds
 from nslora.types import UserError
 
@@ -72,12 +73,14 @@ class Records:
             what no method sees (`hidden.needs`).
         scores: one row per final item of every split.
         settings: names of the columns of `runs` that are settings.
+        trees: all schedules of instances, which every results folder shares.
     """
 
     runs: pd.DataFrame
     steps: pd.DataFrame
     scores: pd.DataFrame
     settings: tuple[str, ...] = ()
+    trees: Trees = field(default_factory=Trees)
     studies: dict[str, Records] = field(default_factory=dict, repr=False)
 
     def of(self, study: str) -> Records:
@@ -91,7 +94,7 @@ class Records:
         runs = self.runs[chosen.astype(bool)]
         steps = self.steps[self.steps.run_id.isin(runs.run_id)]
         scores = self.scores[self.scores.run_id.isin(runs.run_id)]
-        return Records(runs, steps, scores, self.settings)
+        return Records(runs, steps, scores, self.settings, self.trees)
 
     def with_settings(self, frame: pd.DataFrame, *names: str) -> pd.DataFrame:
         """Return steps or scores with settings of their runs as further columns."""
@@ -147,9 +150,11 @@ def load(results: Path) -> Records:
     """Read all finished records of `<results>/records/`; empty frames when there are none.
 
     A folder that holds any file is a record, lest one that lost its run.json vanish; `.part` marks an unfinished copy.
+    The trees are in the folder `schedules` beside `results`.
     """
     folders = sorted(path for path in results.glob("records/*/") if path.suffix != ".part")
-    return read([folder for folder in folders if any(folder.iterdir())])
+    records = read([folder for folder in folders if any(folder.iterdir())])
+    return replace(records, trees=schedules.load(results.parent / "schedules"))
 
 
 def read(folders: Sequence[Path]) -> Records:

@@ -31,6 +31,7 @@ from nslora.study import (
     stream,
 )
 from nslora.study.records import Records, load
+from nslora.study.schedules import Trees, answers, trees
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 MISSING = "-"
@@ -44,6 +45,21 @@ CEILINGS = (
     " A ceiling is what a method reaches by construction at most: items that need the other kind of move are lost to "
     "weights that see bare gold answers, and to prompts."
 )
+OVER_INSTANCES = stats.KIND.replace("seed means", "instances")
+ON_TREES = f"Mean [{stats.LEVEL:.0%} interval, {OVER_INSTANCES}]; n counts instances (trees)."
+TREE_TABLES = {
+    "adaptivity": "V = mean_i max_s R(i, s) - max_s mean_i R(i, s) and its two parts, R being test success, points. "
+    "Without bias: the schedule of an instance is chosen on dev, the fixed one on other instances; at least: the fixed "
+    "one in hindsight.",
+    "regret": "Test success that a router loses against the best path in hindsight with as many moves, points.",
+    "routers": "Test success that a router loses, over all backbones, points: against the best path in hindsight, the "
+    "best that costs no more tokens, and the best on dev of all schedules.",
+    "fixed_schedules": "Test success that a fixed schedule loses against the best path in hindsight, points.",
+    "signal_test": "AUROC, percent, for 'S is the better next move', among nodes with as many moves; that of the move "
+    "number among all nodes.",
+    "first_moves": "Test success of beginning with the prompt minus that of beginning with the weights, points, each "
+    "continued as is best on dev.",
+}
 TRACED = "one neurosymbolic run per backbone (its lowest seed), no interval"
 
 
@@ -181,7 +197,7 @@ def readme_claims(results: Path) -> Markdown:
     said = (
         "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
         f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
-        f"intervals ({stats.KIND}); they decide nothing."
+        f"intervals ({stats.KIND}; on trees an instance is a seed); they decide nothing."
     )
     return Markdown(f"{markdown(claims_frame(judged))}\n{said}\n")
 
@@ -227,7 +243,37 @@ def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> lis
     for name, (numbers, said) in lists.items():
         if len(numbers):
             paths += save_table(plain(numbers, "method"), numbers, out / name, said)
-    return paths
+    return [*paths, *tree_tables(all_records.trees, out)]
+
+
+def tree_tables(grown: Trees, out: Path) -> list[Path]:
+    """Write what the trees of schedules say, where there are any."""
+    if grown.instances.empty:
+        return []
+    regrets, cues = answers.regrets(grown), answers.signal_test(grown)
+    values = answers.adaptivity(grown)
+    success = values.measure == "test success"
+    hindsight, pooled = regrets.measure == answers.HINDSIGHT, regrets.backbone == answers.ALL
+    # name: frame, which rows are shown, its columns across, its index
+    by = ["split", "backbone"]
+    grids = {
+        "adaptivity": (values, success, by, "quantity"),
+        "regret": (regrets, hindsight, by, "router"),
+        "routers": (regrets, pooled, ["split", "measure"], "router"),
+        "fixed_schedules": (answers.fixed_schedules(grown), ..., by, "schedule"),
+        "signal_test": (cues, cues.after == answers.ALL, by, "cue"),
+        "first_moves": (answers.first_moves(grown), ..., by, "family"),
+    }
+    paths = []
+    for name, (numbers, rows, across, index) in grids.items():
+        shown = numbers if rows is ... else numbers[rows]
+        if len(shown):
+            said = f"{TREE_TABLES[name]} {ON_TREES}"
+            paths += save_table(grid(shown, across, index), numbers, out / name, said)
+    spending = answers.spending(grown)
+    shown = plain(spending[spending.backbone == answers.ALL], "router")
+    said = "Means of a run, and what it spends: moves, tokens (trained, generated, the editor's), seconds."
+    return [*paths, *save_table(shown, spending, out / "router_costs", said)]
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -262,6 +308,15 @@ class Picture:
 
     def about(self, all_records: Records, frame: pd.DataFrame) -> dict[str, Any]:
         """Return the sidecar: what is shown, what the interval is, n, and the runs behind it."""
+        if claims.SCHEDULES in self.studies:
+            instances = all_records.trees.instances
+            shown = instances.backbone.isin(set(frame.backbone) - {answers.ALL})
+            return {
+                "figure": self.what,
+                "interval": self.interval,
+                "n_instances": count(frame),
+                "sources": sorted(instances.index[shown]),
+            }
         runs = all_records.runs[all_records.runs.study.isin(self.studies)]
         # what is behind a figure: the runs of its backbones and methods, and the frozen references
         if self.tasks:
@@ -275,6 +330,37 @@ class Picture:
             "n_seeds": "1" if traced else count(frame),
             "sources": sorted(set(frame.run_id if traced else runs.run_id)),
         }
+
+
+def tree_picture(
+    name: str,
+    what: str,
+    frame: Callable[[Trees], pd.DataFrame],
+    draw: Callable[[pd.DataFrame], Figure],
+) -> Picture:
+    """Return a figure of the trees of schedules."""
+    return Picture(
+        name,
+        what,
+        lambda all_records: frame(all_records.trees),
+        draw,
+        (claims.SCHEDULES,),
+        interval=f"{stats.LEVEL:.0%}, {OVER_INSTANCES}",
+    )
+
+
+def values_of_adaptivity(trees: Trees) -> pd.DataFrame:
+    """Return V by kind, splits and measures in rows of panels."""
+    frame = answers.adaptivity(trees)
+    frame = frame[frame.quantity.str.startswith("V, ")]
+    kind = frame.quantity.str.removeprefix("V, ")
+    return frame.assign(row=frame.split + ": " + frame.measure, kind=kind)
+
+
+def regrets_in_hindsight(trees: Trees) -> pd.DataFrame:
+    """Return the regret of every router at equal moves, splits in rows of panels."""
+    frame = answers.regrets(trees)
+    return frame[frame.measure == answers.HINDSIGHT].rename(columns={"split": "row"})
 
 
 CHANGE = dots("change against the unchanged method, points", "change")
@@ -346,6 +432,30 @@ PICTURES = (
         costs.cost_parts,
         interval="none: means",
     ),
+    tree_picture(
+        "adaptivity",
+        "value of adaptivity, in hindsight and without bias",
+        values_of_adaptivity,
+        dots("value of adaptivity, points", "kind"),
+    ),
+    tree_picture(
+        "regret",
+        "regret of every router against the best path in hindsight",
+        regrets_in_hindsight,
+        dots("regret in test success, points", "router"),
+    ),
+    tree_picture(
+        "signal_test",
+        "AUROC of each cue for 'S is the better next move', by moves made",
+        answers.by_moves,
+        answers.cue_dots,
+    ),
+    tree_picture(
+        "first_move",
+        "what rewriting the prompt first brings, by share of style needs and how far the backbone follows prompts",
+        partial(answers.first_moves, by=("style",)),
+        answers.first_move_map,
+    ),
 )
 
 
@@ -415,10 +525,10 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
 
 
 def disagreements(all_records: Records) -> list[str]:
-    """Return where a receipt and its graded items disagree, one sentence each."""
+    """Return where a receipt or a node and its graded items disagree, one sentence each."""
     runs = all_records.runs.set_index("run_id")
     means = all_records.scores.groupby(["run_id", "split"])[records.PARTS].mean()
-    said = []
+    said = trees.disagreements(all_records.trees)
     for (run_id, split), row in means.iterrows():
         place = "factorial" if split in records.FACTORIAL else "final"
         for part, mean in row.items():
