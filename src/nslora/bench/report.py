@@ -10,9 +10,9 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from nslora.runs import store
 from nslora.study import figures, report
@@ -53,7 +53,7 @@ def rate(row: Row) -> float:
     return row["work"] / row["seconds"]
 
 
-def select(rows: Sequence[Row], parts: Container[str]) -> pd.DataFrame:
+def select(rows: Sequence[Row], parts: Container[str]) -> DataFrame:
     """Return the turns of some parts, with `mb`: the peak of the process so far, or on its accelerator."""
     turns = []
     for row in rows:
@@ -61,10 +61,10 @@ def select(rows: Sequence[Row], parts: Container[str]) -> pd.DataFrame:
             peak = row.get("peak_device_mb", row["peak_mb"])
             # few sides have a setting
             turns.append({"setting": "", **row, "mb": peak})
-    return pd.DataFrame(turns)
+    return DataFrame(turns)
 
 
-def compared(rows: Sequence[Row]) -> pd.DataFrame:
+def compared(rows: Sequence[Row]) -> DataFrame:
     """Return a row per comparison: both median rates, their ratio, its range over single turns, and peak MB."""
     turns = select(rows, UNITS)
     if turns.empty:
@@ -90,7 +90,7 @@ def compared(rows: Sequence[Row]) -> pd.DataFrame:
     return table.assign(unit=table.part.map(UNITS), ratio=table.ours / table.theirs)
 
 
-def table(frame: pd.DataFrame) -> pd.DataFrame:
+def table(frame: DataFrame) -> DataFrame:
     """Return the display table of `compared`: one row of text cells per comparison."""
     rows = []
     for row in frame.itertuples():
@@ -104,7 +104,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
             "peak MB": f"{row.our_mb:.0f} / {row.their_mb:.0f}",
         }
         rows.append(cells)
-    return pd.DataFrame(rows).set_index("what")
+    return DataFrame(rows).set_index("what")
 
 
 def tried(rows: Sequence[Row]) -> list[str]:
@@ -136,11 +136,11 @@ def identical(rows: Sequence[Row]) -> list[str]:
 
 
 @figures.styled
-def ratios(frame: pd.DataFrame) -> Figure:
+def ratios(frame: DataFrame) -> Figure:
     """Draw our speed over the other side's (`compared`), a panel per backbone or editor."""
     counts = frame.groupby("backbone", sort=False).size()
     height = 0.6 + (0.3 + 0.17 * counts).sum()
-    fig = Figure(figsize=(figures.PAGE, height), layout="constrained")
+    fig = Figure(figsize=(figures.PAGE, height))
     # a panel is as high as it has comparisons
     shape = {"sharex": True, "height_ratios": list(counts + 1)}
     for ax, here in figures.panels(fig, frame, "backbone", **shape):
@@ -154,11 +154,11 @@ def ratios(frame: pd.DataFrame) -> Figure:
         ax.grid(axis="y", color="#eeeeee")
         # the first one on top
         ax.set_ylim(len(here) - 0.5, -0.5)
-    fig.supxlabel("our speed / theirs (range of single turns)", fontsize=8)
+    fig.supxlabel("our speed / theirs (range of single turns)")
     return fig
 
 
-def grown(rows: Sequence[Row]) -> pd.DataFrame:
+def grown(rows: Sequence[Row]) -> DataFrame:
     """Return columns backbone, axis ("items" or "tokens"), size, seconds (median), peak_mb (highest), n."""
     turns = select(rows, ("growth",))
     if turns.empty:
@@ -174,11 +174,11 @@ def grown(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 @figures.styled
-def curves(frame: pd.DataFrame) -> Figure:
+def curves(frame: DataFrame) -> Figure:
     """Draw seconds and peak memory of an epoch by its number of items and by their length (`grown`)."""
     points = frame.melt(["backbone", "axis", "size"], list(COSTS), var_name="cost")
     points = points.assign(cost=points.cost.map(COSTS), axis=points["axis"].map(AXES))
-    fig = Figure(figsize=(figures.PAGE, 3.6), layout="constrained")
+    fig = Figure(figsize=(figures.PAGE, 3.6))
     for ax, here in figures.panels(fig, points, "cost", "axis", sharex="col", sharey="row"):
         sns.lineplot(here, x="size", y="value", hue="backbone", marker="o", ax=ax)
     # from zero, where a straight line is a cost in proportion; now, since panels share their limits

@@ -21,7 +21,7 @@ import psutil
 
 from nslora.editor.local import LocalServer, read_key_and_watch
 from nslora.model import checkpoints
-from nslora.types import SLOT, Prompt
+from nslora.types import SLOT, Json, Prompt
 
 BYTES = 4  # per parameter: bfloat16 weights, and their copy in a layout for few rows
 SPARE = 2e9  # bytes of memory that must stay free beside the weights
@@ -47,9 +47,9 @@ def fits(model: str) -> bool:
     return fast_bfloat16("cpu") and psutil.virtual_memory().available > need
 
 
-def answer(backbone: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def answer(backbone: Any, requests: list[Json]) -> list[Json]:
     """Return chat completions of chat requests, those of one temperature and length in one batch."""
-    replies: list[dict[str, Any]] = [{}] * len(requests)
+    replies: list[Json] = [{}] * len(requests)
     # (temperature, max_tokens): the places of its requests
     kinds = defaultdict(list)
     for i, request in enumerate(requests):

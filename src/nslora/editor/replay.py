@@ -11,9 +11,8 @@ import os
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from nslora.types import UserError
+from nslora.types import Json, UserError
 
 MODES = ("auto", "record", "replay", "live")
 
@@ -95,7 +94,7 @@ class Recordings:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(path)
 
-    def _fields(self, request: Request) -> dict[str, Any]:
+    def _fields(self, request: Request) -> Json:
         return {**self.identity, **asdict(request)}
 
     def _path(self, folder: Path, request: Request) -> Path:
@@ -116,7 +115,7 @@ class Recordings:
         return f"the nearest one differs in {', '.join(min(misses, key=len))}"
 
 
-def _load(path: Path, part: str) -> dict[str, Any]:
+def _load(path: Path, part: str) -> Json:
     """Return the "request" or "reply" of a recording; UserError for a file that is not one."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))[part])

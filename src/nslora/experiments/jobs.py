@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any, cast
 
 import psutil
@@ -92,7 +93,7 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
     # the caller keeps its list
     waiting = list(queue)
     running: list[Running] = []
-    failed: list[str] = []
+    failed = []
     progress = Progress(queue, parallel, reuse, say)
     try:
         while waiting or running:
@@ -121,7 +122,9 @@ def _report_end(ended: Running, say: Say) -> bool:
     job = ended.job
     seconds = time.monotonic() - ended.started
     if problem := verdict(ended):
-        say(f"{job.name}: FAILED ({problem}); the end of {job.log}:\n{tail(job.log)}")
+        lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        tail = "\n".join(lines[-TAIL:])
+        say(f"{job.name}: FAILED ({problem}); the end of {job.log}:\n{tail}")
     else:
         say(f"{job.name}: done in {seconds:.0f} s")
     return not problem
@@ -218,19 +221,9 @@ def verdict(ended: Running) -> str:
     status = ended.end()
     if late:
         return f"over its limit of {ended.job.profile.limit_s:.0f} s"
-    if status < 0:
-        return f"killed by signal {-status}"
-    if status > 0:
-        return f"exit status {status}"
-    if not ended.job.done():
-        return "its notebook or its records changed while it ran"
-    return ""
-
-
-def tail(log: Path) -> str:
-    """Return the last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-TAIL:])
+    if status:
+        return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    return "" if ended.job.done() else "its notebook or its records changed while it ran"
 
 
 class Progress:
@@ -252,21 +245,18 @@ class Progress:
 
     def show(self) -> None:
         """Say what finished since the last call."""
-        entries = self.profile.finished
-        for entry in entries[self.read :]:
-            if entry["job"] in self.names and entry["run"] not in self.seconds:
-                self.seconds[entry["run"]] = entry["seconds"]
-                self.say(self._line(entry))
-        self.read = len(entries)
-
-    def _line(self, entry: dict) -> str:
-        n = len(self.seconds)
-        mean = sum(self.seconds.values()) / n
-        minutes = (self.total - n) * mean / self.parallel / 60
-        return (
-            f"[{n}/{self.total}] {entry['run']}: success {entry['success']:.2f} "
-            f"in {entry['seconds']:.0f} s; about {minutes:.0f} min left"
-        )
+        for entry in self.profile.finished[self.read :]:
+            self.read += 1
+            run, seconds = entry["run"], entry["seconds"]
+            if entry["job"] not in self.names or run in self.seconds:
+                continue
+            self.seconds[run] = seconds
+            n, left = len(self.seconds), self.total - len(self.seconds)
+            minutes = left * mean(self.seconds.values()) / self.parallel / 60
+            self.say(
+                f"[{n}/{self.total}] {run}: success {entry['success']:.2f} "
+                f"in {seconds:.0f} s; about {minutes:.0f} min left"
+            )
 
 
 # ---- processes

@@ -53,7 +53,7 @@ class Weights:
     title: str
     licence: str
     source: str
-    wheels: tuple[str, ...]
+    wheels: list[str]
     sha256: str
     bytes: int
     params: int
@@ -199,5 +199,4 @@ def _is_model_file(name: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.model.download import Weights
 
 
-def check(configs: Sequence[RunConfig]) -> None:
+def check(configs: Collection[RunConfig]) -> None:
     """Raise UserError for an unknown backbone, bad data, a missing editor key or a full disk."""
     # imports openai, for which no other command should wait
     from nslora.editor.client import Editor
@@ -29,7 +29,7 @@ def check(configs: Sequence[RunConfig]) -> None:
     checkpoints.require_disk(3 * downloads(configs), "fetching the models")
 
 
-def weights(configs: Sequence[RunConfig]) -> list[Weights]:
+def weights(configs: Collection[RunConfig]) -> list[Weights]:
     """Return the default weights that runs use: backbones, and the local editor's model.
 
     `frozen` makes no edits, so it needs no editor.
@@ -42,7 +42,7 @@ def weights(configs: Sequence[RunConfig]) -> list[Weights]:
     return [checkpoints.BACKBONES[name] for name in sorted(names) if name in checkpoints.BACKBONES]
 
 
-def downloads(configs: Sequence[RunConfig]) -> int:
+def downloads(configs: Collection[RunConfig]) -> int:
     """Return the bytes of default weights that these runs still have to fetch."""
     missing = (w for w in weights(configs) if not checkpoints.is_cached(w.key))
     return sum(w.bytes for w in missing)

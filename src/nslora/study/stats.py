@@ -26,6 +26,9 @@ SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
 AREA = (-0.5, 0.5)
 
+# what tables show of an estimate
+ROW = ("mean", "low", "high", "n")
+
 Bounds = tuple[float, float]
 Array = NDArray[np.float64]
 
@@ -55,6 +58,11 @@ class Interval:
     df: float = np.nan
     n: int = 0
     bounds: Bounds = DIFFERENCE
+
+    @property
+    def row(self) -> tuple[float, float, float, int]:
+        """Return the numbers of ROW."""
+        return self.mean, self.low, self.high, self.n
 
     @property
     def reach(self) -> float:
