@@ -3,8 +3,6 @@
 Wrong input ends with one sentence and exit status 2, before anything is downloaded or spent.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

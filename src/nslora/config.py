@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -180,13 +180,9 @@ class RunConfig(BaseModel):
     @property
     def row(self) -> Method:
         """The method's row of METHODS, with the settings `targets` and `needs` in their places."""
-        row = METHODS[self.method.partition(":")[0]]
-        return Method(
-            decision=row.decision,
-            needs=row.needs if self.needs == "method" else self.needs,
-            targets=row.targets if self.targets == "method" else self.targets,
-            edits=row.edits,
-        )
+        named = {"needs": self.needs, "targets": self.targets}
+        other = {key: name for key, name in named.items() if name != "method"}
+        return replace(METHODS[self.method.partition(":")[0]], **other)
 
     @property
     def schedule(self) -> str:

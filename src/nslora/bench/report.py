@@ -194,42 +194,29 @@ def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
     A part has `rows`, and the `environment` it was measured in.
     """
     store.write_json(out / "bench.json", parts)
+    paths = [out / "bench.json"]
     rows = [row for part in parts.values() for row in part["rows"]]
     around = {name: part["environment"] for name, part in parts.items()}
-    return [
-        out / "bench.json",
-        *write_comparisons(out, rows, around),
-        *write_growth(out, rows, around),
-    ]
-
-
-def write_comparisons(out: Path, rows: Sequence[Row], around: Mapping[str, Row]) -> list[Path]:
-    """Write the table and the figure of the parts that have another side."""
     frame = compared(rows)
-    if frame.empty:
-        return []
-    around = {name: environment for name, environment in around.items() if name in UNITS}
-    n = report.count(frame)
-    caption = CAPTION.format(n=n, places=places(around))
-    notes = [caption, *tried(rows), *identical(rows)]
-    paths = report.save_table(table(frame), frame, out / "bench", "\n\n".join(notes))
-    about = {
-        "figure": "our speed over theirs",
-        "interval": SPREAD,
-        "n_repetitions": n,
-        "environment": around,
-    }
-    return paths + figures.save_figure(ratios(frame), frame, out / "ratios", about)
-
-
-def write_growth(out: Path, rows: Sequence[Row], around: Mapping[str, Row]) -> list[Path]:
-    """Write the figure of an epoch's cost."""
+    if len(frame):
+        n = report.count(frame)
+        # of the parts that have another side
+        about = {
+            "figure": "our speed over theirs",
+            "interval": SPREAD,
+            "n_repetitions": n,
+            "environment": {name: around[name] for name in around if name in UNITS},
+        }
+        caption = CAPTION.format(n=n, places=places(about["environment"]))
+        notes = "\n\n".join([caption, *tried(rows), *identical(rows)])
+        paths += report.save_table(table(frame), frame, out / "bench", notes)
+        paths += figures.save_figure(ratios(frame), frame, out / "ratios", about)
     frame = grown(rows)
-    if frame.empty:
-        return []
-    about = {
-        "figure": "cost of an epoch",
-        "interval": "none: median seconds, highest memory of the repetitions",
-        "environment": around["growth"],
-    }
-    return figures.save_figure(curves(frame), frame, out / "growth", about)
+    if len(frame):
+        about = {
+            "figure": "cost of an epoch",
+            "interval": "none: median seconds, highest memory of the repetitions",
+            "environment": around["growth"],
+        }
+        paths += figures.save_figure(curves(frame), frame, out / "growth", about)
+    return paths

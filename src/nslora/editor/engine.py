@@ -9,8 +9,6 @@ A sampled reply draws its tokens from its own request's seed. Neighbours in a ba
 the last bits of its probabilities, so a batch is part of what made a reply: recordings keep both.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import defaultdict

@@ -3,8 +3,6 @@
 One JSON file per request, named by the SHA-256 of the whole request.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

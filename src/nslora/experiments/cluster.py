@@ -5,8 +5,6 @@ job's lock, done when its record says so. What runs where is dask's affair: Slur
 dask-jobqueue, Kubernetes through dask-kubernetes, or workers started by hand.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Forecast what runs will take, from the receipts of finished ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path

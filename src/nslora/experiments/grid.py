@@ -4,8 +4,6 @@ A *job* is one notebook on one backbone at one seed, with the runs that experime
 *report* is a notebook without runs of its own; it reads the records of all others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

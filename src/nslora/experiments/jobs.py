@@ -109,25 +109,23 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
             progress.show()
             for ended in [one for one in running if one.ended or one.late]:
                 running.remove(ended)
-                if not _report_end(ended, say):
+                if problem := verdict(ended):
                     failed.append(ended.job.name)
+                say(ended.job.name + ending(ended, problem))
     finally:
         for one in running:
             one.end()
     return failed
 
 
-def _report_end(ended: Running, say: Say) -> bool:
-    """Close a job that ended or ran out of time; say and return how it went."""
-    job = ended.job
-    seconds = time.monotonic() - ended.started
-    if problem := verdict(ended):
-        lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        tail = "\n".join(lines[-TAIL:])
-        say(f"{job.name}: FAILED ({problem}); the end of {job.log}:\n{tail}")
-    else:
-        say(f"{job.name}: done in {seconds:.0f} s")
-    return not problem
+def ending(ended: Running, problem: str) -> str:
+    """Say how a job ended; of one that failed, show the last lines of its log."""
+    log = ended.job.log
+    if not problem:
+        return f": done in {time.monotonic() - ended.started:.0f} s"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = "\n".join(lines[-TAIL:])
+    return f": FAILED ({problem}); the end of {log}:\n{tail}"
 
 
 @dataclass

@@ -5,8 +5,6 @@ along a run: the frozen start, after weights only, and after prompts only. Probe
 own, so no experiment's invented facts are seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -11,8 +11,6 @@ bfloat16 safetensors folder, which loads more than ten times faster. The cache o
 Models of the hub stay in the hub's own cache. Nothing here imports torch until it converts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

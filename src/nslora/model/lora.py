@@ -1,7 +1,5 @@
 """LoRA (Hu et al., 2021) on all linear layers of a backbone, trained one epoch of AdamW at a time."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Hand a finished run over: a prompt and a PEFT adapter, usable without this library."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -59,7 +57,10 @@ def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
     shutil.rmtree(out / "adapter", ignore_errors=True)
     base, option = base_model(cfg.backbone)
     if adapter:
-        _copy_adapter(store.scratch(cfg) / adapter, out / "adapter", base)
+        shutil.copytree(store.scratch(cfg) / adapter, out / "adapter")
+        path = out / "adapter" / "adapter_config.json"
+        # where PEFT looks for the base
+        write_json(path, read_json(path) | {"base_model_name_or_path": base})
     readme = USE.format(
         base=json.dumps(base) + option,
         adapter=LOAD_ADAPTER if adapter else "",
@@ -74,14 +75,6 @@ def best_step(record: Path) -> dict:
     # each phase of a stream counts its moves from 0, and the last phase is what is returned
     steps = reversed(read_jsonl(record / "steps.jsonl"))
     return next(step for step in steps if step["step"] == number)
-
-
-def _copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
-    """Copy an adapter, and name in its config the weights that it belongs to."""
-    shutil.copytree(checkpoint, folder)
-    path = folder / "adapter_config.json"
-    # where PEFT looks for the base
-    write_json(path, read_json(path) | {"base_model_name_or_path": base})
 
 
 def base_model(backbone: str) -> tuple[str, str]:

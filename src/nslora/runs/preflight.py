@@ -1,7 +1,5 @@
 """Look, before anything is downloaded or spent, for whatever would stop runs later."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from nslora.config import RunConfig

@@ -1,7 +1,5 @@
 """One whole run, from data to its published record."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence

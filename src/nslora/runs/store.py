@@ -5,8 +5,6 @@ when it is finished. A killed run leaves no record and starts again from its beg
 are deterministic, it ends with the same record as an undisturbed one.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

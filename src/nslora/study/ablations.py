@@ -3,8 +3,6 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import pandas as pd
 from pandas import DataFrame
 
@@ -21,7 +19,7 @@ def changes(records: Records, study: str = "ablations") -> DataFrame:
 
     The run of the main study is that of the same task, rule, backbone, method and seed with the fewest other settings.
     """
-    names = [name for name in records.settings if name not in ("study", *IDENTITY)]
+    names = [name for name in records.settings if name not in IDENTITY]
     pairs = records.of(study).runs.merge(
         records.of("main").runs, on=IDENTITY, suffixes=("", " of main")
     )

@@ -6,8 +6,6 @@ Weights are blue and prompts orange throughout; the neurosymbolic method is gree
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import html
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -59,6 +57,7 @@ styled = mpl.rc_context(STYLE)
 
 # How seaborn draws intervals that are known already: of the three rows of `spread` the middle and the range.
 INTERVAL: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100)}
+POINT: dict[str, Any] = {"markersize": 4, "linestyle": "none", "err_kws": {"linewidth": 1.5}}
 
 # how numbers are written: the same bytes on every machine
 CSV: dict[str, Any] = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
@@ -147,8 +146,10 @@ def dots(frame: DataFrame, xlabel: str, y: str = "method") -> Figure:
     fig = Figure(figsize=size)
     shape = {"sharex": True, "sharey": "row", "height_ratios": list(heights)}
     for ax, here in panels(fig, frame, "row", "backbone", **shape):
-        names = list(dict.fromkeys(frame[frame.row.isin(here.row)][y]))
-        draw_points(ax, here, y, names)
+        names = list(frame[frame.row.isin(here.row)][y].unique())
+        colours = palette(names) if y == "method" else dict.fromkeys(names, GREEN)
+        hues = {"hue": y, "order": names, "hue_order": names, "palette": colours, "legend": False}
+        sns.pointplot(spread(here), x="share", y=y, ax=ax, **INTERVAL, **hues, **POINT)
         in_percent(ax.xaxis)
         ax.grid(axis="y", color="#eeeeee")
         ax.tick_params(axis="y", length=0)
@@ -159,15 +160,6 @@ def dots(frame: DataFrame, xlabel: str, y: str = "method") -> Figure:
     fig.supxlabel(xlabel)
     fig.align_ylabels()
     return fig
-
-
-def draw_points(ax: Axes, here: DataFrame, y: str, names: Sequence[str]) -> None:
-    """Draw means and intervals, one line per name."""
-    colours = palette(names) if y == "method" else dict.fromkeys(names, GREEN)
-    look = {"markersize": 4, "linestyle": "none", "err_kws": {"linewidth": 1.5}, "legend": False}
-    order = {"order": names, "hue_order": names, "palette": colours}
-    rows = spread(here)
-    sns.pointplot(rows, x="share", y=y, hue=y, ax=ax, **INTERVAL, **order, **look)
 
 
 def draw_lines(ax: Axes, here: DataFrame, x: str, **more: Any) -> None:

@@ -1,10 +1,9 @@
 """Finished run records as data frames, and the tidy frames of estimates that tables, figures and claims are made of."""
 
-# pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-
 from __future__ import annotations
 
+# pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -134,13 +133,12 @@ def read(folders: Sequence[Path]) -> Records:
     """Read the records in these folders."""
     records = [read_run(folder) for folder in folders]
     runs = pd.json_normalize([run for run, *_ in records])
-    # settings go by their bare names, all else under dotted ones
     runs = runs.drop(columns="config.study", errors="ignore")
-    runs.columns = [name.removeprefix("config.") for name in runs.columns]
-    # in the order of the first record, those that only later ones have last
-    settings = tuple(dict.fromkeys(name for run, *_ in records for name in run["config"]))
-    instance = [name for name in settings if name not in OF_METHOD]
+    # settings go by their bare names, all else under dotted ones
+    settings = [name.removeprefix("config.") for name in runs if name.startswith("config.")]
+    runs = runs.rename(columns=lambda name: name.removeprefix("config."))
     if records:
+        instance = [name for name in settings if name not in OF_METHOD]
         runs["instance"] = runs[instance].astype(str).groupby(instance, sort=False).ngroup()
     runs = complete(runs, RUNS)
     moves = pd.json_normalize(
@@ -157,7 +155,7 @@ def read(folders: Sequence[Path]) -> Records:
         runs,
         head.merge(steps, on="run_id"),
         head.merge(items, on="run_id"),
-        settings,
+        tuple(settings),
     )
 
 

@@ -3,10 +3,9 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +33,6 @@ from nslora.study import (
 from nslora.study.records import Records, load
 from nslora.types import Json
 
-DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 MISSING = "-"
 # folders that hold nothing but what is made from the records
 MADE = ("tables", "figures", "remade")
@@ -162,26 +160,21 @@ def show_table(results: Path) -> Markdown:
     return Markdown(f"{markdown(main_table(all_records))}\n{note}\n")
 
 
-def claims_frame(judged: Json) -> DataFrame:
-    """Return one row per claim: the verdict, that on each backbone, and the pooled estimates with their intervals."""
-    rows = DataFrame(judged["claims"]).set_index("claim")
-    verdicts = DataFrame(rows.backbones.tolist(), rows.index).sort_index(axis=1)
-    frame = rows[["verdict"]].join(verdicts).fillna(MISSING)
-    for claim in judged["claims"]:
-        ran = [claims.points(row) for row in claims.pooled(claim) if row["n"]]
-        frame.loc[claim["claim"], "pooled estimates"] = "; ".join(ran) or MISSING
-    return frame
-
-
 def readme_claims(results: Path) -> Markdown:
     """Return Markdown of the claims for the README: verdict, that on each backbone, pooled estimate with interval."""
     judged = claims.judged(load(results))
+    rows = DataFrame(judged["claims"]).set_index("claim")
+    verdicts = DataFrame(rows.backbones.tolist(), rows.index).sort_index(axis=1)
+    table = rows[["verdict"]].join(verdicts).fillna(MISSING)
+    for claim in judged["claims"]:
+        ran = [claims.points(row) for row in claims.pooled(claim) if row["n"]]
+        table.loc[claim["claim"], "pooled estimates"] = "; ".join(ran) or MISSING
     said = (
         "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
         f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
         f"intervals ({stats.KIND}); they decide nothing."
     )
-    return Markdown(f"{markdown(claims_frame(judged))}\n{said}\n")
+    return Markdown(f"{markdown(table)}\n{said}\n")
 
 
 def plain(frame: DataFrame, index: str) -> DataFrame:
@@ -364,9 +357,10 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
 
 def macro(*words: object) -> str:
     """Return a LaTeX command name: letters only, each run of them capitalised but the first; 0.5b is ZeroFiveB."""
-    name = ""
-    for part in re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words))):
-        name += DIGITS[int(part)] if part.isdigit() else part[0].upper() + part[1:]
+    parts = re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words)))
+    # "5" is called DIGIT FIVE
+    parts = [unicodedata.name(p).split()[1].lower() if p.isdigit() else p for p in parts]
+    name = "".join(part[0].upper() + part[1:] for part in parts)
     return name[:1].lower() + name[1:]
 
 

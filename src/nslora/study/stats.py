@@ -4,8 +4,6 @@ Array suffixes: S seeds (runs), B backbones, I items, C clusters of items, N the
 that have a value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast

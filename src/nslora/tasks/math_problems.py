@@ -1,7 +1,5 @@
 """Math problems with checkable answers in two tiers, made by reasoning-gym: a list of items per size."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator, Sequence

