@@ -8,6 +8,7 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,11 @@ def run(args: Namespace) -> int:
     preflight.check([cfg])
     from nslora.runs.run import make_run
 
-    record = make_run(cfg, Store(args.out / "results", args.out / "runs"), watch=print_step)
+    record = make_run(
+        cfg,
+        Store(args.out / "results", args.out / "runs"),
+        watch=print_step,
+    )
     print(json.dumps(read_json(record / "run.json")["final"], indent=1))
     print(record)
     return 0
@@ -119,7 +124,11 @@ def run(args: Namespace) -> int:
 def adapt_own(args: Namespace) -> int:
     """Adapt to own data; print how good the result is and where it is."""
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
-    result = adapt(args.data, out=args.out, **(editor | settings(args)))
+    result = adapt(
+        args.data,
+        out=args.out,
+        **(editor | settings(args)),
+    )
     success = result.final["test"]["success"]
     print(f"test success {success:.2f}; see {result.folder / 'README.md'}")
     return 0
@@ -197,7 +206,8 @@ def reproduce(args: Namespace) -> int:
     if args.cluster:
         failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
     else:
-        failed = local.reproduce(profile, args.jobs, args.reuse, say)
+        run = partial(local.run_jobs, parallel=args.jobs, reuse=args.reuse, say=say)
+        failed = local.reproduce(profile, run, args.reuse, say)
     if failed:
         say(f"failed: {', '.join(failed)}")
         return 1

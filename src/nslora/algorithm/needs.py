@@ -55,28 +55,25 @@ class Needs:
     p_content: np.ndarray | None = None
 
     @property
+    def demand(self) -> dict[str, float]:
+        """Shares of all examples that fail and need content, or style; empty when nobody can tell."""
+        if self.p_content is None:
+            return {}
+        content = self.p_content >= 0.5
+        return {
+            "content": float(np.mean(self.failing & content)),
+            "style": float(np.mean(self.failing & ~content)),
+        }
+
+    @property
     def content(self) -> float:
         """Share of all examples that fail and need content; 0 when nobody can tell."""
-        return self._share(True)
+        return self.demand.get("content", 0.0)
 
     @property
     def style(self) -> float:
         """Share of all examples that fail and need style; 0 when nobody can tell."""
-        return self._share(False)
-
-    def _share(self, content: bool) -> float:
-        if self.p_content is None:
-            return 0.0
-        return float(
-            np.mean(self.failing & ((self.p_content >= 0.5) == content))
-        )
-
-    @property
-    def demand(self) -> dict[str, float]:
-        """Both shares, as a step's record holds them; empty when nobody can tell."""
-        if self.p_content is None:
-            return {}
-        return {"content": self.content, "style": self.style}
+        return self.demand.get("style", 0.0)
 
     def for_weights(self) -> np.ndarray:
         """Return [N] whether an example is for the weights: it fails and needs content."""

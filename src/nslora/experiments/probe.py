@@ -53,7 +53,14 @@ def run(cfg: RunConfig, place: Store) -> Path:
     """Make one probe and return the CSV of its rows in the results folder."""
     with open_editor(cfg, place) as editor:
         backbone = load(cfg.backbone, threads=cfg.threads)
-        session = Session(cfg, build(cfg), backbone, editor, place.begin(cfg), place.memo)
+        session = Session(
+            cfg,
+            build(cfg),
+            backbone,
+            editor,
+            place.begin(cfg),
+            place.memo,
+        )
         frame = collect(session)
     rule = f"-{cfg.rule}" if cfg.task == "mixed" else ""
     path = place.results / f"probe-{cfg.backbone}-{cfg.task}{rule}.csv"

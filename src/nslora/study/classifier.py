@@ -63,9 +63,17 @@ def calibration(records: Records) -> DataFrame:
     """Return mean P(content) and the share of content needs per bin of P(content), failing items with one need."""
     rows = one_need(estimated_needs(records))
     # five of equal width
-    bins = pd.cut(rows.score.astype(float), np.linspace(0, 1, 6), include_lowest=True)
+    bins = pd.cut(
+        rows.score.astype(float),
+        np.linspace(0, 1, 6),
+        include_lowest=True,
+    )
     by_bin = rows.groupby(bins, observed=True)
-    table = by_bin.agg(predicted=("score", "mean"), content=("label", "mean"), n=("label", "size"))
+    table = by_bin.agg(
+        predicted=("score", "mean"),
+        content=("label", "mean"),
+        n=("label", "size"),
+    )
     return table.rename_axis("P(content)").reset_index()
 
 
@@ -101,7 +109,13 @@ def need_roc(frame: DataFrame) -> Figure:
     curves = frame.assign(label=labels)
     lines = {"hue": "label", "palette": "colorblind", "estimator": None, "sort": False}
     sns.lineplot(curves, x="fpr", y="tpr", ax=ax, **lines)
-    ax.axline((0, 0), slope=1, color=GREY, lw=0.8, ls=":")
+    ax.axline(
+        (0, 0),
+        slope=1,
+        color=GREY,
+        lw=0.8,
+        ls=":",
+    )
     for axis, need in ((ax.xaxis, "style"), (ax.yaxis, "content")):
         in_percent(axis)
         axis.set_label_text(f"{need} needs sent to the weights, percent")

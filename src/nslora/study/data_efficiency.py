@@ -133,7 +133,15 @@ def data_efficiency(frame: DataFrame) -> Figure:
         "linewidth": 1.2,
     }
     for ax, here in panels(fig, shown, column="backbone", sharey=True):
-        sns.pointplot(spread(here), x="items", y="share", hue="arm", ax=ax, **INTERVAL, **look)
+        sns.pointplot(
+            spread(here),
+            x="items",
+            y="share",
+            hue="arm",
+            ax=ax,
+            **INTERVAL,
+            **look,
+        )
         in_percent(ax.yaxis)
         ax.set_ylim(0, max(0.1, ax.get_ylim()[1]))
     legend_outside(fig, columns=2)

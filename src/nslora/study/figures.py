@@ -91,7 +91,11 @@ def panels(
         here = frame[frame[row] == rows[i]] if row else frame
         here = here[here[column] == columns[j]] if column else here
         yield ax, here
-        ax.set(xlabel="", ylabel="", title=columns[j] if i == 0 else "")
+        ax.set(
+            xlabel="",
+            ylabel="",
+            title=columns[j] if i == 0 else "",
+        )
         if j == 0:
             ax.set_ylabel(textwrap.fill(rows[i], 12), fontweight="bold")
 
@@ -109,7 +113,12 @@ def legend_outside(fig: Figure, columns: int = 4) -> None:
             labels = [text.get_text() for text in legend.get_texts()]
             entries |= dict(zip(labels, legend.legend_handles, strict=True))
             legend.remove()
-    fig.legend(list(entries.values()), list(entries), loc="outside upper right", ncols=columns)
+    fig.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside upper right",
+        ncols=columns,
+    )
 
 
 @styled
@@ -149,7 +158,15 @@ def dots(frame: DataFrame, xlabel: str, y: str = "method") -> Figure:
         names = list(frame[frame.row.isin(here.row)][y].unique())
         colours = palette(names) if y == "method" else dict.fromkeys(names, GREEN)
         hues = {"hue": y, "order": names, "hue_order": names, "palette": colours, "legend": False}
-        sns.pointplot(spread(here), x="share", y=y, ax=ax, **INTERVAL, **hues, **POINT)
+        sns.pointplot(
+            spread(here),
+            x="share",
+            y=y,
+            ax=ax,
+            **INTERVAL,
+            **hues,
+            **POINT,
+        )
         in_percent(ax.xaxis)
         ax.grid(axis="y", color="#eeeeee")
         ax.tick_params(axis="y", length=0)
@@ -167,20 +184,48 @@ def draw_lines(ax: Axes, here: DataFrame, x: str, **more: Any) -> None:
     ours = here.method.isin(list(COLOURS))
     if not ours.all():
         thin = {"units": "method", "estimator": None, "color": GREY, "lw": 0.7}
-        sns.lineplot(here[~ours], x=x, y="mean", label="other methods", ax=ax, **thin)
+        sns.lineplot(
+            here[~ours],
+            x=x,
+            y="mean",
+            label="other methods",
+            ax=ax,
+            **thin,
+        )
     # in the order of the frame
     names = list(dict.fromkeys(here[ours].method))
     hues = {"hue": "method", "hue_order": names, "palette": palette(names)}
-    sns.lineplot(spread(here[ours]), x=x, y="share", ax=ax, **INTERVAL, **hues, **more)
+    sns.lineplot(
+        spread(here[ours]),
+        x=x,
+        y="share",
+        ax=ax,
+        **INTERVAL,
+        **hues,
+        **more,
+    )
 
 
 def draw_moves(ax: Axes, steps: DataFrame, column: str) -> None:
     """Draw a line of `column` over the moves, marks coloured by the kind of move, dotted where the kind changes."""
     # a move of the other kind has no loss or signal of this one
     shown = steps[np.isfinite(steps[column].astype(float))]
-    ax.plot(shown.step, shown[column], color="#bbbbbb", lw=1, zorder=1)
+    ax.plot(
+        shown.step,
+        shown[column],
+        color="#bbbbbb",
+        lw=1,
+        zorder=1,
+    )
     colours = [COLOURS.get(move, INK) for move in shown.move]
-    ax.scatter(shown.step, shown[column], c=colours, s=20, zorder=3, clip_on=False)
+    ax.scatter(
+        shown.step,
+        shown[column],
+        c=colours,
+        s=20,
+        zorder=3,
+        clip_on=False,
+    )
     moves = steps[steps.step > 0]
     changed = moves.step[moves.move != moves.move.shift()]
     for step in changed.iloc[1:]:
@@ -214,7 +259,14 @@ def run_picture(steps: DataFrame) -> Figure:
     reward, loss = fig.subplots(1, 2, sharex=True)
     draw_moves(reward, steps, "value")
     for part, dashes in (("content", "-"), ("style", "--")):
-        reward.plot(steps.step, steps[part], color="#bbbbbb", ls=dashes, zorder=0, label=part)
+        reward.plot(
+            steps.step,
+            steps[part],
+            color="#bbbbbb",
+            ls=dashes,
+            zorder=0,
+            label=part,
+        )
     reward.legend(loc="lower right")
     reward.set(ylim=(-0.02, 1.05), xlabel="move", title="dev reward")
     draw_moves(loss, steps, "loss")

@@ -70,7 +70,11 @@ def count(frame: DataFrame) -> str:
 
 def caption(frame: DataFrame) -> str:
     """Return the caption of a table of test success."""
-    return CAPTION.format(level=stats.LEVEL, kind=stats.KIND, n=count(frame))
+    return CAPTION.format(
+        level=stats.LEVEL,
+        kind=stats.KIND,
+        n=count(frame),
+    )
 
 
 def cell(row: Any) -> str:
@@ -372,8 +376,9 @@ def numbers(all_records: Records, judged: Json) -> str:
         ends = {"": row.mean, "Low": row.low, "High": row.high}
         values |= {name + end: percent(value) for end, value in ends.items()}
     for claim in judged["claims"]:
-        values[macro("claim", claim["key"], "verdict")] = claim["verdict"]
-        for backbone, said in claim["backbones"].items():
+        # over all backbones, then on each
+        verdicts = {"": claim["verdict"], **claim["backbones"]}
+        for backbone, said in verdicts.items():
             values[macro("claim", claim["key"], "verdict", backbone)] = said
         pooled = claims.pooled(claim)
         for i, row in enumerate(pooled, 1):

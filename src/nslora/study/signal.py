@@ -69,7 +69,11 @@ def thresholds(records: Records, eps: Sequence[float] = THRESHOLDS) -> DataFrame
     ]
     at = pd.concat(stops)
     given_up = at.assign(kind="dev reward given up", value=at.left, things=at["items"])
-    saved = at.assign(kind="share of moves saved", value=at.later / at.moves, things=at.moves)
+    saved = at.assign(
+        kind="share of moves saved",
+        value=at.later / at.moves,
+        things=at.moves,
+    )
     frame = pd.concat([given_up, saved])
     frame["variance"] = stats.share_variance(frame.value, frame.things)
     return estimates(frame, ["backbone", "kind", "eps"])
@@ -81,7 +85,13 @@ def threshold_sensitivity(frame: DataFrame) -> Figure:
     fig = Figure(figsize=(PAGE, 2.6))
     for ax, here in panels(fig, frame, column="kind", sharey=True):
         lines = {"hue": "backbone", "marker": "o", "palette": "colorblind", **INTERVAL}
-        sns.lineplot(spread(here), x="eps", y="share", ax=ax, **lines)
+        sns.lineplot(
+            spread(here),
+            x="eps",
+            y="share",
+            ax=ax,
+            **lines,
+        )
         in_percent(ax.yaxis)
     legend_outside(fig)
     fig.supxlabel("eps: stop when C1 > -eps")
@@ -106,14 +116,30 @@ def signal_traces(frame: DataFrame) -> Figure:
     rows = {"value": "dev reward", "c1": "C1, relative\nchange of loss", "c2": "C2, gradient\nnorm"}
     n = frame.backbone.nunique()
     fig = Figure(figsize=(min(PAGE, 1.0 + 2.4 * n), 4.0))
-    axes = fig.subplots(len(rows), n, squeeze=False, sharex="col", sharey="row")
+    axes = fig.subplots(
+        len(rows),
+        n,
+        squeeze=False,
+        sharex="col",
+        sharey="row",
+    )
     for (backbone, run), (reward, c1, c2) in zip(frame.groupby("backbone"), axes.T, strict=True):
         for column, ax in zip(rows, (reward, c1, c2), strict=True):
             draw_moves(ax, run, column)
         reward.set(title=backbone, ylim=(0, 1.02))
         # C1 is small above -c1_eps, C2 below c2_eps
-        c1.axhline(-run.c1_eps.iloc[0], color=INK, lw=0.8, ls="--")
-        c2.axhline(run.c2_eps.iloc[0], color=INK, lw=0.8, ls="--")
+        c1.axhline(
+            -run.c1_eps.iloc[0],
+            color=INK,
+            lw=0.8,
+            ls="--",
+        )
+        c2.axhline(
+            run.c2_eps.iloc[0],
+            color=INK,
+            lw=0.8,
+            ls="--",
+        )
     for label, ax in zip(rows.values(), axes[:, 0], strict=True):
         ax.set_ylabel(label)
     fig.supxlabel("move")

@@ -132,11 +132,21 @@ def seed_interval(means_S: ArrayLike, floor: float = 0.0, bounds: Bounds = DIFFE
     means = np.asarray(means_S, float)
     means = means[~np.isnan(means)]
     if means.size < 2:
-        return Interval(float(means[0]) if means.size else np.nan, n=means.size, bounds=bounds)
+        return Interval(
+            float(means[0]) if means.size else np.nan,
+            n=means.size,
+            bounds=bounds,
+        )
     # [S] means: their own spread, or that of their items where it is larger
     variance = max(means.var(ddof=1) / means.size, floor)
     error = float(np.sqrt(variance)) if variance > 0 else np.nan
-    return Interval(float(means.mean()), error, means.size - 1, means.size, bounds)
+    return Interval(
+        float(means.mean()),
+        error,
+        means.size - 1,
+        means.size,
+        bounds,
+    )
 
 
 def pooled(strata_B: Sequence[Interval]) -> Interval:
@@ -163,13 +173,11 @@ def pooled(strata_B: Sequence[Interval]) -> Interval:
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return the p-values adjusted for their number (Holm 1979); NaN, not tested, counts for nothing and stays."""
     tested = sorted((p, key) for key, p in p_values.items() if not np.isnan(p))
-    adjusted = dict(p_values)
     # the smallest p-value counts for all tests, the next for all but one; none may fall below an earlier one
-    highest = 0.0
-    for rank, (p, key) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - rank)))
-        adjusted[key] = highest
-    return adjusted
+    counted = [p * (len(tested) - rank) for rank, (p, _) in enumerate(tested)]
+    highest = np.maximum.accumulate(counted).clip(max=1.0)
+    keys = [key for _, key in tested]
+    return {**p_values, **dict(zip(keys, highest.tolist(), strict=True))}
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:

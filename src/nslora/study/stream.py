@@ -94,7 +94,12 @@ def summary(records: Records) -> DataFrame:
     stream = records.of("stream")
     success = stream.scores.pivot_table(index=by, columns="split", values="success")
     success = success.filter(like="test").rename(columns={"test": f"test-{len(PHASES)}"})
-    moves = recovery(rewards).pivot_table(index=by, columns="phase", values="moves", dropna=False)
+    moves = recovery(rewards).pivot_table(
+        index=by,
+        columns="phase",
+        values="moves",
+        dropna=False,
+    )
     parts = [
         success[sorted(success)],
         retention(records).groupby(by).kept.mean().rename("first facts kept"),
@@ -119,7 +124,14 @@ def stream(frame: DataFrame) -> Figure:
         ax.set(ylim=(-0.03, 1.2), yticks=(0, 0.5, 1))
         for phase, words in enumerate(PHASES):
             ax.axvline(phase * width - 0.5, color="#888888", lw=0.7, ls=":")
-            ax.text((phase + 0.5) * width - 0.5, 1.1, words, ha="center", fontsize=7, color=INK)
+            ax.text(
+                (phase + 0.5) * width - 0.5,
+                1.1,
+                words,
+                ha="center",
+                fontsize=7,
+                color=INK,
+            )
     legend_outside(fig)
     ticks = range(width * len(PHASES))
     fig.axes[-1].set_xticks(ticks, [str(tick % width) for tick in ticks])

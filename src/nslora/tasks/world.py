@@ -154,5 +154,9 @@ def _names(rng: np.random.Generator, n: int) -> list[str]:
         raise UserError(
             f"the world has names for {most} invented people, and {n} are needed: lower `items`."
         )
-    pairs = zip(rng.permutation(first)[:n], rng.permutation(last)[:n], strict=True)
+    pairs = zip(
+        rng.permutation(first)[:n],
+        rng.permutation(last)[:n],
+        strict=True,
+    )
     return [f"{a} {b}" for a, b in pairs]
