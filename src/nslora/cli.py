@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nslora import __version__
-from nslora.config import TASKS, RunConfig
+from nslora.config import TASKS, RunConfig, sentence
 from nslora.experiments.grid import Profile, jobs, load
 from nslora.model import checkpoints
 from nslora.runs import preflight
@@ -89,8 +89,7 @@ def parse(pair: str) -> tuple[str, Any]:
         # the type only; bounds are checked with the other settings
         return key, TypeAdapter(kind).validate_strings(text)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise UserError(f"setting {key} = {text!r}: {problem[:1].lower()}{problem[1:]}.") from None
+        raise UserError(sentence(error, key)) from None
 
 
 # ---- single runs
@@ -206,7 +205,12 @@ def reproduce(args: Namespace) -> int:
     if args.cluster:
         failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
     else:
-        run = partial(local.run_jobs, parallel=args.jobs, reuse=args.reuse, say=say)
+        run = partial(
+            local.run_jobs,
+            parallel=args.jobs,
+            reuse=args.reuse,
+            say=say,
+        )
         failed = local.reproduce(profile, run, args.reuse, say)
     if failed:
         say(f"failed: {', '.join(failed)}")

@@ -145,7 +145,7 @@ class RunConfig(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise UserError(_sentence(error)) from None
+            raise UserError(sentence(error)) from None
 
     @field_validator("task")
     @classmethod
@@ -217,10 +217,10 @@ class RunConfig(BaseModel):
         return self.rng(f"{self.run_id} {purpose}")
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError, name: str = "") -> str:
     """Return the first problem of a validation error as a sentence with the setting's name."""
     problem = error.errors()[0]
-    name = ".".join(map(str, problem["loc"]))
+    name = name or ".".join(map(str, problem["loc"]))
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         settings = ", ".join(sorted(RunConfig.model_fields))

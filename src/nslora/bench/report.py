@@ -187,7 +187,11 @@ def grown(rows: Sequence[Row]) -> DataFrame:
 @figures.styled
 def curves(frame: DataFrame) -> Figure:
     """Draw seconds and peak memory of an epoch by its number of items and by their length (`grown`)."""
-    points = frame.melt(["backbone", "axis", "size"], list(COSTS), var_name="cost")
+    points = frame.melt(
+        ["backbone", "axis", "size"],
+        list(COSTS),
+        var_name="cost",
+    )
     points = points.assign(cost=points.cost.map(COSTS), axis=points["axis"].map(AXES))
     fig = Figure(figsize=(figures.PAGE, 3.6))
     for ax, here in figures.panels(fig, points, "cost", "axis", sharex="col", sharey="row"):

@@ -141,7 +141,11 @@ def flop(model: Any, rows: Sequence[tuple[int, int, int]], training: bool) -> fl
 
 def open_side(spec: Spec) -> Backbone:
     """Return the backbone of a spec, and add where and in what it computes."""
-    backbone = load(spec["backbone"], spec["threads"], spec.get("dtype", "auto"))
+    backbone = load(
+        spec["backbone"],
+        spec["threads"],
+        spec.get("dtype", "auto"),
+    )
     spec |= {"device": backbone.device, "dtype": backbone.dtype}
     return backbone
 

@@ -49,7 +49,12 @@ def total(costs: Iterable[Cost | None]) -> Cost:
         *filter(None, costs),
         strict=True,
     )
-    return Cost(sum(seconds), sum(tokens), sum(money), max(peaks))
+    return Cost(
+        sum(seconds),
+        sum(tokens),
+        sum(money),
+        max(peaks),
+    )
 
 
 def history(profile: Profile, *folders: str) -> list[Json]:

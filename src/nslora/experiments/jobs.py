@@ -256,7 +256,13 @@ class Progress:
 def adopt() -> None:
     """Become the parent of orphaned descendants (Linux): none of them escapes `kill_tree`."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(
+            SUBREAPER,
+            1,
+            0,
+            0,
+            0,
+        )
 
 
 def marked(token: str) -> list[psutil.Process]:

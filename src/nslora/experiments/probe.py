@@ -46,7 +46,13 @@ def configure(cfg: RunConfig, number: int) -> RunConfig:
     task, rule = PROBES[number]
     where = {"task": task, "rule": rule, "seed": SEED + number, "study": "single"}
     # remade targets let weights bring style too, and nearly every label says content
-    return cfg.but(**where, **SIZES, method="alternate", targets="gold", needs="method")
+    return cfg.but(
+        **where,
+        **SIZES,
+        method="alternate",
+        targets="gold",
+        needs="method",
+    )
 
 
 def run(cfg: RunConfig, place: Store) -> Path:

@@ -80,7 +80,11 @@ def prompt_first(records: Records) -> DataFrame:
     schedule = fixed.method.str.removeprefix("fixed:")
     fixed = fixed.assign(length=schedule.str.len(), first=schedule.str[:1])
     # schedules with the same first letter are averaged
-    wide = fixed.pivot_table(index=[*ITEM, "length"], columns="first", values="value")
+    wide = fixed.pivot_table(
+        index=[*ITEM, "length"],
+        columns="first",
+        values="value",
+    )
     wide = wide.reindex(columns=["S", "N"]).astype(float)
     return (wide.S - wide.N).dropna().rename("value").reset_index()
 

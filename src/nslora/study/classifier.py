@@ -53,7 +53,11 @@ def roc(records: Records) -> DataFrame:
         if np.isnan(area.mean):
             continue
         scores = group.score.astype(float)
-        fpr, tpr, _ = roc_curve(group.label.astype(bool), scores, drop_intermediate=False)
+        fpr, tpr, _ = roc_curve(
+            group.label.astype(bool),
+            scores,
+            drop_intermediate=False,
+        )
         curve = DataFrame({"backbone": backbone, "fpr": fpr, "tpr": tpr})
         curves.append(curve.assign(**vars(area)))
     return pd.concat(curves[1:] or curves, ignore_index=True)

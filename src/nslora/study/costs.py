@@ -65,7 +65,12 @@ def parts(records: Records) -> DataFrame:
     for move in ("numerical", "symbolic"):
         runs[move] = spent.get(move, 0.0)
         runs["rest"] -= runs[move]
-    table = runs.melt(["backbone", "method", "seed"], list(PARTS), "part", "seconds")
+    table = runs.melt(
+        ["backbone", "method", "seed"],
+        list(PARTS),
+        "part",
+        "seconds",
+    )
     grouped = table.assign(mean=table.seconds / 60).groupby(["backbone", "method", "part"])
     return in_order(grouped.agg(mean=("mean", "mean"), n=("seed", "nunique")).reset_index())
 

@@ -86,7 +86,12 @@ def panels(
     """
     rows = list(frame[row].unique()) if row else [""]
     columns = list(frame[column].unique()) if column else [""]
-    axes = fig.subplots(len(rows), len(columns), squeeze=False, **shape)
+    axes = fig.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        **shape,
+    )
     for (i, j), ax in np.ndenumerate(axes):
         here = frame[frame[row] == rows[i]] if row else frame
         here = here[here[column] == columns[j]] if column else here

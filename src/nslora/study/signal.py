@@ -68,7 +68,11 @@ def thresholds(records: Records, eps: Sequence[float] = THRESHOLDS) -> DataFrame
         for value in eps
     ]
     at = pd.concat(stops)
-    given_up = at.assign(kind="dev reward given up", value=at.left, things=at["items"])
+    given_up = at.assign(
+        kind="dev reward given up",
+        value=at.left,
+        things=at["items"],
+    )
     saved = at.assign(
         kind="share of moves saved",
         value=at.later / at.moves,

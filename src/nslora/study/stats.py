@@ -173,11 +173,13 @@ def pooled(strata_B: Sequence[Interval]) -> Interval:
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return the p-values adjusted for their number (Holm 1979); NaN, not tested, counts for nothing and stays."""
     tested = sorted((p, key) for key, p in p_values.items() if not np.isnan(p))
+    adjusted = dict(p_values)
     # the smallest p-value counts for all tests, the next for all but one; none may fall below an earlier one
-    counted = [p * (len(tested) - rank) for rank, (p, _) in enumerate(tested)]
-    highest = np.maximum.accumulate(counted).clip(max=1.0)
-    keys = [key for _, key in tested]
-    return {**p_values, **dict(zip(keys, highest.tolist(), strict=True))}
+    highest = 0.0
+    for rank, (p, key) in enumerate(tested):
+        highest = max(highest, min(1.0, p * (len(tested) - rank)))
+        adjusted[key] = highest
+    return adjusted
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
