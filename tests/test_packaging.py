@@ -122,6 +122,19 @@ def test_declared_requirements_are_the_imported_ones() -> None:
     assert found - sys.stdlib_module_names - {"nslora"} == expected
 
 
+def test_data_files_of_the_library_are_installed_with_it() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    installed = set()
+    for package, patterns in tools["setuptools"]["package-data"].items():
+        folder = ROOT / "src" / package.replace(".", "/")
+        installed |= {path for pattern in patterns for path in folder.glob(pattern)}
+    library = ROOT / "src" / "nslora"
+    # without hidden files, which say how code is formatted
+    data = {path for end in ("toml", "json") for path in library.rglob(f"[!.]*.{end}")}
+    assert data == installed
+    assert library / "tasks" / "world.toml" in data
+
+
 def test_math_needs_nothing_that_must_be_compiled() -> None:
     """reasoning-gym imports pycosat, which has no wheels, although its arithmetic never uses it."""
     code = """if True:

@@ -3,29 +3,30 @@
 Wrong input ends with one sentence and exit status 2, before anything is downloaded or spent.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import signal
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from nslora import __version__
-from nslora.config import TASKS, RunConfig
+from nslora.config import TASKS, RunConfig, sentence
 from nslora.experiments.grid import Profile, jobs, load
 from nslora.model import checkpoints
 from nslora.runs import lengths, preflight
 from nslora.runs.adapt import adapt, check, print_step
-from nslora.runs.store import Store
+from nslora.runs.store import Store, read_json
 from nslora.tasks import graders, own
-from nslora.types import UserError
+from nslora.types import Json, UserError
 
-Command = Callable[[argparse.Namespace], int]
+Command = Callable[[Namespace], int]
+# by name, what argparse takes
+Options = dict[str, Json]
 DEFAULT = RunConfig()
 
 
@@ -57,117 +58,22 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# ---- what can be asked for
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Build the parser of all commands and their options."""
-    top = argparse.ArgumentParser(
+    top = ArgumentParser(
         prog="nslora", description="Decide when to tune weights and when to rewrite prompts."
     )
     top.add_argument("--version", action="version", version=f"nslora {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
-
-    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    for name, (command, text, options) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        return sub
-
-    add("models", models, "list the default backbones, their licences, sizes and sources")
-    add_run(add("run", run, "make one run and print where its record is"))
-    text = "find all that is wrong with a data file, and say how its replies will be graded"
-    add_data(add("check", check_data, text))
-    text = "adapt a backbone to your own data; writes a PEFT adapter and a plain prompt"
-    add_adapt(add("adapt", adapt_own, text))
-    text = "try both moves on a probe set and fit the need classifier on all probes"
-    add_probe(add("probe", probe_needs, text))
-    text = "print the jobs of a profile, which are done, and what the rest will cost"
-    add_profile(add("plan", show_plan, text))
-    add_reproduce(add("reproduce", reproduce, "run every job of a profile that is not done"))
-    text = "try every schedule of a profile's instances, each move once"
-    add_profile(add("schedules", schedules, text))
-    text = "rebuild all tables and figures from the records"
-    add_profile(add("figures", figures, text))
-    text = "recompute claims and tables from the records and compare"
-    add_profile(add("verify", verify, text))
-    add_profile(add("table", table, "print the main table"))
-    add_bench(add("bench", bench, "measure our parts beside the tools that they replace"))
+        for option, details in options.items():
+            sub.add_argument(option, **details)
     return top
 
 
-def add_settings(sub: argparse.ArgumentParser) -> None:
-    """Add the options that choose the settings of a run."""
-    text = "a default, hub:<id>@<revision>, or a folder"
-    sub.add_argument("--backbone", default=DEFAULT.backbone, help=text)
-    text = "such as lora, textgrad, fixed:SNNN or neurosymbolic"
-    sub.add_argument("--method", default=DEFAULT.method, help=text)
-    sub.add_argument("--seed", type=int, default=DEFAULT.seed)
-    text = "any other setting of a run"
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
-
-
-def add_run(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `nslora run`."""
-    add_settings(sub)
-    text = f"{', '.join(TASKS)}, own:<file>"
-    sub.add_argument("--task", default=DEFAULT.task, help=text)
-    text = "folder of records and checkpoints"
-    sub.add_argument("--out", type=Path, default=Path("runs/single"), help=text)
-
-
-def add_data(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `nslora check`: the data, and the settings of a run on them."""
-    add_settings(sub)
-    text = "JSONL, JSON, CSV or Parquet of questions and answers, or hub:<owner>/<name>"
-    sub.add_argument("data", help=text)
-    text = f"auto, {', '.join(graders.GRADERS)}; as in regex:PATTERN, labels:yes|no"
-    sub.add_argument("--grader", default=DEFAULT.grader, help=text)
-    text = "names of the columns, as in question=ask,answer=reply"
-    sub.add_argument("--map", default=DEFAULT.columns, metavar="FIELD=COLUMN,...", help=text)
-
-
-def add_adapt(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `nslora adapt`."""
-    add_data(sub)
-    sub.add_argument("--out", type=Path, required=True, help="new folder for the adapted model")
-    sub.add_argument("--editor-url", default=DEFAULT.editor_url)
-    sub.add_argument("--editor-model", default=DEFAULT.editor_model)
-
-
-def add_probe(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `nslora probe`."""
-    sub.add_argument("--backbone", default=DEFAULT.backbone)
-    sub.add_argument("--number", type=int, default=0, help="which probe set and style rule")
-
-
-def add_profile(sub: argparse.ArgumentParser) -> None:
-    """Add the option that chooses a profile of experiments.toml."""
-    sub.add_argument("--profile", default="quick")
-
-
-def add_reproduce(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `nslora reproduce`."""
-    add_profile(sub)
-    sub.add_argument("--jobs", type=int, default=1, help="jobs at a time")
-    text = "finished records in the repository count as done"
-    sub.add_argument("--reuse", action="store_true", help=text)
-    text = "a dask scheduler, whose workers run the jobs"
-    sub.add_argument("--cluster", metavar="ADDRESS", help=text)
-    text = 'on a cluster: each job takes a resource "GPU"'
-    sub.add_argument("--gpu", action="store_true", help=text)
-
-
-def add_bench(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `nslora bench`."""
-    text = "a few minutes' try of everything; not a result"
-    sub.add_argument("--small", action="store_true", help=text)
-    sub.add_argument("--out", type=Path, default=Path("results/bench"))
-    text = "measure one part again and keep the others"
-    sub.add_argument("--only", metavar="PART", help=text)
-    sub.add_argument("--threads", type=int, default=DEFAULT.threads)
-
-
-def settings(args: argparse.Namespace) -> dict[str, Any]:
+def settings(args: Namespace) -> Json:
     """Return the settings of a run as the command line gives them; raises UserError."""
     named = {"backbone": args.backbone, "method": args.method, "seed": args.seed}
     return named | dict(map(parse, args.set))
@@ -184,14 +90,13 @@ def parse(pair: str) -> tuple[str, Any]:
         # the type only; bounds are checked with the other settings
         return key, TypeAdapter(kind).validate_strings(text)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise UserError(f"setting {key} = {text!r}: {problem[:1].lower()}{problem[1:]}.") from None
+        raise UserError(sentence(error, key)) from None
 
 
 # ---- single runs
 
 
-def models(args: argparse.Namespace) -> int:
+def models(args: Namespace) -> int:
     """Print the table of default backbones."""
     for w in checkpoints.BACKBONES.values():
         state = "cached" if checkpoints.is_cached(w.key) else f"{w.bytes / 1e6:.0f} MB to fetch"
@@ -200,25 +105,28 @@ def models(args: argparse.Namespace) -> int:
     return 0
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Make one run; print its final scores and its record's folder."""
     cfg = RunConfig.of({"task": args.task} | settings(args))
     preflight.check([cfg])
     from nslora.runs.run import make_run
 
-    record = make_run(cfg, Store(args.out / "results", args.out / "runs"), watch=print_step)
-    receipt = json.loads((record / "run.json").read_text(encoding="utf-8"))
-    print(json.dumps(receipt["final"], indent=1))
+    record = make_run(
+        cfg,
+        Store(args.out / "results", args.out / "runs"),
+        watch=print_step,
+    )
+    print(json.dumps(read_json(record / "run.json")["final"], indent=1))
     print(record)
     return 0
 
 
-def data_settings(args: argparse.Namespace) -> dict[str, Any]:
+def data_settings(args: Namespace) -> Json:
     """Return the settings of a run on own data as the command line gives them; raises UserError."""
     return {"grader": args.grader, "columns": args.map} | settings(args)
 
 
-def check_data(args: argparse.Namespace) -> int:
+def check_data(args: Namespace) -> int:
     """Print what is in a data file and all that is wrong with it; exit status 2 if anything is."""
     cfg, data = check(args.data, **data_settings(args))
     lines = own.describe(data)
@@ -228,7 +136,7 @@ def check_data(args: argparse.Namespace) -> int:
     return 2 if data.problems else 0
 
 
-def adapt_own(args: argparse.Namespace) -> int:
+def adapt_own(args: Namespace) -> int:
     """Adapt to own data; print how good the result is and where it is."""
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
     result = adapt(args.data, out=args.out, **(editor | data_settings(args)))
@@ -237,7 +145,7 @@ def adapt_own(args: argparse.Namespace) -> int:
     return 0
 
 
-def probe_needs(args: argparse.Namespace) -> int:
+def probe_needs(args: Namespace) -> int:
     """Probe with the settings of the full profile; fit and package the need classifier."""
     checkpoints.check(args.backbone)
     profile = load("full")
@@ -261,7 +169,7 @@ def probe_needs(args: argparse.Namespace) -> int:
 # ---- the grid
 
 
-def show_plan(args: argparse.Namespace) -> int:
+def show_plan(args: Namespace) -> int:
     """Print one line per job and the totals of what is left."""
     from nslora.experiments import forecast
 
@@ -281,7 +189,7 @@ def show_plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def cost(row: dict[str, Any]) -> str:
+def cost(row: Json) -> str:
     """Say what is left of a job; runs without a like record are counted, not guessed."""
     text = ""
     if row["seconds"]:
@@ -297,7 +205,7 @@ def configs_left(profile: Profile) -> list[RunConfig]:
     return [cfg for job in jobs(profile) if not job.done() for cfg in job.configs]
 
 
-def reproduce(args: argparse.Namespace) -> int:
+def reproduce(args: Namespace) -> int:
     """Run the jobs of a profile, then print the main table."""
     from nslora.experiments import cluster
     from nslora.experiments import jobs as local
@@ -309,7 +217,13 @@ def reproduce(args: argparse.Namespace) -> int:
     if args.cluster:
         failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
     else:
-        failed = local.reproduce(profile, args.jobs, args.reuse, say)
+        run = partial(
+            local.run_jobs,
+            parallel=args.jobs,
+            reuse=args.reuse,
+            say=say,
+        )
+        failed = local.reproduce(profile, run, args.reuse, say)
     if failed:
         say(f"failed: {', '.join(failed)}")
         return 1
@@ -319,7 +233,7 @@ def reproduce(args: argparse.Namespace) -> int:
     return table(args) if any(path.stat().st_size for path in scores) else 0
 
 
-def schedules(args: argparse.Namespace) -> int:
+def schedules(args: Namespace) -> int:
     """Grow the schedule trees of a profile."""
     profile = load(args.profile)
     if not profile.schedules:
@@ -331,7 +245,7 @@ def schedules(args: argparse.Namespace) -> int:
     return 0
 
 
-def figures(args: argparse.Namespace) -> int:
+def figures(args: Namespace) -> int:
     """Rebuild tables and figures; print the files written."""
     from nslora.experiments import forecast
     from nslora.study import report
@@ -342,7 +256,7 @@ def figures(args: argparse.Namespace) -> int:
     return 0
 
 
-def table(args: argparse.Namespace) -> int:
+def table(args: Namespace) -> int:
     """Print the main table."""
     from nslora.study import report
 
@@ -350,7 +264,7 @@ def table(args: argparse.Namespace) -> int:
     return 0
 
 
-def verify(args: argparse.Namespace) -> int:
+def verify(args: Namespace) -> int:
     """Recompute; exit status 1 if anything differs from what is on disk."""
     from nslora.study import report
 
@@ -359,14 +273,130 @@ def verify(args: argparse.Namespace) -> int:
     return int(bool(differences))
 
 
-def bench(args: argparse.Namespace) -> int:
+def bench(args: Namespace) -> int:
     """Measure speed and memory; print the files written."""
     from nslora.bench import measure
 
-    size = measure.SMALL if args.small else measure.Size()
+    size = measure.SMALL if args.small else measure.FULL
     for path in measure.run(args.out, size, args.threads, args.only, say):
         print(path)
     return 0
+
+
+# ---- what can be asked for
+
+BACKBONE: Options = {
+    "--backbone": {
+        "default": DEFAULT.backbone,
+        "help": "a default, hub:<id>@<revision>, or a folder",
+    },
+}
+SETTINGS: Options = {
+    **BACKBONE,
+    "--method": {
+        "default": DEFAULT.method,
+        "help": "such as lora, textgrad, fixed:SNNN or neurosymbolic",
+    },
+    "--seed": {"type": int, "default": DEFAULT.seed},
+    "--set": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "any other setting of a run",
+    },
+}
+RUN: Options = {
+    **SETTINGS,
+    "--task": {"default": DEFAULT.task, "help": f"{', '.join(TASKS)}, own:<file>"},
+    "--out": {
+        "type": Path,
+        "default": Path("runs/single"),
+        "help": "folder of records and checkpoints",
+    },
+}
+DATA: Options = {
+    **SETTINGS,
+    "data": {"help": "JSONL, JSON, CSV or Parquet of questions and answers, or hub:<owner>/<name>"},
+    "--grader": {
+        "default": DEFAULT.grader,
+        "help": f"auto, {', '.join(graders.GRADERS)}; as in regex:PATTERN, labels:yes|no",
+    },
+    "--map": {
+        "default": DEFAULT.columns,
+        "metavar": "FIELD=COLUMN,...",
+        "help": "names of the columns, as in question=ask,answer=reply",
+    },
+}
+ADAPT: Options = {
+    **DATA,
+    "--out": {"type": Path, "required": True, "help": "new folder for the adapted model"},
+    "--editor-url": {"default": DEFAULT.editor_url},
+    "--editor-model": {"default": DEFAULT.editor_model},
+}
+PROBE: Options = {
+    **BACKBONE,
+    "--number": {"type": int, "default": 0, "help": "which probe set and style rule"},
+}
+PROFILE: Options = {"--profile": {"default": "quick"}}
+REPRODUCE: Options = {
+    **PROFILE,
+    "--jobs": {"type": int, "default": 1, "help": "jobs at a time"},
+    "--reuse": {
+        "action": "store_true",
+        "help": "finished records in the repository count as done",
+    },
+    "--cluster": {
+        "metavar": "ADDRESS",
+        "help": "a dask scheduler, whose workers run the jobs",
+    },
+    "--gpu": {
+        "action": "store_true",
+        "help": 'on a cluster: each job takes a resource "GPU"',
+    },
+}
+BENCH: Options = {
+    "--small": {
+        "action": "store_true",
+        "help": "a few minutes' try of everything; not a result",
+    },
+    "--out": {"type": Path, "default": Path("results/bench")},
+    "--only": {"metavar": "PART", "help": "measure one part again and keep the others"},
+    "--threads": {"type": int, "default": DEFAULT.threads},
+}
+COMMANDS: dict[str, tuple[Command, str, Options]] = {
+    "models": (models, "list the default backbones, their licences, sizes and sources", {}),
+    "run": (run, "make one run and print where its record is", RUN),
+    "check": (
+        check_data,
+        "find all that is wrong with a data file, and say how its replies will be graded",
+        DATA,
+    ),
+    "adapt": (
+        adapt_own,
+        "adapt a backbone to your own data; writes a PEFT adapter and a plain prompt",
+        ADAPT,
+    ),
+    "probe": (
+        probe_needs,
+        "try both moves on a probe set and fit the need classifier on all probes",
+        PROBE,
+    ),
+    "plan": (
+        show_plan,
+        "print the jobs of a profile, which are done, and what the rest will cost",
+        PROFILE,
+    ),
+    "reproduce": (reproduce, "run every job of a profile that is not done", REPRODUCE),
+    "schedules": (
+        schedules,
+        "try every schedule of a profile's instances, each move once",
+        PROFILE,
+    ),
+    "figures": (figures, "rebuild all tables and figures from the records", PROFILE),
+    "verify": (verify, "recompute claims and tables from the records and compare", PROFILE),
+    "table": (table, "print the main table", PROFILE),
+    "bench": (bench, "measure our parts beside the tools that they replace", BENCH),
+}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -166,7 +166,7 @@ class RunConfig(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise UserError(_sentence(error)) from None
+            raise UserError(sentence(error)) from None
 
     @field_validator("task")
     @classmethod
@@ -208,13 +208,9 @@ class RunConfig(BaseModel):
     @property
     def row(self) -> Method:
         """The method's row of METHODS, with the settings `targets` and `needs` in their places."""
-        row = METHODS[self.method.partition(":")[0]]
-        return Method(
-            decision=row.decision,
-            needs=row.needs if self.needs == "method" else self.needs,
-            targets=row.targets if self.targets == "method" else self.targets,
-            edits=row.edits,
-        )
+        named = {"needs": self.needs, "targets": self.targets}
+        other = {key: name for key, name in named.items() if name != "method"}
+        return replace(METHODS[self.method.partition(":")[0]], **other)
 
     @property
     def schedule(self) -> str:
@@ -269,10 +265,10 @@ class RunConfig(BaseModel):
         return self.rng(f"{self.run_id} {purpose}")
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError, name: str = "") -> str:
     """Return the first problem of a validation error as a sentence with the setting's name."""
     problem = error.errors()[0]
-    name = ".".join(map(str, problem["loc"]))
+    name = name or ".".join(map(str, problem["loc"]))
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         settings = ", ".join(sorted(RunConfig.model_fields))

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
+# an object of JSON
+Json = dict[str, Any]
 SLOT = "{question}"
 
 

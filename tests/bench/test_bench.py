@@ -10,8 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nslora.bench import measure, report
 from nslora.types import UserError
@@ -37,13 +35,6 @@ def rows(part: str, ours: list[float], theirs: list[float], **more: Any) -> list
         for i, pair in enumerate(pairs)
         for side, seconds in pair
     ]
-
-
-@given(st.lists(st.sampled_from("ABC"), min_size=1, unique=True), st.integers(1, 4))
-def test_sides_take_turns(sides: list[str], repetitions: int) -> None:
-    order = measure.turns(sides, repetitions)
-    assert [side for _, side in order] == sides * repetitions
-    assert [i for i, _ in order] == sorted(i for i, _ in order)
 
 
 def test_comparison_is_the_ratio_of_medians_with_the_range_of_single_turns() -> None:
@@ -104,7 +95,6 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     monkeypatch.setattr(
         measure, "MEASURED", {name: lambda *_, name=name: made[name] for name in made}
     )
-    monkeypatch.setattr(measure, "PARTS", ("train", "growth"))
     return made
 
 
@@ -181,7 +171,7 @@ def test_products_are_in_float32_and_in_what_the_hardware_computes(
     monkeypatch.setattr(measure, "fast_bfloat16", lambda _device: native)
     asked: list[list[dict[str, Any]]] = []
 
-    def fake(specs: list[dict[str, Any]], _repetitions: int, **_tags: Any) -> list[dict[str, Any]]:
+    def fake(specs: list[dict[str, Any]], _repetitions: int) -> list[dict[str, Any]]:
         asked.append(specs)
         return [{"flop": 3e9}]
 
@@ -242,9 +232,9 @@ def test_sums_are_right_and_of_the_asked_length(backbone) -> None:
     )
     assert addition([1, 2, 3], steps=False).target == "The sum is 6."
     assert pair.prompt == PLAIN
+    spec = {"items": 4, "tokens": 100, "steps": True, "spread": 0.1}
     lengths = [
-        len(prompt) + len(answer)
-        for prompt, answer in encoded(backbone, additions(backbone, 4, 100, True, 0.1))
+        len(prompt) + len(answer) for prompt, answer in encoded(backbone, additions(backbone, spec))
     ]
     assert all(90 <= n <= 140 for n in lengths)  # one more step than wanted at most
 
@@ -284,13 +274,14 @@ def test_both_sides_learn_the_same_from_the_same_tokens() -> None:
 
 def test_a_setting_that_breaks_is_told_and_never_the_best() -> None:
     spec = {**COMMON, "batch": 4, "items": 4, "tokens": 50, "steps": False, "spread": 0.1}
+    spec |= {"part": "train", "case": "c"}
     wrong = spec | {
         "run": "trl_epochs",
         "side": "TRL",
         "setting": "odd",
         "settings": {"optim": "no such optimizer"},
     }
-    row = measure.tried_once(wrong, "train, c")
+    row = measure.tried_once(wrong)
     assert row["work"] == 0 and "adamw" in row["broke"]
     fine = row | {"setting": "plain", "work": 100, "seconds": 2.0}
     del fine["broke"]
@@ -302,9 +293,8 @@ def test_a_setting_that_breaks_is_told_and_never_the_best() -> None:
 def test_both_sides_answer_the_same_in_float32() -> None:
     spec = {**COMMON, "items": 3, "new_tokens": 6, "chains": False, "dtype": "float32"}
     theirs = spec | {"run": "padded_replies", "side": "transformers", "ask": {"batch": 2}}
-    made = measure.measure(
-        [spec | {"run": "replies", "side": "nslora"}, theirs], 1, part="evaluate", case="c"
-    )
+    made = measure.measure([spec | {"run": "replies", "side": "nslora"}, theirs], 1)
+    assert [row["side"] for row in made] == ["nslora", "transformers"]
     ours, other = measure.with_share(made, least=1.0)
     assert ours["identical"] == other["identical"] == 1.0
     assert ours["tokens"] == other["tokens"]

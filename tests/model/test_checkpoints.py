@@ -28,7 +28,7 @@ from nslora.types import UserError
 
 DATA = np.random.default_rng(0).bytes(300_000)
 PARTS = (DATA[:100_000], DATA[100_000:])
-SPECS = tuple(f"made-up-weights-part{i}==1.0" for i in (1, 2))
+SPECS = [f"made-up-weights-part{i}==1.0" for i in (1, 2)]
 DEMO = Weights(
     "demo",
     "Demo",

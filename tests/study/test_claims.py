@@ -14,7 +14,7 @@ from nslora.study import claims, records, stats
 
 pytestmark = pytest.mark.pure
 
-KEYS = [claim.key for claim in claims.CLAIMS]
+KEYS = list(claims.CLAIMS)
 
 
 def judge(results: Path) -> dict[str, dict[str, Any]]:
@@ -112,8 +112,8 @@ def test_share_of_editor_requests_avoided(loaded: records.Records) -> None:
 
 def test_saturation_scores_c1_against_what_came_later(loaded: records.Records) -> None:
     # the synthetic loss flattens with the reward
-    assert (claims.saturation("c1", 1.0)(loaded).value > 0.4).all()
-    assert (claims.saturation("c1", -1.0)(loaded).value < -0.4).all()
+    assert (claims.saturation("c1", 1.0).values(loaded).value > 0.4).all()
+    assert (claims.saturation("c1", -1.0).values(loaded).value < -0.4).all()
 
 
 def test_remade_data_are_paired_across_targets_only(tmp_path: Path) -> None:

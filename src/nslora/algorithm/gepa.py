@@ -120,19 +120,16 @@ def _adapter(run: Session, gepa: Any, metric_calls: int) -> Any:
             if len(batch) > self.left:
                 remark = "The budget is spent."
             if remark:
-                traces = [("", remark)] * len(batch)
-                scores = [0.0] * len(batch)
+                graded = [("", remark, 0.0)] * len(batch)
             else:
                 self.left -= len(batch)
-                scored = run.score(prompt, batch)
-                traces = [(s.output, critique(s)) for s in scored]
-                scores = [s.reward.value for s in scored]
-            trajectories = (
-                list(zip(batch, traces, strict=True))
-                if capture_traces
-                else None
-            )
-            outputs = [output for output, _ in traces]
+                graded = [
+                    (s.output, critique(s), s.reward.value)
+                    for s in run.score(prompt, batch)
+                ]
+            outputs, remarks, scores = map(list, zip(*graded, strict=True))
+            traces = zip(batch, outputs, remarks, strict=True)
+            trajectories = list(traces) if capture_traces else None
             return gepa.EvaluationBatch(outputs, scores, trajectories)
 
         def make_reflective_dataset(
@@ -147,7 +144,7 @@ def _adapter(run: Session, gepa: Any, metric_calls: int) -> Any:
                     "Reply": output,
                     "Critique": remark,
                 }
-                for example, (output, remark) in eval_batch.trajectories
+                for example, output, remark in eval_batch.trajectories
             ]
             return dict.fromkeys(components_to_update, rows)
 

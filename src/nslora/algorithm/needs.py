@@ -10,11 +10,10 @@ are counterfactual: which of the two moves, tried on a probe set, raised the exa
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,10 +21,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from nslora.types import Need, Scored
 
 if TYPE_CHECKING:  # the study wing reads this module without torch
+    from sklearn.pipeline import Pipeline
+
     from nslora.algorithm.session import Session, State
 
 FEATURES = (
@@ -53,28 +55,25 @@ class Needs:
     p_content: np.ndarray | None = None
 
     @property
+    def demand(self) -> dict[str, float]:
+        """Shares of all examples that fail and need content, or style; empty when nobody can tell."""
+        if self.p_content is None:
+            return {}
+        content = self.p_content >= 0.5
+        return {
+            "content": float(np.mean(self.failing & content)),
+            "style": float(np.mean(self.failing & ~content)),
+        }
+
+    @property
     def content(self) -> float:
         """Share of all examples that fail and need content; 0 when nobody can tell."""
-        return self._share(True)
+        return self.demand.get("content", 0.0)
 
     @property
     def style(self) -> float:
         """Share of all examples that fail and need style; 0 when nobody can tell."""
-        return self._share(False)
-
-    def _share(self, content: bool) -> float:
-        if self.p_content is None:
-            return 0.0
-        return float(
-            np.mean(self.failing & ((self.p_content >= 0.5) == content))
-        )
-
-    @property
-    def demand(self) -> dict[str, float]:
-        """Both shares, as a step's record holds them; empty when nobody can tell."""
-        if self.p_content is None:
-            return {}
-        return {"content": self.content, "style": self.style}
+        return self.demand.get("style", 0.0)
 
     def for_weights(self) -> np.ndarray:
         """Return [N] whether an example is for the weights: it fails and needs content."""
@@ -104,20 +103,19 @@ def features(
     under the current candidate and under the initial prompt. `recall` is the share of gold words in
     the reply, `shape` the distance between the character-class shares of reply and gold answer.
     """
-    # one row per example, F columns
-    rows = []
-    for s, current, neutral in zip(scored, nll, nll_neutral, strict=True):
-        shape = shape_distance(s.output, s.example.answer)
-        row = (
+    rows = [
+        (
             s.reward.value,
             current,
             neutral,
             s.mean_logprob,
             recall(s),
             length_ratio(s),
-            shape,
+            shape_distance(s.output, s.example.answer),
         )
-        rows.append(row)
+        for s, current, neutral in zip(scored, nll, nll_neutral, strict=True)
+    ]
+    # one row per example, F columns
     return np.array(rows, dtype=float).reshape(-1, len(FEATURES))
 
 
@@ -166,15 +164,12 @@ def counterfactual(
     if not len(before) == len(numerical) == len(symbolic):
         raise ValueError("one scored row per example and move is needed")
     # rewards [N] before, and after each kind of move
-    start, weights, prompts = (
+    start, *after = (
         np.array([s.reward.value for s in rows])
         for rows in (before, numerical, symbolic)
     )
     # a loss is no gain of the other kind
-    by_weights, by_prompts = (
-        np.maximum(weights - start, 0),
-        np.maximum(prompts - start, 0),
-    )
+    by_weights, by_prompts = np.maximum(np.array(after) - start, 0)
     labels = (by_weights > by_prompts).astype(float)
     return np.where(by_weights == by_prompts, math.nan, labels)
 
@@ -187,6 +182,7 @@ class NeedClassifier:
     scale: tuple[float, ...]
     weights: tuple[float, ...]
     bias: float
+    features: tuple[str, ...] = FEATURES
 
     def p_content(self, x: np.ndarray) -> np.ndarray:
         """Return the probability [N] that an example needs content rather than style, from features [N, F]."""
@@ -196,25 +192,17 @@ class NeedClassifier:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(
-            json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n",
-            encoding="utf-8",
-        )
+        path.write_bytes(TypeAdapter(NeedClassifier).dump_json(self, indent=1))
 
     @classmethod
     def parse(cls, text: str) -> NeedClassifier:
         """Read what `save` wrote; ValueError when it was made for other features."""
-        data = json.loads(text)
-        if tuple(data.pop("features")) != FEATURES:
+        model = TypeAdapter(cls).validate_json(text)
+        if model.features != FEATURES:
             raise ValueError(
                 "this need classifier was trained on other features"
             )
-        return cls(
-            tuple(data["mean"]),
-            tuple(data["scale"]),
-            tuple(data["weights"]),
-            float(data["bias"]),
-        )
+        return model
 
     @classmethod
     @cache
@@ -244,26 +232,35 @@ def out_of_fold(
 
     None where a label occurs in fewer than two groups.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import (
         StratifiedGroupKFold,
         cross_val_predict,
     )
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     # both labels in every fold, as far as there are groups of each
     rarest = min(len(set(groups[y == label])) for label in set(y))
     if rarest < 2:
         return None
-    # both classes count alike, however rare one is
-    model = make_pipeline(
-        StandardScaler(),
-        LogisticRegression(class_weight="balanced", max_iter=1000),
-    )
     folds = StratifiedGroupKFold(n_splits=min(5, rarest))
     return cross_val_predict(
-        model, x, y, groups=groups, cv=folds, method="decision_function"
+        _regression(),
+        x,
+        y,
+        groups=groups,
+        cv=folds,
+        method="decision_function",
+    )
+
+
+def _regression() -> Pipeline:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # both classes count alike, however rare one is
+    return make_pipeline(
+        StandardScaler(),
+        LogisticRegression(class_weight="balanced", max_iter=1000),
     )
 
 
@@ -278,25 +275,20 @@ def fit(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> NeedClassifier:
         raise ValueError(
             "the probe made only one kind of label, so there is nothing to classify"
         )
-    # [F]; a constant feature is left as it is
-    mean, scale = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1.0)
-    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(
-        (x - mean) / scale, y
-    )
+    scaler, model = _regression().fit(x, y)
     # Platt's scale comes from rows that their fit had not seen; without any,
     # the values stay as they are
     slope, intercept = 1.0, 0.0
     values = out_of_fold(x, y, groups)
     if values is not None:
         platt = LogisticRegression().fit(values[:, None], y)
-        slope, intercept = (
-            float(platt.coef_[0, 0]),
-            float(platt.intercept_[0]),
-        )
-    weights = tuple(float(w) * slope for w in model.coef_[0])
-    bias = float(model.intercept_[0]) * slope + intercept
+        slope, intercept = platt.coef_.item(), platt.intercept_.item()
     return NeedClassifier(
-        tuple(mean.tolist()), tuple(scale.tolist()), weights, bias
+        # [F] each
+        tuple(scaler.mean_.tolist()),
+        tuple(scaler.scale_.tolist()),
+        tuple((model.coef_[0] * slope).tolist()),
+        model.intercept_.item() * slope + intercept,
     )
 
 
@@ -308,28 +300,27 @@ def describe(run: Session, state: State) -> np.ndarray:
     return features(state.train, nll, neutral)
 
 
-def _failing(state: State) -> np.ndarray:
-    return np.array([s.reward.success < 1 for s in state.train])
+def _needs(
+    state: State, p_content: Sequence[float] | np.ndarray | None = None
+) -> Needs:
+    failing = np.array([s.reward.success < 1 for s in state.train])
+    return Needs(failing, None if p_content is None else np.array(p_content))
 
 
 def none(run: Session, state: State) -> Needs:
     """Nobody can tell."""
-    return Needs(_failing(state))
+    return _needs(state)
 
 
 def classifier(run: Session, state: State) -> Needs:
     """Ask the trained classifier that ships with the package."""
-    return Needs(
-        _failing(state),
-        NeedClassifier.default().p_content(describe(run, state)),
-    )
+    model = NeedClassifier.default()
+    return _needs(state, model.p_content(describe(run, state)))
 
 
 def by_recall(run: Session, state: State) -> Needs:
     """An example needs content as far as the gold answer's words are not in the reply."""
-    return Needs(
-        _failing(state), np.array([1 - recall(s) for s in state.train])
-    )
+    return _needs(state, [1 - recall(s) for s in state.train])
 
 
 def asked(run: Session, state: State) -> Needs:
@@ -342,28 +333,27 @@ def asked(run: Session, state: State) -> Needs:
     p_content = []
     for s in state.train:
         gold = run.gold_reward(s.example)
-        if gold.success or s.reward.value < gold.value:
-            p_content.append(1.0)
-        else:
-            p_content.append(1 - recall(s))
-    return Needs(_failing(state), np.array(p_content))
+        lacks = gold.success or s.reward.value < gold.value
+        p_content.append(1.0 if lacks else 1 - recall(s))
+    return _needs(state, p_content)
 
 
 def constant(run: Session, state: State) -> Needs:
     """Know nothing: one half for every example, which counts as content."""
-    return Needs(_failing(state), np.full(len(state.train), 0.5))
+    return _needs(state, np.full(len(state.train), 0.5))
 
 
 def random(run: Session, state: State) -> Needs:
     """Guess: a uniform number for every example, other ones in every run and at every move."""
     rng = run.cfg.own_rng(f"needs {len(state.moves)}")
-    return Needs(_failing(state), rng.random(len(state.train)))
+    return _needs(state, rng.random(len(state.train)))
 
 
 def by_parts(run: Session, state: State) -> Needs:
     """Read the needs off a reward that comes in parts (`reward = "parts"`): content first."""
-    p_content = [float(s.reward.parts["content"] < 1) for s in state.train]
-    return Needs(_failing(state), np.array(p_content))
+    return _needs(
+        state, [float(s.reward.parts["content"] < 1) for s in state.train]
+    )
 
 
 def hidden(run: Session, state: State) -> Needs:
@@ -373,10 +363,9 @@ def hidden(run: Session, state: State) -> Needs:
         # the only place that reads a label
         need = run.task.hidden[s.example.id].need
         wrong = run.task.reward(s.example, s.output).parts["content"] < 1
-        p_content.append(
-            float(need is Need.CONTENT or (need is Need.BOTH and wrong))
-        )
-    return Needs(_failing(state), np.array(p_content))
+        lacks = need is Need.CONTENT or (need is Need.BOTH and wrong)
+        p_content.append(float(lacks))
+    return _needs(state, p_content)
 
 
 ESTIMATORS: dict[str, Callable[[Session, State], Needs]] = {

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, islice
 from typing import TypeVar
 
 from nslora.algorithm.editor_prompts import (
@@ -267,19 +268,14 @@ def _whole(answer: str) -> re.Pattern[str]:
 
 def parse(reply: str) -> str:
     """The text between the only pair of tags; raises NoEdit."""
-    if [reply.count(tag) for tag in TAGS] != [1, 1] or reply.index(
-        TAGS[0]
-    ) > reply.index(TAGS[1]):
+    tag = "|".join(TAGS)
+    if tuple(re.findall(tag, reply)) != TAGS:
         raise NoEdit("tags")
-    text = reply.split(TAGS[0])[1].split(TAGS[1])[0].strip()
-    if (
-        text.startswith("{")
-        and not text.startswith(SLOT)
-        and (text.endswith("}") or text.count("{") > text.count("}"))
-    ):
-        text = (
-            text[1:].removesuffix("}").strip()
-        )  # copied from textgrad's "{the improved variable}"
+    text = re.split(tag, reply)[1].strip()
+    opened = text.startswith("{") and not text.startswith(SLOT)
+    if opened and (text.endswith("}") or text.count("{") > text.count("}")):
+        # copied from textgrad's "{the improved variable}"
+        text = text[1:].removesuffix("}").strip()
     for _, reply in MODELS:
         text = re.sub(
             rf",? like this: {re.escape(reply)}", "", text, flags=re.IGNORECASE
@@ -349,12 +345,9 @@ def ask_gradients(
         )
 
     # texts x failures
-    keys = [(name, i) for name in ROLES for i in range(len(shown))]
-    feedback: dict[str, list[str]] = {name: [] for name in ROLES}
-    made = ask_together([gradient(*key) for key in keys], editor)
-    for (name, _), texts in zip(keys, made, strict=True):
-        feedback[name] += texts
-    return feedback
+    passes = [gradient(name, i) for name in ROLES for i in range(len(shown))]
+    made = iter(ask_together(passes, editor))
+    return {name: [*chain(*islice(made, len(shown)))] for name in ROLES}
 
 
 def ask_proposals(
@@ -374,12 +367,9 @@ def ask_proposals(
         )
 
     # candidates x texts
-    keys = [(k, name) for k in range(candidates) for name in ROLES]
-    made = ask_together([proposal(*key) for key in keys], editor)
-    proposals = dict(zip(keys, made, strict=True))
-    return [
-        {name: proposals[k, name] for name in ROLES} for k in range(candidates)
-    ]
+    passes = [proposal(k, name) for k in range(candidates) for name in ROLES]
+    made = iter(ask_together(passes, editor))
+    return [{name: next(made) for name in ROLES} for _ in range(candidates)]
 
 
 def gradients(
@@ -453,9 +443,6 @@ def assemble(
 
 def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
     """Whether `text` holds one of `answers` (3 characters or more) as whole words, which `ordinary` text does not."""
-    found = {
-        a.strip()
-        for a in answers
-        if len(a.strip()) >= SHORTEST and _whole(a.strip()).search(text)
-    }
-    return any(not _whole(a).search(ordinary) for a in found)
+    named = {a.strip() for a in answers if len(a.strip()) >= SHORTEST}
+    patterns = map(_whole, named)
+    return any(p.search(text) and not p.search(ordinary) for p in patterns)

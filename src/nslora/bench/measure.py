@@ -1,6 +1,6 @@
 """`nslora bench`: our parts and the tools they replace, measured side by side, every repetition kept.
 
-Each side is a process of its own (bench_sides). The sides of a comparison are up together and take turns, A B A B, so
+Each side is a process of its own (`sides`). The sides of a comparison are up together and take turns, A B A B, so
 that a slow minute of the machine falls on both; the first turn of each warms up and is not counted.
 """
 
@@ -11,13 +11,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from types import SimpleNamespace
+from typing import IO, Any
 
 from nslora.bench import report
 from nslora.bench.report import OURS, Row, rate
@@ -25,7 +27,6 @@ from nslora.model.backbone import fast_bfloat16, fastest_device
 from nslora.runs import store
 from nslora.types import UserError
 
-T = TypeVar("T")
 # torch's own defaults, which `kernels` lowers to bound our memory: other sides keep as many compiled products as ever
 CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
 # Settings of SFTTrainer: its own defaults, then what its guides advise for speed, on a base in the dtype that we use.
@@ -38,56 +39,18 @@ TRL: dict[str, Row] = {
     "no checkpointing, packing": FAST | {"packing": True},
 }
 
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured.
-
-    Attributes:
-        learn, answer: per case, the number of items and the tokens of each (of its reply, at most); `learn` also the
-            batch size, smaller for long items lest the other side's memory exceed that of a common machine.
-        batches: sizes tried for padded generation. checked: replies compared in float32.
-        items, tokens: of the epochs whose cost is followed. warm: epochs over two batches before those by number of
-            items; memory rises for some ten steps, whatever the number, until caches of compiled products are full.
-        matrix: side of the square that is multiplied.
-        written: tokens of an editor's reply.
-    """
-
-    backbones: tuple[str, ...] = ("smollm2-135m", "qwen2.5-coder-0.5b")
-    editor: str = "qwen2.5-coder-1.5b"
-    repetitions: int = 3
-    batch: int = 8
-    learn: tuple[tuple[str, int, int, int], ...] = (("short", 32, 60, 8), ("long", 8, 400, 4))
-    answer: tuple[tuple[str, int, int], ...] = (("short", 64, 24), ("chains", 16, 200))
-    batches: tuple[int, ...] = (8, 16, 32, 64)
-    items: tuple[int, ...] = (16, 64, 256, 512)
-    tokens: tuple[int, ...] = (64, 128, 256, 512)
-    warm: int = 6
-    matrix: int = 4096
-    checked: int = 6
-    written: int = 64
-
-
-SMALL = Size(
-    backbones=("smollm2-135m",),
-    editor="smollm2-135m",
-    repetitions=2,
-    batch=4,
-    learn=(("short", 8, 60, 4), ("long", 4, 300, 2)),
-    answer=(("short", 8, 12), ("chains", 4, 40)),
-    batches=(4, 8),
-    items=(8, 16),
-    tokens=(64, 128),
-    warm=1,
-    matrix=1024,
-    checked=2,
-    written=16,
-)
+Size = SimpleNamespace
+SIZES = tomllib.loads(files("nslora.bench").joinpath("sizes.toml").read_text(encoding="utf-8"))
+FULL, SMALL = (Size(**size) for size in SIZES.values())
+# what names a side in its rows
+LABELS = ("part", "case", "size", "side", "setting", "backbone")
+# our epoch over items of equal length, with all their steps
+EPOCH: Row = {"run": "epochs", "side": OURS, "steps": True, "spread": 0.0}
 
 
 def labels(spec: Row) -> Row:
     """Return what names a side in its rows."""
-    return {key: spec[key] for key in ("side", "setting", "backbone") if key in spec}
+    return {key: spec[key] for key in LABELS if key in spec}
 
 
 def environ(spec: Row) -> dict[str, str]:
@@ -148,90 +111,76 @@ def read_row(process: subprocess.Popen[str], log: IO[bytes], spec: Row) -> Row:
     raise RuntimeError(f"{spec} ended with status {status}: {text[-2000:]}")
 
 
-def turns(sides: Sequence[T], repetitions: int) -> list[tuple[int, T]]:
-    """Return the order of measuring, A B A B, as (repetition, side)."""
-    return [(i, side) for i in range(repetitions) for side in sides]
-
-
-def measure(specs: Sequence[Row], repetitions: int, **tags: Any) -> list[Row]:
+def measure(specs: Sequence[Row], repetitions: int) -> list[Row]:
     """Return rows of `repetitions` turns of each spec, after one of each that is not counted."""
     with ExitStack() as stack:
         # all are up together, so that they can take turns
         sides = [stack.enter_context(side(spec)) for spec in specs]
         for repeat, spec in zip(sides, specs, strict=True):
             repeat(**spec.get("warm", {}))
-        return [{**tags, "repetition": i, **repeat()} for i, repeat in turns(sides, repetitions)]
+        turns = product(range(repetitions), sides)
+        return [repeat() | {"repetition": i} for i, repeat in turns]
 
 
 def train(size: Size, common: Row) -> Iterator[Row]:
     """Measure our numerical move against the best of TRL's settings, each tried on half of the items."""
-    for backbone, (case, items, tokens, batch) in product(size.backbones, size.learn):
-        spec = {
-            **common,
-            "backbone": backbone,
-            "items": items,
-            "tokens": tokens,
-            "batch": batch,
-            "spread": 0.3,
-            "steps": case == "long",
-        }
+    for backbone, case in product(size.backbones, size.learn):
+        spec = {**common, **case, "part": "train", "backbone": backbone, "spread": 0.3}
         theirs = [
             spec | {"run": "trl_epochs", "side": "TRL", "setting": name, "settings": settings}
             for name, settings in TRL.items()
         ]
         # one step warms up what an epoch of half the items then measures
-        few = {"items": items // 2, "warm": {"steps": 1}}
-        tried = [tried_once(one | few, f"train, {case}") for one in theirs]
+        few = {"items": case["items"] // 2, "warm": {"steps": 1}}
+        tried = [tried_once(one | few) for one in theirs]
         yield from tried
         rates = list(map(rate, tried))
         best = theirs[rates.index(max(rates))]
         ours = spec | {"run": "epochs", "side": OURS}
-        yield from measure([ours, best], size.repetitions, part="train", case=case)
+        yield from measure([ours, best], size.repetitions)
 
 
-def tried_once(spec: Row, case: str) -> Row:
+def on_trial(spec: Row) -> Row:
+    """Return the spec of a side whose settings are tried."""
+    return spec | {"part": "tried", "case": f"{spec['part']}, {spec['case']}"}
+
+
+def tried_once(spec: Row) -> Row:
     """Return one turn of a setting of the other side; no work done, with the reason, where it breaks."""
-    tags = {"part": "tried", "case": case}
+    spec = on_trial(spec)
     try:
-        return measure([spec], 1, **tags)[0]
+        return measure([spec], 1)[0]
     except RuntimeError as error:
         # no rate, so it is never the best; lack of memory is among the reasons
-        return labels(spec) | tags | {"work": 0, "seconds": 1.0, "broke": str(error)[-300:]}
+        return labels(spec) | {"work": 0, "seconds": 1.0, "broke": str(error)[-300:]}
 
 
 def evaluate(size: Size, common: Row) -> Iterator[Row]:
     """Measure our generation against `model.generate` at its best batch size; in float32 texts must be the same."""
-    for backbone, (case, items, new) in product(size.backbones, size.answer):
-        spec = {
-            **common,
-            "backbone": backbone,
-            "items": items,
-            "new_tokens": new,
-            "chains": case == "chains",
-        }
+    for backbone, case in product(size.backbones, size.answer):
+        spec = {**common, **case, "part": "evaluate", "backbone": backbone}
         ours = spec | {"run": "replies", "side": OURS}
         theirs = spec | {"run": "padded_replies", "side": "transformers"}
         # greedy replies differ in bfloat16 by rounding alone, in float32 they would by a mistake
-        few = {"dtype": "float32", "items": size.checked}
+        few = {"part": "float32", "dtype": "float32", "items": size.checked}
         check = [ours | few, theirs | few | {"ask": {"batch": size.checked}}]
-        yield from with_share(measure(check, 1, part="float32", case=case), least=1.0)
-        tried = [without_texts(row) for row in batch_sizes(theirs, size, case)]
+        yield from with_share(measure(check, 1), least=1.0)
+        tried = list(batch_sizes(theirs, size.batches))
         yield from tried
         best = max(tried, key=rate)
         theirs |= {"setting": best["setting"], "ask": {"batch": best["batch"]}}
-        turns = measure([ours, theirs], size.repetitions, part="evaluate", case=case)
-        yield from with_share(turns, least=0.0)
+        yield from with_share(measure([ours, theirs], size.repetitions), least=0.0)
 
 
-def batch_sizes(theirs: Row, size: Size, case: str) -> Iterator[Row]:
+def batch_sizes(theirs: Row, sizes: Sequence[int]) -> Iterator[Row]:
     """Measure padded generation once at each batch size that its items fill."""
     items = theirs["items"]
-    with side(theirs) as repeat:
+    with side(on_trial(theirs)) as repeat:
         repeat(batch=items)
-        for n in size.batches:
+        for n in sizes:
             if n <= items:
-                tags = {"part": "tried", "case": f"evaluate, {case}"}
-                yield repeat(batch=n) | tags | {"setting": f"batches of {n}", "batch": n}
+                row = repeat(batch=n) | {"setting": f"batches of {n}", "batch": n}
+                yield without_texts(row)
 
 
 def with_share(rows: Sequence[Row], least: float) -> Iterator[Row]:
@@ -242,8 +191,8 @@ def with_share(rows: Sequence[Row], least: float) -> Iterator[Row]:
         share = sum(same) / len(same)
         if share < least:
             raise RuntimeError(f"the texts differ in {a['dtype']}: {a['texts']} and {b['texts']}")
-        yield without_texts(a) | {"identical": share}
-        yield without_texts(b) | {"identical": share}
+        for row in (a, b):
+            yield without_texts(row) | {"identical": share}
 
 
 def without_texts(row: Row) -> Row:
@@ -253,29 +202,21 @@ def without_texts(row: Row) -> Row:
 
 def load(size: Size, common: Row) -> Iterator[Row]:
     """Measure our loading of a cached backbone against the GGUF loader of transformers, the file already read once."""
+    spec = {**common, "run": "loads", "part": "load", "case": "cached backbone"}
+    # one file, read by two loaders
+    loaders = ({"side": OURS, "gguf": False}, {"side": "GGUF loader", "gguf": True})
     for backbone in size.backbones:
-        spec = {**common, "run": "loads", "backbone": backbone}
-        # one file, read by two loaders
-        ours = spec | {"side": OURS, "gguf": False}
-        theirs = spec | {"side": "GGUF loader", "gguf": True}
-        yield from measure([ours, theirs], size.repetitions, part="load", case="cached backbone")
+        specs = [spec | {"backbone": backbone, **loader} for loader in loaders]
+        yield from measure(specs, size.repetitions)
 
 
 def editor(size: Size, common: Row) -> Iterator[Row]:
     """Measure our editor against the bare server, on a new prompt each time and on the same one."""
+    servers = ({"side": OURS, "run": "edits"}, {"side": "llama.cpp", "run": "bare_edits"})
+    spec = {**common, "part": "editor", "backbone": size.editor, "new_tokens": size.written}
     for case in ("new prompt", "same prompt"):
-        spec = {
-            **common,
-            "editor": size.editor,
-            "lines": 8,
-            "again": case == "same prompt",
-            "new_tokens": size.written,
-        }
-        ours = spec | {"run": "edits", "side": OURS}
-        theirs = spec | {"run": "bare_edits", "side": "llama.cpp"}
-        yield from measure(
-            [ours, theirs], size.repetitions, part="editor", case=case, backbone=size.editor
-        )
+        specs = [spec | {"case": case, **server} for server in servers]
+        yield from measure(specs, size.repetitions)
 
 
 def arithmetic(size: Size, common: Row) -> Iterator[Row]:
@@ -283,49 +224,35 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
 
     In float32, and in bfloat16 where the hardware computes in it: emulated, one product takes a minute.
     """
-    square = {**common, "run": "product", "size": size.matrix}
     native = fast_bfloat16(fastest_device())
     dtypes = ("bfloat16", "float32") if native else ("float32",)
+    square = {"run": "product", "square": size.matrix}
     products = [square | {"dtype": dtype, "side": f"{dtype} matmul"} for dtype in dtypes]
     # the longest items, which leave least to overhead
-    longest = size.learn[-1][2]
-    cases = (("training", "epochs"), ("prefill", "prefill"))
-    for backbone, (case, run) in product(size.backbones, cases):
-        ours = epoch_of(common, backbone, size.batch, longest, case == "training")
-        ours["run"] = run
-        for row in measure([ours, *products], size.repetitions, part="arithmetic", case=case):
-            yield row | {"backbone": backbone, "work": row["flop"] / 1e9}
-
-
-def epoch_of(common: Row, backbone: str, items: int, tokens: int, steps: bool = True) -> Row:
-    """Return the spec of our epoch over items of equal length."""
-    return {
-        **common,
-        "run": "epochs",
-        "side": OURS,
-        "backbone": backbone,
-        "items": items,
-        "tokens": tokens,
-        "spread": 0.0,
-        "steps": steps,
-    }
+    epoch = EPOCH | {"items": size.batch, "tokens": size.learn[-1]["tokens"]}
+    prefill = epoch | {"run": "prefill", "steps": False}
+    cases = {"training": epoch, "prefill": prefill}
+    for backbone, (case, ours) in product(size.backbones, cases.items()):
+        what = {**common, "part": "arithmetic", "case": case, "backbone": backbone}
+        specs = [what | own for own in (ours, *products)]
+        for row in measure(specs, size.repetitions):
+            yield row | {"work": row["flop"] / 1e9}
 
 
 def growth(size: Size, common: Row) -> Iterator[Row]:
     """Measure an epoch by number of items and by length of the examples, in a fresh process each, warmed up."""
     few = 2 * size.batch
-    # axis, size along it, items, tokens of each
-    plan = [("items", n, n, size.tokens[0]) for n in size.items]
-    plan += [("tokens", n, few, n) for n in size.tokens]
-    for backbone, (axis, n, items, tokens) in product(size.backbones, plan):
-        times = size.warm if axis == "items" else 1
-        spec = epoch_of(common, backbone, items, tokens)
-        spec["warm"] = {"first": few, "times": times}
-        yield from measure([spec], 1, part="growth", case=axis, size=n)
+    # axis, size along it, items, tokens of each, epochs before
+    plan = [("items", n, n, size.tokens[0], size.warm) for n in size.items]
+    plan += [("tokens", n, few, n, 1) for n in size.tokens]
+    for backbone, (axis, n, items, tokens, times) in product(size.backbones, plan):
+        what = {"part": "growth", "case": axis, "size": n, "backbone": backbone}
+        warm = {"first": few, "times": times}
+        spec = {**common, **EPOCH, **what, "items": items, "tokens": tokens, "warm": warm}
+        yield from measure([spec], 1)
 
 
 MEASURED = {part.__name__: part for part in (train, evaluate, load, editor, arithmetic, growth)}
-PARTS = tuple(MEASURED)
 
 
 def run(
@@ -335,19 +262,20 @@ def run(
     only: str | None,
     say: Callable[[str], None],
 ) -> list[Path]:
-    """Measure all parts, or `only` one of PARTS, and write `out` after each; returns the files written last.
+    """Measure all of MEASURED, or `only` one part, and write `out` after each; returns the files written last.
 
     What `out` holds of other parts stays. Raises UserError for an unknown part or what a side refuses.
     """
-    if only is not None and only not in PARTS:
-        raise UserError(f"unknown part {only!r} of the benchmark; choose from {', '.join(PARTS)}.")
+    if only is not None and only not in MEASURED:
+        parts = ", ".join(MEASURED)
+        raise UserError(f"unknown part {only!r} of the benchmark; choose from {parts}.")
     if threads < 1:
         raise UserError(f"--threads must be at least 1, not {threads}.")
     kept = out / "bench.json"
     paths = []
-    parts = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    parts = store.read_json(kept) if kept.exists() else {}
     common = {"threads": threads, "batch": size.batch}
-    for name in [only] if only else PARTS:
+    for name in [only] if only else MEASURED:
         say(f"bench: {name}")
         # a busy machine shows in its load
         before = os.getloadavg()[0]
@@ -356,8 +284,8 @@ def run(
         counted = next(row for row in rows if row["part"] == name)
         load = {"load_before": before, "load_after": os.getloadavg()[0]}
         environment = surroundings(counted, threads) | load
-        parts[name] = {"environment": environment, "size": asdict(size), "rows": rows}
-        paths = report.write(out, {key: parts[key] for key in PARTS if key in parts})
+        parts[name] = {"environment": environment, "size": vars(size), "rows": rows}
+        paths = report.write(out, {key: parts[key] for key in MEASURED if key in parts})
     return paths
 
 

@@ -10,9 +10,9 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from nslora.runs import store
 from nslora.study import figures, report
@@ -53,7 +53,7 @@ def rate(row: Row) -> float:
     return row["work"] / row["seconds"]
 
 
-def select(rows: Sequence[Row], parts: Container[str]) -> pd.DataFrame:
+def select(rows: Sequence[Row], parts: Container[str]) -> DataFrame:
     """Return the turns of some parts, with `mb`: the peak of the process so far, or on its accelerator."""
     turns = []
     for row in rows:
@@ -61,10 +61,10 @@ def select(rows: Sequence[Row], parts: Container[str]) -> pd.DataFrame:
             peak = row.get("peak_device_mb", row["peak_mb"])
             # few sides have a setting
             turns.append({"setting": "", **row, "mb": peak})
-    return pd.DataFrame(turns)
+    return DataFrame(turns)
 
 
-def compared(rows: Sequence[Row]) -> pd.DataFrame:
+def compared(rows: Sequence[Row]) -> DataFrame:
     """Return a row per comparison: both median rates, their ratio, its range over single turns, and peak MB."""
     turns = select(rows, UNITS)
     if turns.empty:
@@ -73,7 +73,11 @@ def compared(rows: Sequence[Row]) -> pd.DataFrame:
     ours = turns[turns.side == OURS]
     theirs = turns[turns.side != OURS]
     # one row per turn of another side, beside ours of the same repetition
-    pairs = theirs.merge(ours, on=[*COMPARISON, "repetition"], suffixes=("", "_ours"))
+    pairs = theirs.merge(
+        ours,
+        on=[*COMPARISON, "repetition"],
+        suffixes=("", "_ours"),
+    )
     pairs["ratio"] = pairs.rate_ours / pairs.rate
     table = pairs.groupby([*COMPARISON, "side"], sort=False).agg(
         setting=("setting", "first"),
@@ -90,7 +94,7 @@ def compared(rows: Sequence[Row]) -> pd.DataFrame:
     return table.assign(unit=table.part.map(UNITS), ratio=table.ours / table.theirs)
 
 
-def table(frame: pd.DataFrame) -> pd.DataFrame:
+def table(frame: DataFrame) -> DataFrame:
     """Return the display table of `compared`: one row of text cells per comparison."""
     rows = []
     for row in frame.itertuples():
@@ -104,7 +108,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
             "peak MB": f"{row.our_mb:.0f} / {row.their_mb:.0f}",
         }
         rows.append(cells)
-    return pd.DataFrame(rows).set_index("what")
+    return DataFrame(rows).set_index("what")
 
 
 def tried(rows: Sequence[Row]) -> list[str]:
@@ -136,11 +140,11 @@ def identical(rows: Sequence[Row]) -> list[str]:
 
 
 @figures.styled
-def ratios(frame: pd.DataFrame) -> Figure:
+def ratios(frame: DataFrame) -> Figure:
     """Draw our speed over the other side's (`compared`), a panel per backbone or editor."""
     counts = frame.groupby("backbone", sort=False).size()
     height = 0.6 + (0.3 + 0.17 * counts).sum()
-    fig = Figure(figsize=(figures.PAGE, height), layout="constrained")
+    fig = Figure(figsize=(figures.PAGE, height))
     # a panel is as high as it has comparisons
     shape = {"sharex": True, "height_ratios": list(counts + 1)}
     for ax, here in figures.panels(fig, frame, "backbone", **shape):
@@ -148,17 +152,24 @@ def ratios(frame: pd.DataFrame) -> Figure:
         # on a log axis, half as fast is as far from 1 as twice as fast
         ax.set_xscale("log")
         ax.axvline(1, color="#888888", lw=0.7, ls=":")
-        ax.hlines(names, here.low, here.high, color=figures.GREEN, lw=1.6, alpha=0.7)
+        ax.hlines(
+            names,
+            here.low,
+            here.high,
+            color=figures.GREEN,
+            lw=1.6,
+            alpha=0.7,
+        )
         ax.plot(here.ratio, names, "o", color=figures.GREEN, ms=4.5)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="y", color="#eeeeee")
         # the first one on top
         ax.set_ylim(len(here) - 0.5, -0.5)
-    fig.supxlabel("our speed / theirs (range of single turns)", fontsize=8)
+    fig.supxlabel("our speed / theirs (range of single turns)")
     return fig
 
 
-def grown(rows: Sequence[Row]) -> pd.DataFrame:
+def grown(rows: Sequence[Row]) -> DataFrame:
     """Return columns backbone, axis ("items" or "tokens"), size, seconds (median), peak_mb (highest), n."""
     turns = select(rows, ("growth",))
     if turns.empty:
@@ -174,13 +185,24 @@ def grown(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 @figures.styled
-def curves(frame: pd.DataFrame) -> Figure:
+def curves(frame: DataFrame) -> Figure:
     """Draw seconds and peak memory of an epoch by its number of items and by their length (`grown`)."""
-    points = frame.melt(["backbone", "axis", "size"], list(COSTS), var_name="cost")
+    points = frame.melt(
+        ["backbone", "axis", "size"],
+        list(COSTS),
+        var_name="cost",
+    )
     points = points.assign(cost=points.cost.map(COSTS), axis=points["axis"].map(AXES))
-    fig = Figure(figsize=(figures.PAGE, 3.6), layout="constrained")
+    fig = Figure(figsize=(figures.PAGE, 3.6))
     for ax, here in figures.panels(fig, points, "cost", "axis", sharex="col", sharey="row"):
-        sns.lineplot(here, x="size", y="value", hue="backbone", marker="o", ax=ax)
+        sns.lineplot(
+            here,
+            x="size",
+            y="value",
+            hue="backbone",
+            marker="o",
+            ax=ax,
+        )
     # from zero, where a straight line is a cost in proportion; now, since panels share their limits
     for ax in fig.axes:
         ax.set(xlim=(0, None), ylim=(0, None))
@@ -194,42 +216,29 @@ def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
     A part has `rows`, and the `environment` it was measured in.
     """
     store.write_json(out / "bench.json", parts)
+    paths = [out / "bench.json"]
     rows = [row for part in parts.values() for row in part["rows"]]
     around = {name: part["environment"] for name, part in parts.items()}
-    return [
-        out / "bench.json",
-        *write_comparisons(out, rows, around),
-        *write_growth(out, rows, around),
-    ]
-
-
-def write_comparisons(out: Path, rows: Sequence[Row], around: Mapping[str, Row]) -> list[Path]:
-    """Write the table and the figure of the parts that have another side."""
     frame = compared(rows)
-    if frame.empty:
-        return []
-    around = {name: environment for name, environment in around.items() if name in UNITS}
-    n = report.count(frame)
-    caption = CAPTION.format(n=n, places=places(around))
-    notes = [caption, *tried(rows), *identical(rows)]
-    paths = report.save_table(table(frame), frame, out / "bench", "\n\n".join(notes))
-    about = {
-        "figure": "our speed over theirs",
-        "interval": SPREAD,
-        "n_repetitions": n,
-        "environment": around,
-    }
-    return paths + figures.save_figure(ratios(frame), frame, out / "ratios", about)
-
-
-def write_growth(out: Path, rows: Sequence[Row], around: Mapping[str, Row]) -> list[Path]:
-    """Write the figure of an epoch's cost."""
+    if len(frame):
+        n = report.count(frame)
+        # of the parts that have another side
+        about = {
+            "figure": "our speed over theirs",
+            "interval": SPREAD,
+            "n_repetitions": n,
+            "environment": {name: around[name] for name in around if name in UNITS},
+        }
+        caption = CAPTION.format(n=n, places=places(about["environment"]))
+        notes = "\n\n".join([caption, *tried(rows), *identical(rows)])
+        paths += report.save_table(table(frame), frame, out / "bench", notes)
+        paths += figures.save_figure(ratios(frame), frame, out / "ratios", about)
     frame = grown(rows)
-    if frame.empty:
-        return []
-    about = {
-        "figure": "cost of an epoch",
-        "interval": "none: median seconds, highest memory of the repetitions",
-        "environment": around["growth"],
-    }
-    return figures.save_figure(curves(frame), frame, out / "growth", about)
+    if len(frame):
+        about = {
+            "figure": "cost of an epoch",
+            "interval": "none: median seconds, highest memory of the repetitions",
+            "environment": around["growth"],
+        }
+        paths += figures.save_figure(curves(frame), frame, out / "growth", about)
+    return paths

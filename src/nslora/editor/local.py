@@ -5,8 +5,6 @@ awaits it and ends it. The server reads its access key as the first line of stan
 when that pipe closes, which the operating system does for us however the parent dies.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

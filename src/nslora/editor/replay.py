@@ -4,19 +4,16 @@ One JSON file per request, named by the SHA-256 of the whole request. It holds t
 answered it (engine, model, checksum of the weights) and the reply, or why there is none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from nslora.types import UserError
+from nslora.types import Json, UserError
 
 MODES = ("auto", "record", "replay", "live")
 # a misspelt key is damage, not a default
@@ -69,7 +66,7 @@ class Recording:
 
     __pydantic_config__ = STRICT
 
-    request: dict[str, Any]
+    request: Json
     reply: Reply
     weights: str = ""
 
@@ -143,7 +140,7 @@ class Recordings:
             return "was answered by other weights"
         return ""
 
-    def _fields(self, request: Request) -> dict[str, Any]:
+    def _fields(self, request: Request) -> Json:
         return {**self.identity, **asdict(request)}
 
     def _path(self, folder: Path, request: Request) -> Path:

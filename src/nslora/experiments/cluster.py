@@ -5,13 +5,11 @@ job's lock, done when its record says so. What runs where is dask's affair: Slur
 dask-jobqueue, Kubernetes through dask-kubernetes, or workers started by hand.
 """
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nslora.experiments import jobs
-from nslora.experiments.forecast import longest_first
 from nslora.experiments.grid import Job, Profile, load
 from nslora.types import UserError
 
@@ -32,10 +30,9 @@ def reproduce(
     that is lost gives its jobs back. Returns the names of the jobs that failed. Raises UserError
     when no scheduler answers at `address`.
     """
-    with _connect(address) as client, jobs.alone(profile, say):
-        grid = [job for job in jobs.jobs(profile) if job.backbone and not job.done()]
-        failed = _run(client, longest_first(grid), gpu, reuse, say)
-        return failed + jobs.run_reports(profile, reuse, say)
+    with _connect(address) as client:
+        run = partial(_run, client, gpu=gpu, reuse=reuse, say=say)
+        return jobs.reproduce(profile, run, reuse, say)
 
 
 def _connect(address: str) -> Any:
@@ -51,7 +48,7 @@ def _connect(address: str) -> Any:
         raise UserError(f"no dask scheduler answers at {address!r} ({error}).") from None
 
 
-def _run(client: Any, queue: list[Job], gpu: bool, reuse: bool, say: jobs.Say) -> list[str]:
+def _run(client: Any, queue: list[Job], *, gpu: bool, reuse: bool, say: jobs.Say) -> list[str]:
     """Hand the jobs out, the first ones first; return the names of those that failed."""
     from distributed import as_completed
 

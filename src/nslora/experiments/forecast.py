@@ -1,16 +1,15 @@
 """Forecast what runs will take, from the receipts of finished ones."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nslora.config import RunConfig
 from nslora.experiments.grid import Job, Profile, jobs
 from nslora.runs import preflight
-from nslora.runs.store import write_text
+from nslora.runs.store import read_json, write_text
+from nslora.types import Json
 
 # parts of a receipt that a forecast reads
 RECEIPT = {"run_id", "config", "cost", "editor"}
@@ -25,6 +24,12 @@ is the highest of a notebook's process; `make` runs two of them at a time.
 | notebook | runs | unknown | hours | peak memory, GB | to download, GB | editor tokens | money |
 | :-- | --: | --: | --: | --: | --: | --: | --: |
 """
+LINE = "| {0} | {runs} | {unknown} | {hours} | {memory} | {download} | {tokens} | {money} |\n"
+SIZES = """\
+| profile | runs | hours of one thread | peak memory of a job, GB | models to download, GB |
+| :-- | --: | --: | --: | --: |
+"""
+SIZE = "| {0} | {runs} | {hours} | {memory} | {download} |\n"
 
 
 class Cost(NamedTuple):
@@ -36,27 +41,34 @@ class Cost(NamedTuple):
     peak_mb: float = 0.0
 
 
-def total(costs: Iterable[Cost]) -> Cost:
-    """Add costs up; of memory take the highest."""
+def total(costs: Iterable[Cost | None]) -> Cost:
+    """Add up the costs that are known; of memory take the highest."""
     # the empty cost, so that there is a row to zip
-    seconds, tokens, money, peaks = zip(Cost(), *costs, strict=True)
-    return Cost(sum(seconds), sum(tokens), sum(money), max(peaks))
+    seconds, tokens, money, peaks = zip(
+        Cost(),
+        *filter(None, costs),
+        strict=True,
+    )
+    return Cost(
+        sum(seconds),
+        sum(tokens),
+        sum(money),
+        max(peaks),
+    )
 
 
-def history(profile: Profile, *folders: str) -> list[dict[str, Any]]:
+def history(profile: Profile, *folders: str) -> list[Json]:
     """Return the receipts of the finished runs in `folders` of the project, of any profile.
 
     Incomplete ones are left out.
     """
-    # an ordered set: folders may overlap
-    paths: dict[Path, None] = {}
-    for folder in folders:
-        paths |= dict.fromkeys(sorted(profile.root.glob(f"{folder}/records/*/run.json")))
-    receipts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    paths = [sorted(profile.root.glob(f"{folder}/records/*/run.json")) for folder in folders]
+    # folders may overlap
+    receipts = map(read_json, dict.fromkeys(chain(*paths)))
     return [receipt for receipt in receipts if set(receipt) >= RECEIPT]
 
 
-def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
+def expected(cfg: RunConfig, past: list[Json]) -> Cost | None:
     """Return what a run will take: as its own earlier receipt says, else the mean of like runs.
 
     A like run counts per move. None where no run is like it.
@@ -69,57 +81,41 @@ def expected(cfg: RunConfig, past: list[dict[str, Any]]) -> Cost | None:
         like = [run for run in past if [run["config"][key] for key in LIKE] == alike]
     if not like:
         return None
-    costs = [_scaled(run, cfg.moves / run["config"]["moves"]) for run in like]
-    seconds, tokens, money, peak_mb = total(costs)
-    n = len(costs)
-    return Cost(seconds / n, tokens / n, money / n, peak_mb)
+    costs = []
+    for run in like:
+        share, editor = cfg.moves / run["config"]["moves"] / len(like), run["editor"]
+        cost = Cost(
+            seconds=share * run["cost"]["wall_s"],
+            tokens=share * (editor["tokens_in"] + editor["tokens_out"]),
+            money=share * editor["money"],
+            # which does not scale
+            peak_mb=run["cost"]["peak_mb"],
+        )
+        costs.append(cost)
+    return total(costs)
 
 
-def _scaled(run: dict[str, Any], share: float) -> Cost:
-    """Return `share` times what a finished run took; memory does not scale."""
-    editor = run["editor"]
-    return Cost(
-        seconds=share * run["cost"]["wall_s"],
-        tokens=share * (editor["tokens_in"] + editor["tokens_out"]),
-        money=share * editor["money"],
-        peak_mb=run["cost"]["peak_mb"],
-    )
-
-
-def left(job: Job, past: list[dict[str, Any]]) -> list[Cost | None]:
+def left(job: Job, past: list[Json]) -> list[Cost | None]:
     """Return what each of a job's runs that are not done will take; None where nobody knows."""
     store = job.profile.store
     return [expected(cfg, past) for cfg in job.configs if not store.done(cfg)]
 
 
-def known(costs: Iterable[Cost | None]) -> list[Cost]:
-    """Return the costs without the unknown ones."""
-    return [cost for cost in costs if cost is not None]
-
-
 def longest_first(queue: list[Job]) -> list[Job]:
     """Sort jobs by the time expected of them: a long one left for the end would run alone."""
     past = history(queue[0].profile, "results/**") if queue else []
-    return sorted(queue, key=lambda job: -total(known(left(job, past))).seconds)
+    return sorted(queue, key=lambda job: -total(left(job, past)).seconds)
 
 
-def plan(profile: Profile) -> list[dict[str, Any]]:
+def plan(profile: Profile) -> list[Json]:
     """Return one row per job: its name, whether it is done, its runs, and what those left take."""
     past = history(profile, "results/**")
     rows = []
     for job in jobs(profile):
         costs = left(job, past)
-        expectation = total(known(costs))
-        row = {
-            "job": job.name,
-            "done": job.done(),
-            "runs": len(job.configs),
-            "left": len(costs),
-            "seconds": expectation.seconds,
-            "tokens": expectation.tokens,
-            "unknown": costs.count(None),
-        }
-        rows.append(row)
+        counts = {"runs": len(job.configs), "left": len(costs), "unknown": costs.count(None)}
+        row = {"job": job.name, "done": job.done(), **counts}
+        rows.append(row | total(costs)._asdict())
     return rows
 
 
@@ -128,28 +124,34 @@ def table(profile: Profile) -> str:
 
     It follows from the receipts in the profile's results, then from those of the full profile.
     """
-    # the committed table must not depend on what else lies in results/
-    results = profile.results.relative_to(profile.root).as_posix()
-    past = history(profile, results, "results/full")
+    past = history(profile, _folder(profile), "results/full")
     text = HEAD.format(profile=profile.name)
     for notebook, runs in profile.notebooks.items():
-        text += _line(notebook, runs, past)
+        text += LINE.format(notebook, **_cells(runs, past, "-"))
     return text + f"\n{', '.join(profile.reports)}: read records only, in seconds.\n"
 
 
-def _line(notebook: str, runs: tuple[RunConfig, ...], past: list[dict[str, Any]]) -> str:
-    costs = known(expected(cfg, past) for cfg in runs)
+def _folder(profile: Profile) -> str:
+    """Return where a profile's results lie: a committed table depends on nothing else in results/."""
+    return profile.results.relative_to(profile.root).as_posix()
+
+
+def _cells(configs: Iterable[RunConfig], past: list[Json], missing: str) -> Json:
+    """Return the cells of a table on these runs, each counted once."""
+    runs = {cfg.run_id: cfg for cfg in configs}.values()
+    costs = [expected(cfg, past) for cfg in runs]
     sums = total(costs)
-    hours, memory, tokens, money = "----"
-    if costs:
-        hours = f"{sums.seconds / 3600:.1f}"
-        memory = f"{sums.peak_mb / 1e3:.1f}"
-        tokens = f"{sums.tokens:,.0f}"
-        money = f"{sums.money:.2f}"
-    download = f"{sum(w.bytes for w in preflight.weights(runs)) / 1e9:.1f}"
-    counts = (str(len(runs)), str(len(runs) - len(costs)))
-    cells = (notebook, *counts, hours, memory, download, tokens, money)
-    return f"| {' | '.join(cells)} |\n"
+    cells = {
+        "hours": f"{sums.seconds / 3600:.1f}",
+        "memory": f"{sums.peak_mb / 1e3:.1f}",
+        "tokens": f"{sums.tokens:,.0f}",
+        "money": f"{sums.money:.2f}",
+    }
+    if not any(costs):
+        cells = dict.fromkeys(cells, missing)
+    download = sum(weights.bytes for weights in preflight.weights(runs)) / 1e9
+    counts = {"runs": len(runs), "unknown": costs.count(None)}
+    return {**counts, **cells, "download": f"{download:.1f}"}
 
 
 def sizes(profiles: Iterable[Profile]) -> str:
@@ -157,23 +159,13 @@ def sizes(profiles: Iterable[Profile]) -> str:
 
     Runs without a receipt of their own or of a like run are counted beside it.
     """
-    text = "| profile | runs | hours of one thread | peak memory of a job, GB | models to download, GB |\n"
-    text += "| :-- | --: | --: | --: | --: |\n"
+    text = SIZES
     for profile in profiles:
-        runs = [cfg for notebook in profile.notebooks.values() for cfg in notebook]
-        # one run may belong to several notebooks
-        unique = {cfg.run_id: cfg for cfg in runs}
-        results = profile.results.relative_to(profile.root).as_posix()
-        past = history(profile, results)
-        costs = known(expected(cfg, past) for cfg in unique.values())
-        sums = total(costs)
-        unknown = len(unique) - len(costs)
-        hours, memory = f"{sums.seconds / 3600:.1f}", f"{sums.peak_mb / 1e3:.1f}"
-        if unknown:
-            hours = f"{hours} and {unknown} runs unknown" if costs else "unknown"
-        download = f"{sum(w.bytes for w in preflight.weights(runs)) / 1e9:.1f}"
-        memory = memory if costs else "unknown"
-        text += f"| {profile.name} | {len(unique)} | {hours} | {memory} | {download} |\n"
+        past = history(profile, _folder(profile))
+        cells = _cells(chain(*profile.notebooks.values()), past, "unknown")
+        if 0 < cells["unknown"] < cells["runs"]:
+            cells["hours"] += f" and {cells['unknown']} runs unknown"
+        text += SIZE.format(profile.name, **cells)
     return text
 
 

@@ -4,8 +4,6 @@ A *job* is one notebook on one backbone at one seed, with the runs that experime
 *report* is a notebook without runs of its own; it reads the records of all others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -16,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any
 
 from nslora.config import RunConfig
-from nslora.runs.store import Store, append_json, read_jsonl
-from nslora.types import UserError
+from nslora.model.download import sha256
+from nslora.runs.store import Store, append_json, read_json, read_jsonl
+from nslora.types import Json, UserError
 
 STUDIES = (
     "main",
@@ -69,7 +67,7 @@ class Profile:
         return Store(self.results, self.work / "runs")
 
     @property
-    def finished(self) -> list[dict[str, Any]]:
+    def finished(self) -> list[Json]:
         """Runs finished in this working folder, oldest first: run, job, seconds, success."""
         path = self.work / "progress.jsonl"
         return read_jsonl(path) if path.exists() else []
@@ -87,10 +85,8 @@ class Job:
     @property
     def name(self) -> str:
         """The file name of everything that belongs to the job."""
-        name = self.notebook
-        if self.backbone:
-            name += f"-{self.backbone}-s{self.seed}"
-        return re.sub(r"[^\w.-]", "_", name)
+        run = f"-{self.backbone}-s{self.seed}" if self.backbone else ""
+        return re.sub(r"[^\w.-]", "_", self.notebook + run)
 
     @property
     def source(self) -> Path:
@@ -121,37 +117,30 @@ class Job:
     @property
     def parameters(self) -> dict[str, str | int]:
         """The values of the notebook's cell tagged "parameters"."""
-        parameters: dict[str, str | int] = {"profile": self.profile.name}
-        if self.backbone:
-            parameters |= {"backbone": self.backbone, "seed": self.seed}
-        return parameters
+        run = {"backbone": self.backbone, "seed": self.seed} if self.backbone else {}
+        return {"profile": self.profile.name, **run}
 
     def identity(self) -> str:
         """Hash what the job does: the notebook's cells, its parameters, and its runs.
 
         For a report, all run records take the place of its runs.
         """
-        notebook = json.loads(self.source.read_text(encoding="utf-8"))
-        cells = [cell["source"] for cell in notebook["cells"]]
+        cells = [cell["source"] for cell in read_json(self.source)["cells"]]
         if self.backbone:
             inputs = [cfg.run_id for cfg in self.configs]
         else:
             receipts = sorted(self.profile.results.glob("records/*/run.json"))
             # a report is stale once any record is new or made anew
-            inputs = [f"{path.parent.name} {_sha256(path.read_bytes())}" for path in receipts]
-        return _sha256(json.dumps([cells, self.parameters, inputs]).encode())
+            inputs = [f"{path.parent.name} {sha256(path)}" for path in receipts]
+        text = json.dumps([cells, self.parameters, inputs])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def done(self) -> bool:
         """Tell whether this very job has finished here, and what it made is still there."""
         if not (self.record.exists() and self.executed.exists()):
             return False
-        record = json.loads(self.record.read_text(encoding="utf-8"))
-        same = record["identity"] == self.identity()
+        same = read_json(self.record)["identity"] == self.identity()
         return same and all(map(self.profile.store.done, self.configs))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def find_root() -> Path:
@@ -171,7 +160,10 @@ def find_root() -> Path:
 def load(name: str, root: Path | None = None) -> Profile:
     """Read one profile of experiments.toml and check all of it; raises UserError."""
     root = root or find_root()
-    table = _read_toml(root / "experiments.toml")
+    try:
+        table = tomllib.loads((root / "experiments.toml").read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"experiments.toml is not valid TOML: {error}.") from None
     profiles = table.get("profiles", {})
     if name not in profiles:
         raise UserError(f"unknown profile {name!r}; choose from {', '.join(profiles)}.")
@@ -199,16 +191,7 @@ def load(name: str, root: Path | None = None) -> Profile:
     )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"experiments.toml is not valid TOML: {error}.") from None
-
-
-def _expand(
-    block: dict[str, Any], table: dict[str, Any], profile: dict[str, Any]
-) -> Iterator[RunConfig]:
+def _expand(block: Json, table: Json, profile: Json) -> Iterator[RunConfig]:
     """Yield the runs of one block: the product of its lists; raises UserError for a wrong key."""
     _check_block(block)
     variants = block.get("variants", [{}])
@@ -231,7 +214,7 @@ def _expand(
             yield RunConfig.of({**common, **rule, **variant, "seed": seed, "method": method})
 
 
-def _check_block(block: dict[str, Any]) -> None:
+def _check_block(block: Json) -> None:
     if wrong := sorted(set(block) - REQUIRED - OPTIONAL):
         raise UserError(f"a block of experiments.toml has the unknown key {wrong[0]!r}.")
     if missing := sorted(REQUIRED - set(block)):
@@ -267,13 +250,14 @@ def configs(profile: str, notebook: str, backbone: str, seed: int) -> list[RunCo
 
 def jobs(profile: Profile) -> list[Job]:
     """Return all jobs of a profile in order, reports last."""
-    keys = {
-        (notebook, cfg.backbone, cfg.seed): None
+    found = [
+        Job(profile, notebook, cfg.backbone, cfg.seed)
         for notebook, runs in profile.notebooks.items()
         for cfg in runs
-    }
+    ]
     reports = [Job(profile, notebook) for notebook in profile.reports]
-    return [Job(profile, *key) for key in keys] + reports
+    # each once, by its name
+    return list({job.name: job for job in found + reports}.values())
 
 
 def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]:
@@ -321,5 +305,4 @@ def _run_group(runs: list[RunConfig], job: Job) -> None:
 
 def _success(record: Path) -> float:
     """Return the share of test items that a finished run's candidate gets right."""
-    run = json.loads((record / "run.json").read_text(encoding="utf-8"))
-    return run["final"]["test"]["success"]
+    return read_json(record / "run.json")["final"]["test"]["success"]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any, cast
 
 import psutil
@@ -32,6 +33,8 @@ from nslora.experiments.notebook import work
 from nslora.types import UserError
 
 Say = Callable[[str], None]
+# runs jobs, the first ones first, and returns the names of those that failed
+Run = Callable[[list[Job]], list[str]]
 
 # environment variable carried by every process of a job
 TOKEN = "NSLORA_JOB"
@@ -47,10 +50,8 @@ TAIL = 40
 # ---- the scheduler's side
 
 
-def reproduce(
-    profile: Profile, parallel: int = 1, reuse: bool = False, say: Say = print
-) -> list[str]:
-    """Run every job of a profile that is not done, reports last; return the names that failed.
+def reproduce(profile: Profile, run: Run, reuse: bool, say: Say) -> list[str]:
+    """Run every job of a profile that is not done, reports last and here; return the names that failed.
 
     A failed job does not stop the others. With `reuse`, finished records that came with the
     repository count as done; without it they are made anew.
@@ -58,15 +59,10 @@ def reproduce(
     with alone(profile, say):
         # seen under the lock: another process may just have made some of them
         grid = [job for job in jobs(profile) if job.backbone and not job.done()]
-        failed = run_jobs(longest_first(grid), parallel, reuse, say)
-        return failed + run_reports(profile, reuse, say)
-
-
-def run_reports(profile: Profile, reuse: bool, say: Say) -> list[str]:
-    """Run the reports that are not done, one by one: each sees the records as they are now."""
-    # asked for anew: what ran before them may have changed the records
-    reports = [job for job in jobs(profile) if not job.backbone and not job.done()]
-    return run_jobs(reports, 1, reuse, say)
+        failed = run(longest_first(grid))
+        # asked for anew, and run one by one: each sees the records as they are then
+        reports = [job for job in jobs(profile) if not job.backbone and not job.done()]
+        return failed + run_jobs(reports, 1, reuse, say)
 
 
 @contextmanager
@@ -75,14 +71,12 @@ def alone(profile: Profile, say: Say) -> Iterator[None]:
     profile.work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(profile.work / "reproduce.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         say(f"another process reproduces {profile.name!r} in this folder; waiting for its end")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str]:
@@ -93,7 +87,7 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
     # the caller keeps its list
     waiting = list(queue)
     running: list[Running] = []
-    failed: list[str] = []
+    failed = []
     progress = Progress(queue, parallel, reuse, say)
     try:
         while waiting or running:
@@ -109,23 +103,23 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
             progress.show()
             for ended in [one for one in running if one.ended or one.late]:
                 running.remove(ended)
-                if not _report_end(ended, say):
+                if problem := verdict(ended):
                     failed.append(ended.job.name)
+                say(ended.job.name + ending(ended, problem))
     finally:
         for one in running:
             one.end()
     return failed
 
 
-def _report_end(ended: Running, say: Say) -> bool:
-    """Close a job that ended or ran out of time; say and return how it went."""
-    job = ended.job
-    seconds = time.monotonic() - ended.started
-    if problem := verdict(ended):
-        say(f"{job.name}: FAILED ({problem}); the end of {job.log}:\n{tail(job.log)}")
-    else:
-        say(f"{job.name}: done in {seconds:.0f} s")
-    return not problem
+def ending(ended: Running, problem: str) -> str:
+    """Say how a job ended; of one that failed, show the last lines of its log."""
+    log = ended.job.log
+    if not problem:
+        return f": done in {time.monotonic() - ended.started:.0f} s"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = "\n".join(lines[-TAIL:])
+    return f": FAILED ({problem}); the end of {log}:\n{tail}"
 
 
 @dataclass
@@ -219,19 +213,9 @@ def verdict(ended: Running) -> str:
     status = ended.end()
     if late:
         return f"over its limit of {ended.job.profile.limit_s:.0f} s"
-    if status < 0:
-        return f"killed by signal {-status}"
-    if status > 0:
-        return f"exit status {status}"
-    if not ended.job.done():
-        return "its notebook or its records changed while it ran"
-    return ""
-
-
-def tail(log: Path) -> str:
-    """Return the last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-TAIL:])
+    if status:
+        return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    return "" if ended.job.done() else "its notebook or its records changed while it ran"
 
 
 class Progress:
@@ -253,21 +237,18 @@ class Progress:
 
     def show(self) -> None:
         """Say what finished since the last call."""
-        entries = self.profile.finished
-        for entry in entries[self.read :]:
-            if entry["job"] in self.names and entry["run"] not in self.seconds:
-                self.seconds[entry["run"]] = entry["seconds"]
-                self.say(self._line(entry))
-        self.read = len(entries)
-
-    def _line(self, entry: dict) -> str:
-        n = len(self.seconds)
-        mean = sum(self.seconds.values()) / n
-        minutes = (self.total - n) * mean / self.parallel / 60
-        return (
-            f"[{n}/{self.total}] {entry['run']}: success {entry['success']:.2f} "
-            f"in {entry['seconds']:.0f} s; about {minutes:.0f} min left"
-        )
+        for entry in self.profile.finished[self.read :]:
+            self.read += 1
+            run, seconds = entry["run"], entry["seconds"]
+            if entry["job"] not in self.names or run in self.seconds:
+                continue
+            self.seconds[run] = seconds
+            n, left = len(self.seconds), self.total - len(self.seconds)
+            minutes = left * mean(self.seconds.values()) / self.parallel / 60
+            self.say(
+                f"[{n}/{self.total}] {run}: success {entry['success']:.2f} "
+                f"in {seconds:.0f} s; about {minutes:.0f} min left"
+            )
 
 
 # ---- processes
@@ -276,7 +257,13 @@ class Progress:
 def adopt() -> None:
     """Become the parent of orphaned descendants (Linux): none of them escapes `kill_tree`."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(
+            SUBREAPER,
+            1,
+            0,
+            0,
+            0,
+        )
 
 
 def marked(token: str) -> list[psutil.Process]:

@@ -1,7 +1,5 @@
 """Execute a job's notebook with papermill, and publish it with its outputs."""
 
-from __future__ import annotations
-
 import html
 import os
 import re

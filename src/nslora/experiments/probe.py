@@ -5,14 +5,12 @@ along a run: the frozen start, after weights only, and after prompts only. Probe
 own, so no experiment's invented facts are seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas import DataFrame
 
 from nslora.algorithm import loop, needs
 from nslora.algorithm.router import Choice
@@ -24,7 +22,7 @@ from nslora.runs.store import Store, write_json
 from nslora.study.claims import rounded
 from nslora.study.stats import auroc
 from nslora.tasks.build import build
-from nslora.types import Candidate, Move, Scored
+from nslora.types import Candidate, Json, Move, Scored
 
 # of the first probe; experiments use smaller seeds
 SEED = 1000
@@ -48,14 +46,27 @@ def configure(cfg: RunConfig, number: int) -> RunConfig:
     task, rule = PROBES[number]
     where = {"task": task, "rule": rule, "seed": SEED + number, "study": "single"}
     # remade targets let weights bring style too, and nearly every label says content
-    return cfg.but(**where, **SIZES, method="alternate", targets="gold", needs="method")
+    return cfg.but(
+        **where,
+        **SIZES,
+        method="alternate",
+        targets="gold",
+        needs="method",
+    )
 
 
 def run(cfg: RunConfig, place: Store) -> Path:
     """Make one probe and return the CSV of its rows in the results folder."""
     with open_editor(cfg, place) as editor:
         backbone = load(cfg.backbone, threads=cfg.threads)
-        session = Session(cfg, build(cfg), backbone, editor, place.begin(cfg), place.memo)
+        session = Session(
+            cfg,
+            build(cfg),
+            backbone,
+            editor,
+            place.begin(cfg),
+            place.memo,
+        )
         frame = collect(session)
     rule = f"-{cfg.rule}" if cfg.task == "mixed" else ""
     path = place.results / f"probe-{cfg.backbone}-{cfg.task}{rule}.csv"
@@ -64,7 +75,7 @@ def run(cfg: RunConfig, place: Store) -> Path:
     return path
 
 
-def collect(session: Session, epochs: int = EPOCHS, edits: int = EDITS) -> pd.DataFrame:
+def collect(session: Session, epochs: int = EPOCHS, edits: int = EDITS) -> DataFrame:
     """Return one row per training fact and state: features, counterfactual label, hidden need.
 
     The label is nan at a tie.
@@ -105,20 +116,22 @@ def rows(
     x: np.ndarray,
     numerical: Sequence[Scored],
     symbolic: Sequence[Scored],
-) -> pd.DataFrame:
+) -> DataFrame:
     """Return one state's rows: features [N, F], and what each kind of move made of the rewards."""
     cfg = session.cfg
-    frame = pd.DataFrame(x, columns=list(needs.FEATURES)).round(4)
-    frame.insert(0, "fact", [f"s{cfg.seed}-{s.example.fact}" for s in before])
-    frame.insert(1, "state", state)
-    frame["label"] = needs.counterfactual(before, numerical, symbolic)
-    frame["need"] = [session.task.hidden[s.example.id].need.value for s in before]
-    frame["backbone"], frame["task"] = cfg.backbone, cfg.task
-    frame["rule"] = cfg.rule if cfg.task == "mixed" else "none"
-    return frame
+    features = DataFrame(x, columns=list(needs.FEATURES)).round(4)
+    return features.assign(
+        fact=[f"s{cfg.seed}-{s.example.fact}" for s in before],
+        state=state,
+        label=needs.counterfactual(before, numerical, symbolic),
+        need=[session.task.hidden[s.example.id].need.value for s in before],
+        backbone=cfg.backbone,
+        task=cfg.task,
+        rule=cfg.rule if cfg.task == "mixed" else "none",
+    )
 
 
-def train(folder: Path, packaged: Path = PACKAGED) -> dict[str, Any]:
+def train(folder: Path, packaged: Path = PACKAGED) -> Json:
     """Fit the classifier on every probe in `folder`, and write it and its report.
 
     The report holds AUROC on probes that were left out of the fit, for the classifier and for each
@@ -127,10 +140,11 @@ def train(folder: Path, packaged: Path = PACKAGED) -> dict[str, Any]:
     frame = needs.probes(folder)
     x, y = frame[list(needs.FEATURES)].to_numpy(), frame["label"].to_numpy()
     needs.fit(x, y, frame["fact"].to_numpy()).save(packaged)
-    report: dict[str, Any] = {
+    content = int(y.sum())
+    report: Json = {
         "rows": len(frame),
-        "content": int(y.sum()),
-        "style": int((1 - y).sum()),
+        "content": content,
+        "style": len(frame) - content,
         "probes": int(frame.groupby(["backbone", "task", "rule"]).ngroups),
     }
     for column in ("task", "backbone", "rule"):
@@ -139,28 +153,24 @@ def train(folder: Path, packaged: Path = PACKAGED) -> dict[str, Any]:
     return report
 
 
-def left_out(frame: pd.DataFrame, column: str) -> dict[str, dict[str, float | None]]:
+def left_out(frame: DataFrame, column: str) -> dict[str, dict[str, float | None]]:
     """Return AUROC for content per left-out value of `column`, of the classifier and each feature.
 
     A feature's sign is that of its AUROC on the rows that were not left out. None where the rows
     left out, or the others, have labels of one kind only.
     """
+    names = list(needs.FEATURES)
     areas: dict[str, dict[str, float | None]] = {}
     for value in sorted(frame[column].unique()):
-        inside = frame[frame[column] != value]
-        outside = frame[frame[column] == value]
+        inside, outside = frame[frame[column] != value], frame[frame[column] == value]
         # [rows left out] per score
-        scores: dict[str, np.ndarray] = {}
-        if inside["label"].nunique() == 2:
-            x = inside[list(needs.FEATURES)].to_numpy()
-            model = needs.fit(x, inside["label"].to_numpy(), inside["fact"].to_numpy())
-            scores["classifier"] = model.p_content(outside[list(needs.FEATURES)].to_numpy())
-        for feature in needs.FEATURES:
-            area = auroc(inside["label"], inside[feature])
+        scores = {}
+        if inside.label.nunique() == 2:
+            model = needs.fit(*(inside[key].to_numpy() for key in (names, "label", "fact")))
+            scores["classifier"] = model.p_content(outside[names].to_numpy())
+        for name in names:
             # without both labels no sign can be learned, and the feature says nothing
-            sign = 0.0 if np.isnan(area) else np.sign(area - 0.5)
-            scores[feature] = sign * outside[feature].to_numpy()
-        areas[value] = {
-            name: rounded(auroc(outside["label"], score)) for name, score in scores.items()
-        }
+            over_chance = np.nan_to_num(auroc(inside.label, inside[name]) - 0.5)
+            scores[name] = np.sign(over_chance) * outside[name]
+        areas[value] = {name: rounded(auroc(outside.label, scores[name])) for name in scores}
     return areas

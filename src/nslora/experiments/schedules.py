@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from filelock import FileLock, Timeout
 
@@ -35,7 +35,7 @@ from nslora.runs import run as runs
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store, code, environment, read_jsonl, write_json, write_text
 from nslora.tasks.build import build
-from nslora.types import Candidate, Example, Move, Scored, UserError
+from nslora.types import Candidate, Example, Json, Move, Scored, UserError
 
 SCHEMA = 1
 # seeds from here on are for tuning
@@ -44,7 +44,7 @@ MOVES = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
 # whose estimates a router may ask for; "hidden" is the oracle's
 NEEDS = ("asked", "recall", "classifier", "hidden")
 
-Node = dict[str, Any]
+Node = Json
 Say = Callable[[str], None]
 
 
@@ -214,7 +214,7 @@ class Tree:
     def _node(self, schedule: str, state: State, seconds: float, parent: Node | None) -> Node:
         """Return a node's record; a move that changed nothing shares its parent's scores."""
         run, step = self.session, state.history[-1]
-        edits = step.evidence.get("edits")
+        edits = cast("list[Json] | None", step.evidence.get("edits"))
         accepted = None if edits is None else any(edit["accepted"] for edit in edits)
         if parent is not None and accepted is False:
             measured = {key: parent[key] for key in ("test", "test_items", *self.abilities)}
@@ -238,7 +238,7 @@ class Tree:
         }
 
 
-def by_length(schedules: Sequence[str] | dict[str, Node]) -> list[str]:
+def by_length(schedules: Iterable[str]) -> list[str]:
     """Return schedules in the order of their number of moves, then of the alphabet."""
     return sorted(schedules, key=lambda schedule: (len(schedule), schedule))
 
@@ -249,7 +249,11 @@ def measure(run: Session, state: State, abilities: dict[str, list[Example]]) -> 
     test = rows["test"]
     kept = {split: share(rows.get(split, [])) for split in ("locality", "promptability")}
     successes = "".join(str(int(s.reward.success)) for s in test)
-    return {"test": runs.summary(run.task, test), "test_items": successes, **kept}
+    return {
+        "test": runs.summary(runs.graded_rows(run, "test", test)),
+        "test_items": successes,
+        **kept,
+    }
 
 
 def share(scored: Sequence[Scored]) -> float | None:
@@ -257,7 +261,7 @@ def share(scored: Sequence[Scored]) -> float | None:
     return sum(s.reward.success for s in scored) / len(scored) if scored else None
 
 
-def instance(run: Session, abilities: dict[str, list[Example]]) -> dict[str, Any]:
+def instance(run: Session, abilities: dict[str, list[Example]]) -> Json:
     """Return what an instance is: its settings, its task in numbers, and what computes it."""
     cfg, task = run.cfg, run.task
     needs = [task.hidden[e.id].need.value for e in task.test]

@@ -1,7 +1,5 @@
 """A backbone: a language model with its tokenizer and chat format, loaded from the local cache."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,16 +66,9 @@ class Backbone:
         A `Generation` counts its end-of-turn token. Raises UserError when a text does not fit the context.
         """
         prompts = [self._ids(text) for text in texts]
-        longest = max((len(prompt) for prompt in prompts), default=0)
-        self._require_context(longest + max_new_tokens)
-        outputs = decode.decode(
-            self.model,
-            prompts,
-            self.stop,
-            max_new_tokens,
-            temperature,
-            seed,
-        )
+        self._require_context(max(map(len, prompts), default=0) + max_new_tokens)
+        sampling = (max_new_tokens, temperature, seed)
+        outputs = decode.decode(self.model, prompts, self.stop, *sampling)
         return [Generation(self._reply(ids), len(ids), logprob) for ids, logprob in outputs]
 
     def nll(self, texts: list[str], answers: list[str]) -> list[float]:
@@ -110,12 +101,7 @@ class Backbone:
             )
 
 
-def load(
-    name: str,
-    threads: int = 2,
-    dtype: str = "auto",
-    device: str = "auto",
-) -> Backbone:
+def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto") -> Backbone:
     """Load a backbone by key, `hub:<id>@<revision>` or folder, fetching it first if it is not cached.
 
     `dtype` is "auto" (bfloat16 where the hardware computes in it, else float32), "bfloat16" or "float32"; `device` is
@@ -208,7 +194,9 @@ def _require_memory(folder: Path, dtype: str, device: str) -> None:
 def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """Write messages in the model's chat format, open for the answer; a plain one for base models without it."""
     if not tokenizer.chat_template:
-        return _plain_chat(tokenizer, messages)
+        *system, user = [message["content"] for message in messages]
+        paragraphs = [*system, f"Question: {user}\nAnswer:"]
+        return (tokenizer.bos_token or "") + "\n\n".join(paragraphs)
     options = {"tokenize": False, "add_generation_prompt": True}
     try:
         return tokenizer.apply_chat_template(messages, **options)
@@ -218,12 +206,6 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         # some formats know no system role: it then opens the user's turn
         whole = "\n\n".join(message["content"] for message in messages)
         return tokenizer.apply_chat_template([{"role": "user", "content": whole}], **options)
-
-
-def _plain_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    *system, user = [message["content"] for message in messages]
-    paragraphs = [*system, f"Question: {user}\nAnswer:"]
-    return (tokenizer.bos_token or "") + "\n\n".join(paragraphs)
 
 
 def _end_of_turn(tokenizer: Any) -> int:

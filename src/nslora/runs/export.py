@@ -1,14 +1,12 @@
 """Hand a finished run over: a prompt and a PEFT adapter, usable without this library."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.runs.store import Store, read_jsonl, write_json, write_text
+from nslora.runs.store import Store, read_json, read_jsonl, write_json, write_text
 from nslora.types import UserError
 
 USE = """# Adapted model
@@ -59,7 +57,10 @@ def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
     shutil.rmtree(out / "adapter", ignore_errors=True)
     base, option = base_model(cfg.backbone)
     if adapter:
-        _copy_adapter(store.scratch(cfg) / adapter, out / "adapter", base)
+        shutil.copytree(store.scratch(cfg) / adapter, out / "adapter")
+        path = out / "adapter" / "adapter_config.json"
+        # where PEFT looks for the base
+        write_json(path, read_json(path) | {"base_model_name_or_path": base})
     readme = USE.format(
         base=json.dumps(base) + option,
         adapter=LOAD_ADAPTER if adapter else "",
@@ -69,22 +70,11 @@ def bundle(cfg: RunConfig, store: Store, out: Path) -> None:
 
 def best_step(record: Path) -> dict:
     """Return the line of steps.jsonl that the run returned: its `prompt` and `adapter`."""
-    run = json.loads((record / "run.json").read_text(encoding="utf-8"))
     # step 0 is the start
-    number = run["best"]["step"]
+    number = read_json(record / "run.json")["best"]["step"]
     # each phase of a stream counts its moves from 0, and the last phase is what is returned
     steps = reversed(read_jsonl(record / "steps.jsonl"))
     return next(step for step in steps if step["step"] == number)
-
-
-def _copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
-    """Copy an adapter, and name in its config the weights that it belongs to."""
-    shutil.copytree(checkpoint, folder)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    # where PEFT looks for the base
-    config["base_model_name_or_path"] = base
-    write_json(path, config)
 
 
 def base_model(backbone: str) -> tuple[str, str]:

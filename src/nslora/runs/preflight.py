@@ -1,9 +1,7 @@
 """Look, before anything is downloaded or spent, for whatever would stop runs later."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from nslora.cache import require_disk
 from nslora.config import RunConfig
@@ -12,7 +10,7 @@ from nslora.model.download import Weights
 from nslora.runs import lengths
 
 
-def check(configs: Sequence[RunConfig]) -> None:
+def check(configs: Collection[RunConfig]) -> None:
     """Raise UserError for an unknown backbone, bad data, a useless editor or a full disk."""
     for backbone in {cfg.backbone for cfg in configs}:
         checkpoints.check(backbone)
@@ -41,7 +39,7 @@ def asks_editor(cfg: RunConfig) -> bool:
     return cfg.row.decision != "stop" and not replayed
 
 
-def weights(configs: Sequence[RunConfig]) -> list[Weights]:
+def weights(configs: Collection[RunConfig]) -> list[Weights]:
     """Return the default weights that runs use: backbones, and the local editor's model."""
     names = set()
     for cfg in configs:
@@ -51,7 +49,7 @@ def weights(configs: Sequence[RunConfig]) -> list[Weights]:
     return [checkpoints.BACKBONES[name] for name in sorted(names) if name in checkpoints.BACKBONES]
 
 
-def downloads(configs: Sequence[RunConfig]) -> int:
+def downloads(configs: Collection[RunConfig]) -> int:
     """Return the bytes of default weights that these runs still have to fetch."""
     missing = (w for w in weights(configs) if not checkpoints.is_cached(w.key))
     return sum(w.bytes for w in missing)

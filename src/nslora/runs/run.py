@@ -7,10 +7,10 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,17 @@ from nslora.runs.preflight import asks_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
 from nslora.tasks.build import Prompted, Task, build
-from nslora.types import Candidate, Example, Pair, Prompt, Scored, StepRecord, UserError, diff
+from nslora.types import (
+    Candidate,
+    Example,
+    Json,
+    Pair,
+    Prompt,
+    Scored,
+    StepRecord,
+    UserError,
+    diff,
+)
 
 # of the reward, for reports
 PARTS = ("content", "content_strict", "style")
@@ -105,9 +115,13 @@ def _make(
     run.use(candidate)
     rows = {**state.tested, **final_rows(run, candidate, abilities)}
     factorial = weights_by_prompt(run, candidate)
+    graded = {
+        split: graded_rows(run, split, scored) for split, scored in (rows | factorial).items()
+    }
+    means = {split: summary(items) for split, items in graded.items()}
     remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
 
-    store.write_scores(scratch / "scores.csv", score_rows(run, rows | factorial))
+    store.write_scores(scratch / "scores.csv", chain(*graded.values()))
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in remade]
     store.write_text(scratch / "remade.jsonl", "".join(lines))
     store.write_json(
@@ -123,10 +137,8 @@ def _make(
                 "editor_engine": editor.engine,
             },
             "schedule": monitor.schedule(history),
-            "final": {
-                split: summary(task_of(run, split), scored) for split, scored in rows.items()
-            },
-            "factorial": {cell: summary(run.task, scored) for cell, scored in factorial.items()},
+            "final": {split: means[split] for split in rows},
+            "factorial": {cell: means[cell] for cell in factorial},
             "best": {
                 "step": chosen.step,
                 "prompt": asdict(chosen.prompt),
@@ -204,7 +216,7 @@ class Progress:
         self.watch(step)
         self.ended, self.saved = time.perf_counter(), self.run.saved_s
 
-    def _spent(self) -> dict[str, Any]:
+    def _spent(self) -> Json:
         counters = {name: getattr(self.run, name) for name in COUNTERS}
         return {"wall_s": self.wall_s, "edits": asdict(self.edits), "counters": counters}
 
@@ -235,15 +247,15 @@ class Progress:
             store.write_text(folder / name, "".join(line + "\n" for line in kept))
         return state
 
-    def _hidden(self, state: State, needs: Needs | None) -> dict[str, Any]:
-        task = self.run.task
-        dev = {part: value for part, value in summary(task, state.dev).items() if part in PARTS}
-        rows: list[list[object]] = []
+    def _hidden(self, state: State, needs: Needs | None) -> Json:
+        dev = summary(graded_rows(self.run, "dev", state.dev))
+        rows = []
         if needs is not None and needs.p_content is not None:
             for s, p_content in zip(self.before, needs.p_content, strict=True):
-                need = task.hidden[s.example.id].need.value
+                need = self.run.task.hidden[s.example.id].need.value
                 rows.append([s.example.id, need, s.reward.success, round(float(p_content), 4)])
-        return {"step": state.history[-1].step, "dev": dev, "needs": rows}
+        parts = {part: dev[part] for part in PARTS}
+        return {"step": state.history[-1].step, "dev": parts, "needs": rows}
 
 
 # ---- what a run is tested on
@@ -254,13 +266,12 @@ def frozen_abilities(run: Session) -> dict[str, list[Example]]:
 
     They are what can be forgotten.
     """
-    locality = list(run.task.locality)
-    scored = retention(run, run.task.initial_prompt, locality, run.task.promptability)
+    task = run.task
+    scored = retention(run, task.initial_prompt, list(task.locality), task.promptability)
+    obeyed = [s for s in scored["promptability"] if task.obeys(s.example, s.output)]
     return {
         "locality": [s.example for s in scored["locality"] if s.reward.success],
-        "promptability": [
-            s.example for s in scored["promptability"] if run.task.obeys(s.example, s.output)
-        ],
+        "promptability": [s.example for s in obeyed],
     }
 
 
@@ -305,42 +316,38 @@ def weights_by_prompt(run: Session, candidate: Candidate) -> Rows:
 # ---- what the record holds
 
 
-def summary(task: Task, scored: Sequence[Scored]) -> dict[str, float]:
-    """Return means over rows, the reward's parts included, and the number of rows."""
-    rewards = [task.reward(s.example, s.output) for s in scored]
-    means = {
-        "success": float(np.mean([reward.success for reward in rewards])),
-        "value": float(np.mean([reward.value for reward in rewards])),
-    }
-    for part in PARTS:
-        means[part] = float(np.mean([reward.parts[part] for reward in rewards]))
-    return means | {"n": len(scored)}
+def graded_rows(run: Session, split: str, scored: Sequence[Scored]) -> list[Json]:
+    """Return a row of scores.csv per reply, graded by the task that the split is of.
 
-
-def task_of(run: Session, split: str) -> Task:
-    """Return the task that graded a split: of an earlier phase for test-1, test-2, ..."""
+    The splits test-1, test-2, ... are of earlier phases.
+    """
     _, _, phase = split.partition("test-")
-    return build(run.cfg, int(phase) - 1) if phase else run.task
+    task = build(run.cfg, int(phase) - 1) if phase else run.task
+    rows = []
+    for s in scored:
+        example, reward = s.example, task.reward(s.example, s.output)
+        row = {
+            "split": split,
+            "id": example.id,
+            "fact": example.fact,
+            "need": task.hidden[example.id].need.value,
+            "question": example.question,
+            "answer": example.answer,
+            "success": reward.success,
+            "value": reward.value,
+            **reward.parts,
+            "output": s.output,
+        }
+        rows.append(row)
+    return rows
 
 
-def score_rows(run: Session, rows: Rows) -> Iterable[dict[str, object]]:
-    """Yield one row of scores.csv per final item of every split."""
-    for split, scored in rows.items():
-        task = task_of(run, split)
-        for s in scored:
-            example, reward = s.example, task.reward(s.example, s.output)
-            yield {
-                "split": split,
-                "id": example.id,
-                "fact": example.fact,
-                "need": task.hidden[example.id].need.value,
-                "question": example.question,
-                "answer": example.answer,
-                "success": reward.success,
-                "value": reward.value,
-                **reward.parts,
-                "output": s.output,
-            }
+def summary(rows: Sequence[Json]) -> dict[str, float]:
+    """Return means over graded rows, the reward's parts included, and the number of rows."""
+    means = {
+        key: float(np.mean([row[key] for row in rows])) for key in ("success", "value", *PARTS)
+    }
+    return means | {"n": len(rows)}
 
 
 def prompt_diff(initial: Prompt, prompt: Prompt) -> list[list[str]]:
@@ -348,25 +355,26 @@ def prompt_diff(initial: Prompt, prompt: Prompt) -> list[list[str]]:
     return [list(part) for part in diff(initial.both, prompt.both)]
 
 
-def remade_rows(cfg: RunConfig, initial: Prompt, pairs: Sequence[Pair]) -> list[dict[str, object]]:
+def remade_rows(cfg: RunConfig, initial: Prompt, pairs: Sequence[Pair]) -> list[Json]:
     """Return verified pairs with their provenance, each once: the reusable data of a run."""
-    rows: dict[tuple[str, str], dict[str, object]] = {}
-    for pair in pairs:
-        if pair.source in ("remade", "rewritten"):
-            # the same pair is trained in many moves
-            rows[pair.parent, pair.target] = {
-                "question": pair.question,
-                "answer": pair.target,
-                "system": pair.prompt.system,
-                "template": pair.prompt.question,
-                "parent": pair.parent,
-                "source": pair.source,
-                "prompt_diff": prompt_diff(initial, pair.refined or pair.prompt),
-                "backbone": cfg.backbone,
-                "reward": 1.0,
-                "run": cfg.run_id,
-            }
-    return list(rows.values())
+    verified = [pair for pair in pairs if pair.source in ("remade", "rewritten")]
+    # the same pair is trained in many moves
+    unique = {(pair.parent, pair.target): pair for pair in verified}
+    return [
+        {
+            "question": pair.question,
+            "answer": pair.target,
+            "system": pair.prompt.system,
+            "template": pair.prompt.question,
+            "parent": pair.parent,
+            "source": pair.source,
+            "prompt_diff": prompt_diff(initial, pair.refined or pair.prompt),
+            "backbone": cfg.backbone,
+            "reward": 1.0,
+            "run": cfg.run_id,
+        }
+        for pair in unique.values()
+    ]
 
 
 def cost(
@@ -379,13 +387,12 @@ def cost(
     """
     clock = store.read_jsonl(scratch / "clock.jsonl")
     seconds = {row["step"]: row["seconds"] for row in clock}
-    # the start is scored, not made
-    moves = [step.step for step in history if step.move != "start"]
     return {
         "wall_s": wall_s + run.saved_s,
         "saved_s": run.saved_s,
         "work_s": run.work_s,
-        "moves_s": sum(seconds[step] for step in moves),
+        # the start is scored, not made
+        "moves_s": sum(seconds[step.step] for step in history if step.move != "start"),
         "train_tokens": float(run.train_tokens),
         "generated_tokens": float(run.generated_tokens),
         "peak_mb": store.peak_megabytes(),

@@ -5,8 +5,6 @@ when it is finished. A killed run leaves no record and goes on from its last fin
 runs are deterministic, it ends with the same record as an undisturbed one.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json
@@ -146,12 +144,12 @@ class Store:
         """
         path = self.work / "memo" / f"{key}.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         except (FileNotFoundError, ValueError):
             pass
         write_json(path, compute())
         # read back, so that the first caller gets what all others get (lists for tuples)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -166,6 +164,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old one or the whole new one."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_json(path: Path, value: Any) -> None:

@@ -3,14 +3,11 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
+from pandas import DataFrame
 
 from nslora.study import classifier, signal, stats, stream
 from nslora.study.records import (
@@ -25,9 +22,10 @@ from nslora.study.schedules import Trees, answers
 from nslora.study.schedules.routers import begun
 from nslora.study.schedules.trees import difference
 from nslora.study.stats import AREA, DIFFERENCE, SHARE, Bounds, Interval
+from nslora.types import Json
 
 # Numbers by `backbone` and `seed`: the column `value`, and what `records.estimate` needs for its floor.
-Values = Callable[[Records], pd.DataFrame]
+Values = Callable[[Records], DataFrame]
 SHOWN = "points [interval]"
 # the study whose instances are trees instead of runs
 SCHEDULES = "schedules"
@@ -54,11 +52,6 @@ class Comparison:
     task: str = "mixed"
     study: str = "main"
 
-    @property
-    def text(self) -> str:
-        """Return the words, with the bound where it is not 0."""
-        return f"{self.words} (above {100 * self.bound:.0f} points)" if self.bound else self.words
-
     def due(self, records: Records) -> list[str]:
         """Return the backbones on which the study ran the task."""
         runs = records.of(self.study).runs
@@ -67,90 +60,66 @@ class Comparison:
         return sorted(set(runs.backbone[(runs.task == self.task) | (self.task == "")]))
 
 
-# The comparisons of a claim, some of which depend on the methods that were run.
-Comparisons = Callable[[Records], list[Comparison]]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence that holds on a backbone if every one of its comparisons does there."""
-
-    key: str
-    text: str
-    comparisons: tuple[Comparison, ...] | Comparisons
-
-    def listed(self, records: Records) -> list[Comparison]:
-        """Return the comparisons that these records allow."""
-        listed = self.comparisons
-        return list(listed) if isinstance(listed, tuple) else listed(records)
-
-
 # ---------------------------------------------------------------------------------------------- comparisons
 
 
 def methods(a: str, b: str, task: str = "mixed", bound: float = 0.0) -> Comparison:
     """Compare test success of method `a` with that of `b` in the main study, paired by seed and item."""
 
-    def values(records: Records) -> pd.DataFrame:
-        scores = records.scores
-        return paired(scores[scores.task == task], a, b)
+    def values(records: Records) -> DataFrame:
+        return paired(records.scores[records.scores.task == task], a, b)
 
     return Comparison(f"test success on {task}: {a} - {b}", values, bound, task=task)
 
 
-def fixed_methods(records: Records) -> list[str]:
-    """Return the methods of the main study with a schedule that is given in advance."""
-    main = records.of("main").runs
-    names = set(main.method[main.task == "mixed"])
-    fixed = {name for name in names if name.startswith("fixed:")} | names & {"alternate"}
-    return sorted(fixed, key=rank_of)
-
-
 def against_fixed(records: Records) -> list[Comparison]:
     """Compare neurosymbolic with every method whose schedule is given in advance, at least with `alternate`."""
-    return [methods("neurosymbolic", name) for name in fixed_methods(records) or ["alternate"]]
+    names = records.of("main").runs.query("task == 'mixed'").method
+    fixed = set(names[names.str.startswith("fixed:") | (names == "alternate")])
+    return [methods("neurosymbolic", name) for name in sorted(fixed, key=rank_of) or ["alternate"]]
 
 
-def facts_kept(records: Records) -> pd.DataFrame:
+def facts_kept(records: Records) -> DataFrame:
     """Return, per item that the frozen backbone gets right, whether neurosymbolic adaptation still does."""
-    rows = graded(records, *MEASURES["facts kept"])
-    return rows[(rows.task == "mixed") & (rows.method == "neurosymbolic")]
+    rows = graded(records, *MEASURES["facts kept"], task="mixed")
+    return rows[rows.method == "neurosymbolic"]
 
 
-def remade(records: Records) -> pd.DataFrame:
+def remade(records: Records) -> DataFrame:
     """Return success on math of weights trained on own verified working minus on bare results, per item."""
     scores = records.with_settings(records.scores, "targets")
     return paired(scores[scores.task == "math"], "verified", "gold", "targets")
 
 
-def areas(rows: pd.DataFrame) -> pd.DataFrame:
+def areas(rows: DataFrame) -> DataFrame:
     """Return AUROC - 0.5 of `score` for `label` per backbone and seed, without those of one class only."""
     values = []
     for key, group in rows.groupby(["backbone", "seed"]):
         area = stats.auroc_interval(group.label, group.score)
         values.append((*key, area.mean - 0.5, area.variance))
-    return pd.DataFrame(values, columns=["backbone", "seed", "value", "variance"]).dropna()
+    return DataFrame(values, columns=["backbone", "seed", "value", "variance"]).dropna()
 
 
-def saturation(column: str, sign: float) -> Values:
-    """Return how well a signal tells that later moves of a purely numerical run bring less than `gain_eps` on dev."""
+def saturation(column: str, sign: float) -> Comparison:
+    """Compare with chance how well a signal tells that later numerical moves bring less than `gain_eps` on dev."""
 
-    def values(records: Records) -> pd.DataFrame:
+    def values(records: Records) -> DataFrame:
         moves = signal.numerical_moves(records)
         # after the last move nothing can come
         moves = moves[(moves.later > 0) & moves[column].notna()]
-        labelled = moves.assign(label=moves.left < moves.gain_eps, score=sign * moves[column])
-        return areas(labelled)
+        return areas(moves.assign(label=moves.left < moves.gain_eps, score=sign * moves[column]))
 
-    return values
+    name = column.upper() if sign > 0 else f"-{column.upper()}"
+    words = f"AUROC - 0.5 of {name} for 'later LoRA moves bring nothing'"
+    return Comparison(words, values, bounds=AREA, task="")
 
 
-def needs_estimated(records: Records) -> pd.DataFrame:
+def needs_estimated(records: Records) -> DataFrame:
     """Return how well P(content) of failing training items tells hidden content needs from style needs."""
     return areas(classifier.one_need(classifier.estimated_needs(records)))
 
 
-def requests_avoided(records: Records) -> pd.DataFrame:
+def requests_avoided(records: Records) -> DataFrame:
     """Return the share of textgrad's editor requests that neurosymbolic does not make, replayed ones included."""
     runs = records.runs[records.runs.task == "mixed"]
     # what was replayed from a recording was a request all the same
@@ -161,22 +130,18 @@ def requests_avoided(records: Records) -> pd.DataFrame:
     # a method that asks more often than textgrad avoids nothing
     avoided = (1 - wide.neurosymbolic / wide.textgrad.clip(lower=1)).clip(lower=0)
     variance = stats.share_variance(avoided, wide.textgrad)
-    return pd.DataFrame({"value": avoided, "variance": variance}).reset_index()
+    return DataFrame({"value": avoided, "variance": variance}).reset_index()
 
 
 def regret_saved(other: str) -> Comparison:
     """Compare regret of method `other` on the stream with that of neurosymbolic, by backbone, rule and seed."""
 
-    def values(records: Records) -> pd.DataFrame:
+    def values(records: Records) -> DataFrame:
         runs = stream.regrets(stream.by_move(records))
-        wide = runs.pivot(index=["backbone", "seed", "rule"], columns="method")
-        wide = wide.reindex(columns=["neurosymbolic", other], level="method").astype(float)
-        # two methods by two columns, or one of the methods was not run
-        if wide.shape[1] < 4:
-            return pd.DataFrame(columns=["backbone", "seed", "value", "variance"])
-        value = wide["regret", other] - wide["regret", "neurosymbolic"]
-        variance = wide["variance", other] + wide["variance", "neurosymbolic"]
-        return pd.DataFrame({"value": value, "variance": variance}).dropna().reset_index()
+        runs = runs.set_index(["backbone", "seed", "rule"])
+        ours, theirs = (runs[runs.method == name] for name in ("neurosymbolic", other))
+        value, variance = theirs.regret - ours.regret, theirs.variance + ours.variance
+        return DataFrame({"value": value, "variance": variance}).dropna().reset_index()
 
     words = f"regret on the stream: {other} - neurosymbolic"
     return Comparison(words, values, task="stream", study="stream")
@@ -187,12 +152,12 @@ def confirmed(trees: Trees) -> Trees:
     return trees.where(trees.instances.split == "test")
 
 
-def on_trees(words: str, values: Callable[[Trees], pd.DataFrame]) -> Comparison:
+def on_trees(words: str, values: Callable[[Trees], DataFrame]) -> Comparison:
     """Compare ends of trees (`values`, of all splits) on the instances of the test split."""
 
-    def tested(records: Records) -> pd.DataFrame:
+    def tested(records: Records) -> DataFrame:
         if records.trees.instances.empty:
-            return pd.DataFrame(columns=["backbone", "seed", "value", "variance"])
+            return DataFrame(columns=["backbone", "seed", "value", "variance"])
         frame = values(records.trees)
         return frame[frame.split == "test"]
 
@@ -204,140 +169,108 @@ def routers(a: str, b: str) -> Comparison:
     return on_trees(f"test success on trees: {a} - {b}", lambda trees: answers.between(trees, a, b))
 
 
-def adaptivity(trees: Trees) -> pd.DataFrame:
+def adaptivity(trees: Trees) -> DataFrame:
     """Return V of each instance, its schedule chosen on dev and the fixed one on other instances of its backbone."""
     return answers.between(trees, "all, best on dev", "best fixed")
 
 
-def prompt_first(trees: Trees) -> pd.DataFrame:
+def prompt_first(trees: Trees) -> DataFrame:
     """Return success of all schedules S... minus that of all N..., of full depth, where both needs occur."""
     style = answers.style_share(trees)
     mixed = trees.where((style > 0) & (style < 1))
     return difference(mixed, begun(mixed, "S"), begun(mixed, "N"))
 
 
-CLAIMS = (
-    Claim(
-        "facts-numerical",
+# by key: a sentence, which holds on a backbone if every one of its comparisons does there; some depend on what was run
+CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Comparison]]]] = {
+    "facts-numerical": (
         "New facts are learned by tuning weights rather than by rewriting prompts.",
-        (methods("lora-remade", "textgrad", "facts"),),
+        [methods("lora-remade", "textgrad", "facts")],
     ),
-    Claim(
-        "style-symbolic",
+    "style-symbolic": (
         "Style rules are learned by rewriting prompts rather than by tuning weights.",
-        (methods("textgrad", "lora-remade", "style"),),
+        [methods("textgrad", "lora-remade", "style")],
     ),
-    Claim(
-        "beats-both",
+    "beats-both": (
         "Deciding between both moves beats weights alone and prompts alone, all with the same targets.",
-        (methods("neurosymbolic", "lora-remade"), methods("neurosymbolic", "textgrad")),
+        [methods("neurosymbolic", "lora-remade"), methods("neurosymbolic", "textgrad")],
     ),
-    Claim(
-        "beats-fixed",
+    "beats-fixed": (
         "Deciding beats every schedule that is fixed in advance.",
         against_fixed,
     ),
-    Claim(
-        "prompt-first",
+    "prompt-first": (
         "Where facts and style are asked for, rewriting the prompt first beats tuning the weights first.",
-        (on_trees("test success on trees: schedules S... - N..., of equal length", prompt_first),),
+        [on_trees("test success on trees: schedules S... - N..., of equal length", prompt_first)],
     ),
-    Claim(
-        "adaptivity-pays",
+    "adaptivity-pays": (
         "Choosing a schedule for each instance beats the best schedule for all of them.",
-        (on_trees("V: test success of the schedule chosen on dev - best fixed", adaptivity),),
+        [on_trees("V: test success of the schedule chosen on dev - best fixed", adaptivity)],
     ),
-    Claim(
-        "deciding-pays",
+    "deciding-pays": (
         "Deciding has less regret than the best fixed schedule.",
-        (routers("neurosymbolic", "best fixed"),),
+        [routers("neurosymbolic", "best fixed")],
     ),
-    Claim(
-        "signal-adds",
+    "signal-adds": (
         "The monitoring signal adds to what needs alone decide, and to the number of the move.",
-        (routers("neurosymbolic", "needs-only"), routers("monitor, tuned", "best fixed")),
+        [routers("neurosymbolic", "needs-only"), routers("monitor, tuned", "best fixed")],
     ),
-    Claim(
-        "needs-add",
+    "needs-add": (
         "Estimated needs add to what the monitoring signal alone decides, and to the number of the move.",
-        (routers("neurosymbolic", "monitor, tuned"), routers("needs-only", "best fixed")),
+        [routers("neurosymbolic", "monitor, tuned"), routers("needs-only", "best fixed")],
     ),
-    Claim(
-        "remade-data",
+    "remade-data": (
         "A model's own verified working trains it better than bare results (math).",
-        (
+        [
             Comparison(
                 "test success on math: own verified working - bare results",
                 remade,
                 task="math",
                 study="data-efficiency",
-            ),
-        ),
+            )
+        ],
     ),
-    Claim(
-        "not-worse",
+    "not-worse": (
         "Where one kind of move is enough, deciding between both loses at most 3 points against it.",
-        (
-            methods("neurosymbolic", "lora-remade", "facts", bound=-0.03),
-            methods("neurosymbolic", "textgrad", "style", bound=-0.03),
-            methods("neurosymbolic", "lora-remade", "math", bound=-0.03),
-        ),
+        [
+            methods("neurosymbolic", "lora-remade", "facts", -0.03),
+            methods("neurosymbolic", "textgrad", "style", -0.03),
+            methods("neurosymbolic", "lora-remade", "math", -0.03),
+        ],
     ),
-    Claim(
-        "knowledge-kept",
+    "knowledge-kept": (
         "Neurosymbolic adaptation keeps nine tenths of what the backbone knew.",
-        (
-            Comparison(
-                "share of facts kept by neurosymbolic on mixed", facts_kept, 0.9, bounds=SHARE
-            ),
-        ),
+        [Comparison("share of facts kept by neurosymbolic on mixed", facts_kept, 0.9, SHARE)],
     ),
-    Claim(
-        "saturation-signal",
+    "saturation-signal": (
         "A small relative change of the loss and a small gradient norm tell that LoRA is saturated.",
-        (
-            Comparison(
-                "AUROC - 0.5 of C1 for 'later LoRA moves bring nothing'",
-                saturation("c1", 1.0),
-                bounds=AREA,
-                task="",
-            ),
-            Comparison(
-                "AUROC - 0.5 of -C2 for 'later LoRA moves bring nothing'",
-                saturation("c2", -1.0),
-                bounds=AREA,
-                task="",
-            ),
-        ),
+        [saturation("c1", 1.0), saturation("c2", -1.0)],
     ),
-    Claim(
-        "need-classifier",
+    "need-classifier": (
         "Which inputs need content and which need style can be told from the reward.",
-        (
+        [
             Comparison(
                 "AUROC - 0.5 of P(content) for hidden content against style needs",
                 needs_estimated,
                 bounds=AREA,
-            ),
-        ),
+            )
+        ],
     ),
-    Claim(
-        "editor-only-when-needed",
+    "editor-only-when-needed": (
         "The external LLM is called only when it is needed.",
-        (
+        [
             Comparison(
                 "share of textgrad's editor requests that neurosymbolic avoids on mixed",
                 requests_avoided,
                 bounds=SHARE,
-            ),
-        ),
+            )
+        ],
     ),
-    Claim(
-        "adaptability",
+    "adaptability": (
         "When facts arrive and the style changes, both moves together lose less than either alone.",
-        (regret_saved("lora-remade"), regret_saved("textgrad")),
+        [regret_saved("lora-remade"), regret_saved("textgrad")],
     ),
-)
+}
 
 
 # ---------------------------------------------------------------------------------------------- verdicts
@@ -348,22 +281,25 @@ def rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(value, 6) + 0.0
 
 
-def result(comparison: Comparison, backbone: str, interval: Interval) -> dict[str, Any]:
-    """Return one row of claims.json: `n` counts seeds or instances, `p` is one-sided and before Holm's adjustment."""
+def result(comparison: Comparison, backbone: str, interval: Interval) -> Json:
+    """Return one row of claims.json; `n` counts seeds or instances, `p` is one-sided and before Holm's adjustment."""
+    bound = comparison.bound
+    above = f" (above {100 * bound:.0f} points)" if bound else ""
+    mean, low, high, n = interval.row
     return {
-        "comparison": comparison.text,
+        "comparison": comparison.words + above,
         "backbone": backbone,
-        "estimate": rounded(interval.mean),
-        "low": rounded(interval.low),
-        "high": rounded(interval.high),
-        "n": interval.n,
-        "bound": comparison.bound,
-        "p": rounded(interval.p_above(comparison.bound)),
-        "below": interval.below(comparison.bound),
+        "estimate": rounded(mean),
+        "low": rounded(low),
+        "high": rounded(high),
+        "n": n,
+        "bound": bound,
+        "p": rounded(interval.p_above(bound)),
+        "below": interval.below(bound),
     }
 
 
-def compare(comparison: Comparison, records: Records) -> list[dict[str, Any]]:
+def compare(comparison: Comparison, records: Records) -> list[Json]:
     """Return a row for each backbone on which the comparison is due, and the pooled one ("all") last."""
     values = comparison.values(records.of(comparison.study))
     # a backbone on which the comparison is due and was not run keeps its row, with n = 0
@@ -371,9 +307,8 @@ def compare(comparison: Comparison, records: Records) -> list[dict[str, Any]]:
         backbone: estimate(values[values.backbone == backbone], comparison.bounds)
         for backbone in comparison.due(records)
     }
-    rows = [result(comparison, *pair) for pair in intervals.items()]
-    ran = [interval for interval in intervals.values() if interval.n]
-    return [*rows, result(comparison, "all", stats.pooled(ran))]
+    intervals["all"] = stats.pooled([interval for interval in intervals.values() if interval.n])
+    return [result(comparison, *pair) for pair in intervals.items()]
 
 
 def worst(p_values: Iterable[float | None]) -> float:
@@ -382,7 +317,7 @@ def worst(p_values: Iterable[float | None]) -> float:
     return max(values) if values and not np.isnan(values).any() else np.nan
 
 
-def verdict(rows: list[dict[str, Any]], p: float) -> str:
+def verdict(rows: list[Json], p: float) -> str:
     """Return the verdict of comparisons that have to hold together, given their adjusted p-value."""
     if not any(row["n"] for row in rows):
         return NOT_RUN
@@ -391,7 +326,7 @@ def verdict(rows: list[dict[str, Any]], p: float) -> str:
     return HOLDS if p < stats.ALPHA else UNDECIDED
 
 
-def judged(records: Records) -> dict[str, Any]:
+def judged(records: Records) -> Json:
     """Judge all claims; the result is what claims.json holds.
 
     On a backbone a claim's p-value is the largest of its comparisons, over all backbones the largest of theirs
@@ -399,36 +334,27 @@ def judged(records: Records) -> dict[str, Any]:
     every 95% interval lies above its bound, and `fails` where one lies below it. Pooled rows decide nothing.
     """
     rows = {}
-    for claim in CLAIMS:
-        rows[claim.key] = [row for c in claim.listed(records) for row in compare(c, records)]
+    for key, (_, listed) in CLAIMS.items():
+        due = listed(records) if callable(listed) else listed
+        rows[key] = [row for comparison in due for row in compare(comparison, records)]
     backbones = sorted({row["backbone"] for own in rows.values() for row in own} - {"all"})
     # "all" first: each claim by its worst backbone, adjusted among claims; then the same within each backbone
     adjusted = {}
     for backbone in ["all", *backbones]:
         adjusted[backbone] = stats.holm({key: p_value(own, backbone) for key, own in rows.items()})
     claims = []
-    for claim in CLAIMS:
-        own = on_backbones(rows[claim.key])
-        here = {name: [row for row in own if row["backbone"] == name] for name in backbones}
-        p = adjusted["all"][claim.key]
-        claims.append(
-            {
-                "key": claim.key,
-                "claim": claim.text,
-                "verdict": verdict(own, p),
-                "p": rounded(p),
-                "backbones": {
-                    name: verdict(due, adjusted[name][claim.key])
-                    for name, due in here.items()
-                    if due
-                },
-                "comparisons": rows[claim.key],
-            }
-        )
+    for key, (text, _) in CLAIMS.items():
+        own, p = on_backbones(rows[key]), adjusted["all"][key]
+        verdicts = {}
+        for name in backbones:
+            if due := [row for row in own if row["backbone"] == name]:
+                verdicts[name] = verdict(due, adjusted[name][key])
+        claim = {"key": key, "claim": text, "verdict": verdict(own, p), "p": rounded(p)}
+        claims.append({**claim, "backbones": verdicts, "comparisons": rows[key]})
     return {"level": stats.LEVEL, "alpha": stats.ALPHA, "claims": claims}
 
 
-def points(row: dict[str, Any]) -> str:
+def points(row: Json) -> str:
     """Return the estimate of a row of claims.json with its interval, in points or percent."""
     if not row["n"]:
         return NOT_RUN
@@ -437,7 +363,7 @@ def points(row: dict[str, Any]) -> str:
     return f"{100 * row['estimate']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
+def comparisons(judged: Json) -> DataFrame:
     """Return every comparison of every claim, per backbone and pooled ("all"), as numbers and as text."""
     rows = [
         {"claim": claim["key"], "sentence": f"{claim['verdict']}: {claim['claim']}", **row}
@@ -445,28 +371,34 @@ def comparisons(judged: dict[str, Any]) -> pd.DataFrame:
         for claim in judged["claims"]
         for row in claim["comparisons"]
     ]
-    return pd.DataFrame(rows)
+    return DataFrame(rows)
 
 
-def table(records: Records, *keys: str) -> pd.DataFrame:
+def table(records: Records, *keys: str) -> DataFrame:
     """Return some claims with their verdicts and the comparisons behind them, for a notebook to show."""
     rows = comparisons(judged(records))
     rows = rows[rows.claim.isin(keys)].set_index(["sentence", "comparison", "backbone"])
     return rows[[SHOWN, "n", "verdict"]]
 
 
-def on_backbones(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def pooled(claim: Json) -> list[Json]:
+    """Return the pooled rows of a claim of claims.json."""
+    return [row for row in claim["comparisons"] if row["backbone"] == "all"]
+
+
+def on_backbones(rows: list[Json]) -> list[Json]:
     """Return the rows that decide: all but the pooled ones."""
     return [row for row in rows if row["backbone"] != "all"]
 
 
-def p_value(rows: list[dict[str, Any]], backbone: str) -> float:
+def p_value(rows: list[Json], backbone: str) -> float:
     """Return a claim's p-value on a backbone, or on all that ran any of it ("all")."""
+    own = on_backbones(rows)
     if backbone != "all":
-        return worst(row["p"] for row in rows if row["backbone"] == backbone)
-    ran = {row["backbone"] for row in on_backbones(rows) if row["n"]}
+        return worst(row["p"] for row in own if row["backbone"] == backbone)
+    ran = [row for row in own if row["n"]]
     # every comparison has to have been run somewhere
-    everywhere = {row["comparison"] for row in rows} == {
-        row["comparison"] for row in on_backbones(rows) if row["n"]
-    }
-    return worst(row["p"] for row in rows if row["backbone"] in ran) if everywhere else np.nan
+    if {row["comparison"] for row in rows} > {row["comparison"] for row in ran}:
+        return np.nan
+    where = {row["backbone"] for row in ran}
+    return worst(row["p"] for row in own if row["backbone"] in where)

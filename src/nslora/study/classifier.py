@@ -3,86 +3,93 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from sklearn.metrics import roc_curve
 
 from nslora.algorithm import needs
 from nslora.study import stats
 from nslora.study.figures import GREY, PAGE, in_percent, styled
-from nslora.study.records import Records
+from nslora.study.records import Records, complete
 from nslora.types import Need
 
 # methods that decide by estimated needs
 ESTIMATING = ("needs-only", "neurosymbolic")
-NEEDED = ["run_id", "backbone", "seed", "step", "need", "success", "p_content"]
-AREA = ["mean", "low", "high", "n"]
+RUN = ["run_id", "backbone", "seed", "step"]
+# what is recorded of an item
+ITEM = ["item", "need", "success", "p_content"]
 
 
-def estimated_needs(records: Records) -> pd.DataFrame:
+def estimated_needs(records: Records) -> DataFrame:
     """Return P(content) and the hidden need of every training item and move of main runs on mixed."""
-    steps = records.of("main").steps
-    steps = steps[(steps.task == "mixed") & steps.method.isin(ESTIMATING) & (steps.step > 0)]
-    rows = [
-        (move.run_id, move.backbone, move.seed, move.step, need, success, p_content)
-        for _, move in steps.iterrows()
-        for _, need, success, p_content in move["hidden.needs"]
-    ]
-    return pd.DataFrame(rows, columns=NEEDED)
+    steps = complete(records.of("main").steps, ["hidden.needs"])
+    steps = steps.query("task == 'mixed' and method in @ESTIMATING and step > 0")
+    # one row per item
+    rows = steps.explode("hidden.needs").dropna(subset="hidden.needs").reset_index()
+    needed = DataFrame(rows.pop("hidden.needs").tolist(), rows.index, ITEM)
+    return rows[RUN].join(needed)
 
 
-def one_need(estimated: pd.DataFrame) -> pd.DataFrame:
+def one_need(estimated: DataFrame) -> DataFrame:
     """Return the failing items that need content or style, not both, with `label` (content) and `score`."""
     rows = estimated[(estimated.success < 1) & (estimated.need != Need.BOTH)]
     return rows.assign(label=rows.need == Need.CONTENT, score=rows.p_content)
 
 
-def roc(records: Records) -> pd.DataFrame:
+def roc(records: Records) -> DataFrame:
     """Return the ROC curve of P(content) per backbone, all moves and seeds together, with its area's interval.
 
     Columns backbone, fpr, tpr, mean, low, high (of the area) and n (items).
     """
-    curves = [pd.DataFrame(columns=["backbone", "fpr", "tpr", *AREA])]
+    curves = [DataFrame(columns=["backbone", "fpr", "tpr", *stats.ROW])]
     for backbone, group in one_need(estimated_needs(records)).groupby("backbone"):
         area = stats.auroc_interval(group.label, group.score)
         # one need only: nothing to tell apart
         if np.isnan(area.mean):
             continue
-        labels, scores = group.label.to_numpy(bool), group.score.to_numpy(float)
-        fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-        curve = pd.DataFrame({"backbone": backbone, "fpr": fpr, "tpr": tpr})
-        curves.append(curve.assign(mean=area.mean, low=area.low, high=area.high, n=area.n))
+        scores = group.score.astype(float)
+        fpr, tpr, _ = roc_curve(
+            group.label.astype(bool),
+            scores,
+            drop_intermediate=False,
+        )
+        curve = DataFrame({"backbone": backbone, "fpr": fpr, "tpr": tpr})
+        curves.append(curve.assign(**vars(area)))
     return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
-def calibration(records: Records) -> pd.DataFrame:
+def calibration(records: Records) -> DataFrame:
     """Return mean P(content) and the share of content needs per bin of P(content), failing items with one need."""
     rows = one_need(estimated_needs(records))
-    # five bins of equal width over [0, 1]
-    edges = np.linspace(0, 1, 6)
-    by_bin = rows.groupby(
-        pd.cut(rows.score.astype(float), edges, include_lowest=True), observed=True
+    # five of equal width
+    bins = pd.cut(
+        rows.score.astype(float),
+        np.linspace(0, 1, 6),
+        include_lowest=True,
     )
-    table = by_bin.agg(predicted=("score", "mean"), content=("label", "mean"), n=("label", "size"))
+    by_bin = rows.groupby(bins, observed=True)
+    table = by_bin.agg(
+        predicted=("score", "mean"),
+        content=("label", "mean"),
+        n=("label", "size"),
+    )
     return table.rename_axis("P(content)").reset_index()
 
 
-def single_features(folder: Path) -> pd.DataFrame:
+def single_features(folder: Path) -> DataFrame:
     """Return the AUROC for the labels of the probes in `folder`: classifier (cross-validated) and single features.
 
     One row per score: name, auroc, low, high, n (items); none without probe runs. A feature's sign is the one that its
     meaning gives it.
     """
-    columns = ["score", "auroc", "low", "high", "n"]
     frame = needs.probes(folder)
     if frame.empty:
-        return pd.DataFrame(columns=columns)
+        return DataFrame(columns=["score", "auroc"])
     x, label = frame[list(needs.FEATURES)].to_numpy(), frame.label.to_numpy()
     scores = {
         "need classifier (cross-validated)": needs.out_of_fold(x, label, frame.fact.to_numpy()),
@@ -90,24 +97,29 @@ def single_features(folder: Path) -> pd.DataFrame:
         "reward, reversed": -frame.reward,
         "share of gold words missing": -frame.recall,
     }
-    areas = {name: stats.auroc_interval(label, score) for name, score in scores.items()}
-    rows = [(name, area.mean, area.low, area.high, area.n) for name, area in areas.items()]
-    return pd.DataFrame(rows, columns=columns)
+    areas = [{"score": name, **vars(stats.auroc_interval(label, scores[name]))} for name in scores]
+    return DataFrame(areas).rename(columns={"mean": "auroc"})
 
 
 @styled
-def need_roc(frame: pd.DataFrame) -> Figure:
+def need_roc(frame: DataFrame) -> Figure:
     """Draw ROC curves (`roc`): content needs sent to the weights against style needs sent there."""
-    fig = Figure(figsize=(PAGE / 2, 3.0), layout="constrained")
+    fig = Figure(figsize=(PAGE / 2, 3.0))
     ax = fig.subplots()
-    labels = {
-        row.backbone: f"{row.backbone}\nAUROC {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        for row in frame.drop_duplicates("backbone").astype({"mean": float}).itertuples()
-    }
-    curves = frame.assign(label=frame.backbone.map(labels)).astype({"fpr": float, "tpr": float})
+    labels = [
+        f"{row.backbone}\nAUROC {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        for row in frame.itertuples()
+    ]
+    curves = frame.assign(label=labels)
     lines = {"hue": "label", "palette": "colorblind", "estimator": None, "sort": False}
     sns.lineplot(curves, x="fpr", y="tpr", ax=ax, **lines)
-    ax.axline((0, 0), slope=1, color=GREY, lw=0.8, ls=":")
+    ax.axline(
+        (0, 0),
+        slope=1,
+        color=GREY,
+        lw=0.8,
+        ls=":",
+    )
     for axis, need in ((ax.xaxis, "style"), (ax.yaxis, "content")):
         in_percent(axis)
         axis.set_label_text(f"{need} needs sent to the weights, percent")

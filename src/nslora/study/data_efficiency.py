@@ -3,18 +3,16 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
-from nslora.runs.store import read_jsonl
+from nslora.runs.store import read_jsonl, write_text
 from nslora.study.figures import (
     BLUE,
     GREEN,
@@ -28,6 +26,7 @@ from nslora.study.figures import (
     styled,
 )
 from nslora.study.records import Records, estimates, graded
+from nslora.types import Json
 
 # `targets` of the study's runs in the order of the legend: what is trained on, colour, line.
 ARMS = {
@@ -73,19 +72,17 @@ def arms(records: Records) -> Records:
     return study.where((study.runs.task == "math") & study.runs.targets.isin(list(ARMS)))
 
 
-def efficiency(records: Records) -> pd.DataFrame:
+def efficiency(records: Records) -> DataFrame:
     """Return test success on math per backbone, arm (`targets`) and number of training problems (`items`)."""
-    if records.of(STUDY).runs.empty:
-        return pd.DataFrame(columns=["backbone", "targets", "items", "mean", "low", "high", "n"])
-    test = records.with_settings(graded(arms(records), "test"), "targets", "items")
+    test = records.with_settings(graded(arms(records)), "targets", "items")
     return estimates(test, ["backbone", "targets", "items"])
 
 
-def counts(records: Records) -> pd.DataFrame:
+def counts(records: Records) -> DataFrame:
     """Return the mean number of training pairs per source and numerical move, by backbone, arm and items."""
     by = ["backbone", "targets", "items"]
     if records.of(STUDY).runs.empty:
-        return pd.DataFrame(columns=by)
+        return DataFrame(columns=by)
     steps = arms(records).steps
     steps = records.with_settings(steps[steps.move == "numerical"], "targets", "items")
     pairs = steps.filter(like="evidence.pairs.").dropna(axis="columns", how="all").fillna(0)
@@ -93,45 +90,39 @@ def counts(records: Records) -> pd.DataFrame:
     return steps[by].join(pairs).groupby(by).mean().reset_index()
 
 
-def baking(records: Records) -> pd.DataFrame:
+def baking(records: Records) -> DataFrame:
     """Return test success on style per backbone, rule and `arm`: what is left of a refined prompt in weights.
 
     Arms: nothing (frozen), the prompt alone (textgrad, with all of its moves), both of the main study; and weights
     after one symbolic and one numerical move, tuned and used under the refined prompt or, on the same replies, under
     the start prompt (setting `bake`).
     """
-    by = ["arm", "backbone", "rule"]
-    baked = records.of("baking")
-    if baked.runs.empty:
-        return pd.DataFrame(columns=[*by, "mean", "low", "high", "n"])
+    main, baked = records.of("main").runs, records.of("baking").runs
     # of the main study, what was run where something was baked
-    shared = records.of("main").runs.merge(
-        baked.runs[["task", "rule", "backbone"]].drop_duplicates()
-    )
-    bake = baked.runs.bake.astype(bool)
-    runs = {
-        "nothing": shared.run_id[shared.method == "frozen"],
-        "prompt": shared.run_id[shared.method == "textgrad"],
-        "prompt and weights": baked.runs.run_id[~bake],
-        "weights": baked.runs.run_id[bake],
-    }
+    shared = main.merge(baked[["task", "rule", "backbone"]].drop_duplicates())
+    used = {"frozen": "nothing", "textgrad": "prompt"}
+    made = {False: "prompt and weights", True: "weights"}
     # the arm of each run
-    of_run = {run_id: arm for arm, ids in runs.items() for run_id in ids}
-    test = graded(records, "test")
-    test = test.assign(arm=test.run_id.map(of_run)).dropna(subset="arm")
-    table = estimates(test[test.task == "style"], by)
+    arm_of = {
+        **shared.set_index("run_id").method.map(used),
+        **baked.set_index("run_id").bake.map(made),
+    }
+    test = graded(records, task="style")
+    test = test.assign(arm=test.run_id.map(arm_of)).dropna(subset="arm")
+    table = estimates(test, ["backbone", "rule", "arm"])
     # stable: first by arm, then by what holds the arms
-    table = table.sort_values("arm", key=lambda arm: arm.map(list(runs).index))
+    order = [*used.values(), *made.values()]
+    table = table.sort_values("arm", key=lambda arm: arm.map(order.index))
     return table.sort_values(["backbone", "rule"], kind="stable", ignore_index=True)
 
 
 @styled
-def data_efficiency(frame: pd.DataFrame) -> Figure:
+def data_efficiency(frame: DataFrame) -> Figure:
     """Draw test success against the number of training problems (`efficiency`), a line per arm."""
     words = {arm: name for arm, (name, *_) in ARMS.items() if arm in set(frame.targets)}
     shown = frame.assign(arm=frame.targets.map(words)).sort_values("items", ignore_index=True)
     size = (min(PAGE, 2.2 + 2.4 * frame.backbone.nunique()), 2.9)
-    fig = Figure(figsize=size, layout="constrained")
+    fig = Figure(figsize=size)
     look = {
         "hue_order": list(words.values()),
         "palette": {name: colour for name, colour, _ in ARMS.values()},
@@ -142,18 +133,26 @@ def data_efficiency(frame: pd.DataFrame) -> Figure:
         "linewidth": 1.2,
     }
     for ax, here in panels(fig, shown, column="backbone", sharey=True):
-        sns.pointplot(spread(here), x="items", y="share", hue="arm", ax=ax, **INTERVAL, **look)
+        sns.pointplot(
+            spread(here),
+            x="items",
+            y="share",
+            hue="arm",
+            ax=ax,
+            **INTERVAL,
+            **look,
+        )
         in_percent(ax.yaxis)
         ax.set_ylim(0, max(0.1, ax.get_ylim()[1]))
     legend_outside(fig, columns=2)
-    fig.supxlabel("training problems", fontsize=8)
-    fig.supylabel("test success, percent", fontsize=8)
+    fig.supxlabel("training problems")
+    fig.supylabel("test success, percent")
     return fig
 
 
-def collect(results: Path) -> list[dict[str, Any]]:
+def collect(results: Path) -> list[Json]:
     """Return the verified pairs that all runs left behind, each question and answer of a backbone once."""
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str, str], Json] = {}
     for path in sorted(results.glob("records/*/remade.jsonl")):
         for row in read_jsonl(path):
             rows.setdefault((row["backbone"], row["question"], row["answer"]), row)
@@ -165,7 +164,6 @@ def save_dataset(results: Path, out: Path) -> list[Path]:
     rows = collect(results)
     if not rows:
         return []
-    out.mkdir(parents=True, exist_ok=True)
     # fewer rows than before would leave the last files of then
     for stale in out.glob("train*.jsonl"):
         stale.unlink()
@@ -173,15 +171,15 @@ def save_dataset(results: Path, out: Path) -> list[Path]:
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
     texts = {}
     for start in range(0, len(lines), SHARD):
-        texts[f"train-{start // SHARD:02}.jsonl"] = "".join(lines[start : start + SHARD])
-    texts["README.md"] = card(rows)
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8")
-    return [out / name for name in texts]
+        texts[out / f"train-{start // SHARD:02}.jsonl"] = "".join(lines[start : start + SHARD])
+    texts[out / "README.md"] = card(rows)
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
 
 
 def card(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the data set card: what the pairs are, how they were made, how many there are of which kind."""
-    kinds = pd.DataFrame(rows).groupby(["backbone", "source"])
+    kinds = DataFrame(rows).groupby(["backbone", "source"])
     table = kinds.agg(pairs=("answer", "size"), runs=("run", "nunique")).reset_index()
     return CARD.format(total=len(rows), counted=table.to_markdown(index=False))

@@ -6,10 +6,7 @@ Weights are blue and prompts orange throughout; the neurosymbolic method is gree
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import html
-import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,13 +14,15 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from pandas import DataFrame
+
+from nslora.runs.store import write_json, write_text
 
 # seaborn's colorblind palette
 BLUE, ORANGE, GREEN, SKY = "#0173b2", "#d55e00", "#029e73", "#56b4e9"
@@ -49,6 +48,8 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "figure.labelsize": 8,
     "legend.frameon": False,
 }
 # As a decorator: draw under STYLE, leave the caller's settings alone.
@@ -56,6 +57,10 @@ styled = mpl.rc_context(STYLE)
 
 # How seaborn draws intervals that are known already: of the three rows of `spread` the middle and the range.
 INTERVAL: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100)}
+POINT: dict[str, Any] = {"markersize": 4, "linestyle": "none", "err_kws": {"linewidth": 1.5}}
+
+# how numbers are written: the same bytes on every machine
+CSV: dict[str, Any] = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
 
 # (op, token) pairs, op one of "=", "-", "+"
 Diff = Sequence[Sequence[str]]
@@ -66,29 +71,38 @@ def palette(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS.get(name, GREY) for name in names}
 
 
-def spread(frame: pd.DataFrame) -> pd.DataFrame:
+def spread(frame: DataFrame) -> DataFrame:
     """Return three rows per estimate, its low end, mean and high end as `share`, for seaborn to draw under INTERVAL."""
     others = [name for name in frame if name not in ("low", "mean", "high")]
     return frame.melt(others, ["low", "mean", "high"], value_name="share")
 
 
 def panels(
-    fig: Figure, frame: pd.DataFrame, row: str = "", column: str = "", **shape: Any
-) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    fig: Figure, frame: DataFrame, row: str = "", column: str = "", **shape: Any
+) -> Iterator[tuple[Axes, DataFrame]]:
     """Yield an axes and its rows of the frame for each value of one or two columns, the outer panels labelled.
 
     `shape` goes to `Figure.subplots`.
     """
     rows = list(frame[row].unique()) if row else [""]
     columns = list(frame[column].unique()) if column else [""]
-    axes = fig.subplots(len(rows), len(columns), squeeze=False, **shape)
+    axes = fig.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        **shape,
+    )
     for (i, j), ax in np.ndenumerate(axes):
         here = frame[frame[row] == rows[i]] if row else frame
         here = here[here[column] == columns[j]] if column else here
         yield ax, here
         # a name is wider than one of many panels
         title = textwrap.fill(columns[j], 14 if len(columns) > 3 else 99)
-        ax.set(xlabel="", ylabel="", title=title if i == 0 else "")
+        ax.set(
+            xlabel="",
+            ylabel="",
+            title=title if i == 0 else "",
+        )
         if j == 0:
             ax.set_ylabel(textwrap.fill(rows[i], 12), fontweight="bold")
 
@@ -106,21 +120,25 @@ def legend_outside(fig: Figure, columns: int = 4) -> None:
             labels = [text.get_text() for text in legend.get_texts()]
             entries |= dict(zip(labels, legend.legend_handles, strict=True))
             legend.remove()
-    fig.legend(list(entries.values()), list(entries), loc="outside upper right", ncols=columns)
+    fig.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside upper right",
+        ncols=columns,
+    )
 
 
 @styled
 def save_figure(
-    fig: Figure | None, frame: pd.DataFrame, stem: Path, meta: dict[str, Any]
+    fig: Figure | None, frame: DataFrame, stem: Path, meta: dict[str, Any]
 ) -> list[Path]:
     """Write `stem`.pdf and .png, the numbers shown as .csv, and a .json that says what they are; returns the paths.
 
     Without a figure only the numbers and what they are.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(suffix) for suffix in (".csv", ".json", ".pdf", ".png")]
-    frame.to_csv(paths[0], index=False, float_format="%.6g", lineterminator="\n")
-    paths[1].write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(paths[0], frame.to_csv(**CSV))
+    write_json(paths[1], meta)
     if fig is None:
         return paths[:2]
     # without dates, so that the same numbers are the same bytes
@@ -130,7 +148,7 @@ def save_figure(
 
 
 @styled
-def dots(frame: pd.DataFrame, xlabel: str, y: str = "method") -> Figure:
+def dots(frame: DataFrame, xlabel: str, y: str = "method") -> Figure:
     """Draw a point and an interval per value of `y`, panels in rows by `row` and in columns by backbone.
 
     `frame` has columns row, backbone, mean, low, high (shares, shown in percent) and the one that `y` names.
@@ -141,11 +159,21 @@ def dots(frame: pd.DataFrame, xlabel: str, y: str = "method") -> Figure:
     frame = frame.sort_values("row", key=lambda row: row.map(list(rows.index).index), kind="stable")
     heights = (0.45 + 0.15 * rows).clip(lower=0.9)
     size = (min(PAGE, 1.4 + 2.4 * frame.backbone.nunique()), 0.6 + heights.sum())
-    fig = Figure(figsize=size, layout="constrained")
+    fig = Figure(figsize=size)
     shape = {"sharex": True, "sharey": "row", "height_ratios": list(heights)}
     for ax, here in panels(fig, frame, "row", "backbone", **shape):
-        names = list(dict.fromkeys(frame[frame.row.isin(here.row)][y]))
-        draw_points(ax, here, y, names)
+        names = list(frame[frame.row.isin(here.row)][y].unique())
+        colours = palette(names) if y == "method" else dict.fromkeys(names, GREEN)
+        hues = {"hue": y, "order": names, "hue_order": names, "palette": colours, "legend": False}
+        sns.pointplot(
+            spread(here),
+            x="share",
+            y=y,
+            ax=ax,
+            **INTERVAL,
+            **hues,
+            **POINT,
+        )
         in_percent(ax.xaxis)
         ax.grid(axis="y", color="#eeeeee")
         ax.tick_params(axis="y", length=0)
@@ -153,39 +181,58 @@ def dots(frame: pd.DataFrame, xlabel: str, y: str = "method") -> Figure:
         # a change, to be read from zero
         for ax in fig.axes:
             ax.axvline(0, color="#cccccc", lw=1, zorder=0)
-    fig.supxlabel(xlabel, fontsize=8)
+    fig.supxlabel(xlabel)
     fig.align_ylabels()
     return fig
 
 
-def draw_points(ax: Axes, here: pd.DataFrame, y: str, names: Sequence[str]) -> None:
-    """Draw means and intervals, one line per name."""
-    colours = palette(names) if y == "method" else dict.fromkeys(names, GREEN)
-    look = {"markersize": 4, "linestyle": "none", "err_kws": {"linewidth": 1.5}, "legend": False}
-    order = {"order": names, "hue_order": names, "palette": colours}
-    rows = spread(here)
-    sns.pointplot(rows, x="share", y=y, hue=y, ax=ax, **INTERVAL, **order, **look)
-
-
-def draw_lines(ax: Axes, here: pd.DataFrame, x: str, **more: Any) -> None:
+def draw_lines(ax: Axes, here: DataFrame, x: str, **more: Any) -> None:
     """Draw a line with its interval for each method that has a colour, thin grey ones for all others."""
     ours = here.method.isin(list(COLOURS))
     if not ours.all():
         thin = {"units": "method", "estimator": None, "color": GREY, "lw": 0.7}
-        sns.lineplot(here[~ours], x=x, y="mean", label="other methods", ax=ax, **thin)
+        sns.lineplot(
+            here[~ours],
+            x=x,
+            y="mean",
+            label="other methods",
+            ax=ax,
+            **thin,
+        )
     # in the order of the frame
     names = list(dict.fromkeys(here[ours].method))
     hues = {"hue": "method", "hue_order": names, "palette": palette(names)}
-    sns.lineplot(spread(here[ours]), x=x, y="share", ax=ax, **INTERVAL, **hues, **more)
+    sns.lineplot(
+        spread(here[ours]),
+        x=x,
+        y="share",
+        ax=ax,
+        **INTERVAL,
+        **hues,
+        **more,
+    )
 
 
-def draw_moves(ax: Axes, steps: pd.DataFrame, column: str) -> None:
+def draw_moves(ax: Axes, steps: DataFrame, column: str) -> None:
     """Draw a line of `column` over the moves, marks coloured by the kind of move, dotted where the kind changes."""
     # a move of the other kind has no loss or signal of this one
     shown = steps[np.isfinite(steps[column].astype(float))]
-    ax.plot(shown.step, shown[column], color="#bbbbbb", lw=1, zorder=1)
+    ax.plot(
+        shown.step,
+        shown[column],
+        color="#bbbbbb",
+        lw=1,
+        zorder=1,
+    )
     colours = [COLOURS.get(move, INK) for move in shown.move]
-    ax.scatter(shown.step, shown[column], c=colours, s=20, zorder=3, clip_on=False)
+    ax.scatter(
+        shown.step,
+        shown[column],
+        c=colours,
+        s=20,
+        zorder=3,
+        clip_on=False,
+    )
     moves = steps[steps.step > 0]
     changed = moves.step[moves.move != moves.move.shift()]
     for step in changed.iloc[1:]:
@@ -210,16 +257,23 @@ def prompt_diff_html(diff: Diff) -> str:
 
 
 @styled
-def run_picture(steps: pd.DataFrame) -> Figure:
+def run_picture(steps: DataFrame) -> Figure:
     """Draw one run at a glance: dev reward and training loss per move, coloured by the kind of move.
 
     `steps` has columns step, move, value, content, style, loss.
     """
-    fig = Figure(figsize=(PAGE, 2.2), layout="constrained")
+    fig = Figure(figsize=(PAGE, 2.2))
     reward, loss = fig.subplots(1, 2, sharex=True)
     draw_moves(reward, steps, "value")
     for part, dashes in (("content", "-"), ("style", "--")):
-        reward.plot(steps.step, steps[part], color="#bbbbbb", ls=dashes, zorder=0, label=part)
+        reward.plot(
+            steps.step,
+            steps[part],
+            color="#bbbbbb",
+            ls=dashes,
+            zorder=0,
+            label=part,
+        )
     reward.legend(loc="lower right")
     reward.set(ylim=(-0.02, 1.05), xlabel="move", title="dev reward")
     draw_moves(loss, steps, "loss")

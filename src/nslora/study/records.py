@@ -1,26 +1,23 @@
 """Finished run records as data frames, and the tidy frames of estimates that tables, figures and claims are made of."""
 
-# pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-
 from __future__ import annotations
 
-import json
+# pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
+from pandas import DataFrame
 
-from nslora.config import TASKS
-from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_jsonl
+from nslora.config import METHODS, TASKS
+from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_json, read_jsonl
 from nslora.study import schedules, stats
 from nslora.study.schedules import Trees
 from nslora.study.stats import SHARE, Bounds
-from nslora.types import UserError
+from nslora.types import Json, UserError
 
 # The columns that every frame has. `instance` numbers what is the same task under the same settings: two methods of one
 # study are compared where they share it.
@@ -39,26 +36,9 @@ MEASURES = {
 }
 # Weights and prompt of the 2 x 2, by the split that scores them.
 FACTORIAL = ("frozen+initial", "tuned+initial", "frozen+final", "tuned+final")
-# In the order of tables; `fixed:<schedule>` stands where `fixed:` does.
-METHODS = (
-    "frozen",
-    "lora",
-    "lora-rft",
-    "lora-remade",
-    "textgrad",
-    "gepa",
-    "fixed:",
-    "alternate",
-    "random",
-    "monitor",
-    "needs-only",
-    "neurosymbolic",
-    "oracle",
-    "lora-demonstrated",
-)
 # Methods whose schedule is decided move by move.
 DECIDING = ("random", "monitor", "needs-only", "neurosymbolic", "oracle")
-RUNS = [*HEAD, "schedule", "editor.calls", "editor.replayed"]
+RUNS = [*HEAD, "schedule", "items", "targets", "bake", "editor.calls", "editor.replayed"]
 MOVED = ["move", "reason", "dev.value", "dev.n", "bill.train_tokens", "bill.editor_tokens"]
 STEPS = ["step", *MOVED, "clock.seconds", "signal.c1", "signal.c2", "signal.gain"]
 
@@ -76,18 +56,15 @@ class Records:
         trees: all schedules of instances, which every results folder shares.
     """
 
-    runs: pd.DataFrame
-    steps: pd.DataFrame
-    scores: pd.DataFrame
+    runs: DataFrame
+    steps: DataFrame
+    scores: DataFrame
     settings: tuple[str, ...] = ()
     trees: Trees = field(default_factory=Trees)
-    studies: dict[str, Records] = field(default_factory=dict, repr=False)
 
     def of(self, study: str) -> Records:
-        """Return the records of one study, such as "main"; `studies` keeps them for the next who asks."""
-        if study not in self.studies:
-            self.studies[study] = self.where(self.runs.study == study)
-        return self.studies[study]
+        """Return the records of one study, such as "main"."""
+        return self.where(self.runs.study == study)
 
     def where(self, chosen: pd.Series) -> Records:
         """Return the records of the runs that a boolean column of `runs` chooses."""
@@ -96,13 +73,13 @@ class Records:
         scores = self.scores[self.scores.run_id.isin(runs.run_id)]
         return Records(runs, steps, scores, self.settings, self.trees)
 
-    def with_settings(self, frame: pd.DataFrame, *names: str) -> pd.DataFrame:
+    def with_settings(self, frame: DataFrame, *names: str) -> DataFrame:
         """Return steps or scores with settings of their runs as further columns."""
         columns = self.runs.reindex(columns=["run_id", *names])
         return frame.merge(columns, on="run_id", how="left")
 
 
-def read_moves(folder: Path) -> list[dict[str, Any]]:
+def read_moves(folder: Path) -> list[Json]:
     """Read the moves of a run, each with its time (`clock`) and what no method sees (`hidden`)."""
     # by step, to which the other two files add
     steps = {row["step"]: row for row in read_jsonl(folder / "steps.jsonl")}
@@ -112,13 +89,13 @@ def read_moves(folder: Path) -> list[dict[str, Any]]:
     return list(steps.values())
 
 
-def read_scores(path: Path) -> pd.DataFrame:
+def read_scores(path: Path) -> DataFrame:
     """Read graded items; texts stay as they are, so a reply "NA" is a reply."""
     kinds = dict.fromkeys(COLUMNS, str) | dict.fromkeys(PARTS, float)
     return pd.read_csv(path, dtype=kinds, keep_default_na=False)[list(kinds)]
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], pd.DataFrame]:
+def read_run(folder: Path) -> tuple[Json, list[Json], DataFrame]:
     """Read one record: the run and its moves as they are in JSON, and its graded items.
 
     Raises UserError when a file is missing or damaged, or when the record was made under another schema.
@@ -129,7 +106,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], pd.Dat
             f"the run record {folder} has no {missing[0]}: delete the folder and make the run again."
         )
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_json(folder / "run.json")
         schema = run.get("schema", 1)
         if schema != SCHEMA:
             raise UserError(
@@ -161,13 +138,12 @@ def read(folders: Sequence[Path]) -> Records:
     """Read the records in these folders."""
     records = [read_run(folder) for folder in folders]
     runs = pd.json_normalize([run for run, *_ in records])
-    # settings go by their bare names, all else under dotted ones
     runs = runs.drop(columns="config.study", errors="ignore")
-    runs.columns = [name.removeprefix("config.") for name in runs.columns]
-    # in the order of the first record, those that only later ones have last
-    settings = tuple(dict.fromkeys(name for run, *_ in records for name in run["config"]))
-    instance = [name for name in settings if name not in OF_METHOD]
+    # settings go by their bare names, all else under dotted ones
+    settings = [name.removeprefix("config.") for name in runs if name.startswith("config.")]
+    runs = runs.rename(columns=lambda name: name.removeprefix("config."))
     if records:
+        instance = [name for name in settings if name not in OF_METHOD]
         runs["instance"] = runs[instance].astype(str).groupby(instance, sort=False).ngroup()
     runs = complete(runs, RUNS)
     moves = pd.json_normalize(
@@ -178,17 +154,17 @@ def read(folders: Sequence[Path]) -> Records:
     steps = complete(moves, ["run_id", *STEPS])
     # all under dotted names are numbers; null in JSON: no signal yet
     steps = steps.astype({name: float for name in STEPS if "." in name})
-    items = complete(pd.concat(scores) if scores else pd.DataFrame(), ["run_id", *COLUMNS])
+    items = complete(pd.concat(scores) if scores else DataFrame(), ["run_id", *COLUMNS])
     head = runs[HEAD]
     return Records(
         runs,
         head.merge(steps, on="run_id"),
         head.merge(items, on="run_id"),
-        settings,
+        tuple(settings),
     )
 
 
-def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def complete(frame: DataFrame, columns: Iterable[str]) -> DataFrame:
     """Return the frame with these columns first, those it lacks empty; a frame without rows has no types either."""
     frame = frame.reindex(columns=list(dict.fromkeys([*columns, *frame.columns])))
     return frame if len(frame) else frame.astype(object)
@@ -199,64 +175,53 @@ def complete(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 def rank_of(name: str) -> tuple[int, str]:
     """Return the sort key of a task, a method or a backbone, by the order of TASKS and METHODS, then by name."""
-    # what is neither a known task nor a method comes last, by its name
     known = [*TASKS, *METHODS]
-    stem = "fixed:" if name.startswith("fixed:") else name
+    stem = name.partition(":")[0]
+    # what is neither a known task nor a method comes last, by its name
     return (known.index(stem) if stem in known else len(known), name)
 
 
-def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+def in_order(frame: DataFrame) -> DataFrame:
     """Sort rows by task, backbone and method, other rows staying in their order."""
     columns = [name for name in ("task", "backbone", "method") if name in frame]
     ordered = frame.sort_values(columns, key=lambda names: names.map(rank_of), kind="stable")
     return ordered.reset_index(drop=True)
 
 
-def estimate(values: pd.DataFrame, bounds: Bounds = SHARE) -> stats.Interval:
+def estimate(values: DataFrame, bounds: Bounds = SHARE) -> stats.Interval:
     """Return the interval of the mean of seed means of the column `value`.
 
     The floor of its variance comes from items where the frame has a column `fact`, and from a column `variance` (the
     sampling variance of each value) where values are of whole runs.
     """
-    # arrays from here on: a table has hundreds of groups, and each is small
-    shown = values.value.to_numpy(float)
-    has_value = ~np.isnan(shown)
-    shown, values = shown[has_value], values[has_value]
-    if not len(shown):
+    values = values.dropna(subset="value")
+    if values.empty:
         return stats.seed_interval([], bounds=bounds)
-    _, seed_I = np.unique(values.seed.to_numpy(int), return_inverse=True)
-    count_S = np.bincount(seed_I)
+    shown = values.value.astype(float)
+    means = shown.groupby(values.seed).mean()
     floor = 0.0
     if "fact" in values:
-        floor = stats.item_variance(shown, seed_I, values.fact, bounds)
+        floor = stats.item_variance(shown, values.seed, values.fact, bounds)
     elif "variance" in values:
         # of a seed's mean over its runs, then of the mean over all seeds
-        variance_S = np.bincount(seed_I, values.variance.to_numpy(float)) / count_S**2
-        floor = variance_S.sum() / len(count_S) ** 2
-    return stats.seed_interval(np.bincount(seed_I, shown) / count_S, floor, bounds)
+        runs = values.groupby("seed").variance
+        floor = (runs.mean() / runs.size()).sum() / len(means) ** 2
+    return stats.seed_interval(means, floor, bounds)
 
 
-def estimates(frame: pd.DataFrame, by: Sequence[str], bounds: Bounds = SHARE) -> pd.DataFrame:
+def estimates(frame: DataFrame, by: Sequence[str], bounds: Bounds = SHARE) -> DataFrame:
     """Return one row per group of the columns `by`: mean, low, high and n (seeds)."""
-    # without the texts that items carry along
-    frame = frame[[name for name in frame if name in (*by, "seed", "value", "fact", "variance")]]
-    if "fact" in frame:
-        # numbers are compared faster than names
-        frame = frame.assign(fact=pd.factorize(frame.fact)[0])
-    rows = []
-    for key, group in frame.groupby(list(by)):
-        interval = estimate(group, bounds)
-        numbers = (interval.mean, interval.low, interval.high, interval.n)
-        rows.append((*key, *numbers))
-    return in_order(pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"]))
+    groups = frame.groupby(list(by))
+    rows = [(*key, *estimate(group, bounds).row) for key, group in groups]
+    return in_order(DataFrame(rows, columns=[*by, *stats.ROW]))
 
 
-def until_budget(steps: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def until_budget(steps: DataFrame, by: Sequence[str], columns: Sequence[str]) -> DataFrame:
     """Return columns of each group's steps by `move`, from 0 to its run's budget (`moves`).
 
     A run that stopped early keeps its last values.
     """
-    rows = [pd.DataFrame(columns=[*columns, "move"])]
+    rows = [DataFrame(columns=[*columns, "move"])]
     for _, group in steps.groupby(list(by)):
         budget = range(group.moves.iloc[0] + 1)
         # [move] of the steps made, then of all
@@ -265,13 +230,16 @@ def until_budget(steps: pd.DataFrame, by: Sequence[str], columns: Sequence[str])
     return pd.concat(rows[1:] or rows, ignore_index=True)
 
 
-def graded(records: Records, split: str, metric: str = "success") -> pd.DataFrame:
-    """Return the graded items of a split, the metric as the column `value`."""
-    rows = records.scores[records.scores.split == split]
-    return rows.drop(columns="value").rename(columns={metric: "value"})
+def graded(
+    records: Records, split: str = "test", metric: str = "success", task: str = ""
+) -> DataFrame:
+    """Return the graded items of a split (of one task, if named), the metric as the column `value`."""
+    scores = records.scores
+    rows = scores[(scores.split == split) & ((scores.task == task) | (task == ""))]
+    return rows.assign(value=rows[metric])
 
 
-def paired(scores: pd.DataFrame, a: str, b: str, factor: str = "method") -> pd.DataFrame:
+def paired(scores: DataFrame, a: str, b: str, factor: str = "method") -> DataFrame:
     """Return differences a - b of test success per item as `value`, each pair alike in everything but `factor`."""
     chosen = scores[(scores.split == "test") & scores[factor].isin((a, b))]
     index = ITEM if factor == "method" else [*ITEM, "method"]
@@ -284,67 +252,62 @@ def paired(scores: pd.DataFrame, a: str, b: str, factor: str = "method") -> pd.D
 # ---------------------------------------------------------------------------------------------- the main comparison
 
 
-def success(records: Records) -> pd.DataFrame:
+def success(records: Records) -> DataFrame:
     """Return test success (content and style both right) with intervals, and the number of `rules` behind each."""
     by = ["task", "backbone", "method"]
-    test = graded(records.of("main"), "test")
+    test = graded(records.of("main"))
     # a mean over fewer rules than another method's is marked in the table
     rules = test.groupby(by).rule.nunique().rename("rules")
     return estimates(test, by).merge(rules, on=by)
 
 
-def by_rule(records: Records) -> pd.DataFrame:
+def by_rule(records: Records) -> DataFrame:
     """Return test success on style per rule, backbone and method."""
-    test = graded(records.of("main"), "test")
-    return estimates(test[test.task == "style"], ["rule", "backbone", "method"])
+    items = graded(records.of("main"), task="style")
+    return estimates(items, ["rule", "backbone", "method"])
 
 
-def interaction(records: Records, task: str = "mixed") -> pd.DataFrame:
+def interaction(records: Records, task: str = "mixed") -> DataFrame:
     """Return what each method gains and what it loses, per backbone: a `row` for each of MEASURES.
 
     Locality and promptability hold only items that the frozen backbone gets right, so 1 means that nothing was
     forgotten.
     """
     main = records.of("main")
-    main = main.where(main.runs.task == task)
     parts = [
-        estimates(graded(main, *measure), ["backbone", "method"]).assign(row=row)
+        estimates(graded(main, *measure, task), ["backbone", "method"]).assign(row=row)
         for row, measure in MEASURES.items()
     ]
     return pd.concat(parts, ignore_index=True)
 
 
-def factorial(records: Records) -> pd.DataFrame:
+def factorial(records: Records) -> DataFrame:
     """Return test success of {frozen, tuned} weights x {initial, final} prompt on mixed, by `cell`."""
     scores = records.of("main").scores
     scores = scores[(scores.task == "mixed") & scores.split.isin(FACTORIAL)]
-    cells = scores.assign(value=scores.success).rename(columns={"split": "cell"})
+    cells = scores.assign(value=scores.success, cell=scores.split)
     table = estimates(cells, ["cell", "backbone", "method"])
     return table.sort_values("cell", key=lambda cell: cell.map(FACTORIAL.index), kind="stable")
 
 
-def by_need(records: Records) -> pd.DataFrame:
+def by_need(records: Records) -> DataFrame:
     """Return test success on mixed per backbone, method and hidden `need`."""
-    test = graded(records.of("main"), "test")
-    return estimates(test[test.task == "mixed"], ["need", "backbone", "method"])
+    items = graded(records.of("main"), task="mixed")
+    return estimates(items, ["need", "backbone", "method"])
 
 
-def ceilings(records: Records) -> pd.DataFrame:
+def ceilings(records: Records) -> DataFrame:
     """Return the best that a pure method can reach by construction, as rows like those of `success`.
 
     Bare gold answers bring no style and a prompt brings no new fact, so each reaches the items without the other need.
     """
-    scores = records.of("main").scores
-    test = scores[scores.split == "test"]
-    both = test.groupby(["task", "backbone"]).need.agg(lambda need: need.nunique() > 1)
+    test = graded(records.of("main"))
+    shares = test.groupby(["task", "backbone"]).need.value_counts(normalize=True).unstack()
     # tasks with one need have no ceiling worth a row
-    shares = test.groupby(["task", "backbone"]).need.value_counts(normalize=True)
-    rows = [
-        (task, backbone, f"ceiling of {words}", shares.get((task, backbone, need), 0.0))
-        for task, backbone in both.index[both.astype(bool)]
-        for words, need in (("gold answers", "content"), ("prompts", "style"))
-    ]
-    return pd.DataFrame(rows, columns=["task", "backbone", "method", "mean"])
+    shares = shares[shares.count(axis=1) > 1].reindex(columns=["content", "style"]).fillna(0.0)
+    shares.columns = ["ceiling of gold answers", "ceiling of prompts"]
+    table = shares.melt(var_name="method", value_name="mean", ignore_index=False)
+    return table.reset_index()[["task", "backbone", "method", "mean"]]
 
 
 def counted(names: Iterable[str]) -> str:
@@ -352,13 +315,13 @@ def counted(names: Iterable[str]) -> str:
     return ", ".join(f"{name or 'none'} ({n})" for name, n in Counter(names).most_common())
 
 
-def decided(records: Records) -> pd.DataFrame:
+def decided(records: Records) -> DataFrame:
     """Return what decided: per task, backbone and deciding method the schedules made and the reasons of all moves."""
     main = records.of("main")
     main = main.where(main.runs.method.isin(DECIDING))
     by = ["task", "backbone", "method"]
     if main.runs.empty:
-        return pd.DataFrame(columns=[*by, "runs", "schedules", "reasons"])
+        return DataFrame(columns=[*by, "runs", "schedules", "reasons"])
     # per run its schedule, per move its reason
     made = main.runs.groupby(by).schedule.agg(["size", counted])
     made = made.set_axis(["runs", "schedules"], axis=1)

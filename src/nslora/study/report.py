@@ -3,11 +3,9 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
-import json
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
+from nslora.runs.store import write_json, write_text
 from nslora.study import (
     ablations,
     claims,
@@ -32,8 +32,8 @@ from nslora.study import (
 )
 from nslora.study.records import Records, load
 from nslora.study.schedules import Trees, answers, trees
+from nslora.types import Json
 
-DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 MISSING = "-"
 # folders that hold nothing but what is made from the records
 MADE = ("tables", "figures", "remade")
@@ -79,45 +79,47 @@ def percent(share: float | None) -> str:
     return "--" if share is None or np.isnan(share) else f"{100 * share + 0.0:.1f}"
 
 
-def count(frame: pd.DataFrame) -> str:
+def count(frame: DataFrame) -> str:
     """Return the number of seeds, or their range."""
     return "-".join(str(n) for n in sorted({frame.n.min(), frame.n.max()})) if len(frame) else "0"
 
 
-def caption(frame: pd.DataFrame) -> str:
+def caption(frame: DataFrame) -> str:
     """Return the caption of a table of test success."""
-    return CAPTION.format(level=stats.LEVEL, kind=stats.KIND, n=count(frame))
+    return CAPTION.format(
+        level=stats.LEVEL,
+        kind=stats.KIND,
+        n=count(frame),
+    )
 
 
-def cell(row: Any, most: int) -> str:
+def cell(row: Any) -> str:
     """Return `mean [low, high]` in percent, with n below the table's `most` seeds, and rules below its column's."""
     text = percent(row.mean)
     if not np.isnan(row.low):
         text += f" [{percent(row.low)}, {percent(row.high)}]"
     notes = []
-    if row.n < most:
+    if row.n < row.most:
         notes.append(f"n={row.n}")
     if row.rules < row.most_rules:
         notes.append(f"{row.rules:.0f} of {row.most_rules:.0f} rules")
     return f"{text} ({', '.join(notes)})" if notes else text
 
 
-def grid(frame: pd.DataFrame, columns: Sequence[str], index: str = "method") -> pd.DataFrame:
+def grid(frame: DataFrame, columns: Sequence[str], index: str = "method") -> DataFrame:
     """Return a display table: `index` by `columns`, cells as text, in the order of the frame."""
     frame = frame if "rules" in frame else frame.assign(rules=1)
     keys = list(columns)
-    frame = frame.assign(most_rules=frame.groupby(keys).rules.transform("max"))
-    most = frame.n.max() if len(frame) else 0
-    texts = [cell(row, most) for row in frame.astype({"mean": float}).itertuples()]
-    names = list(dict.fromkeys(records.in_order(frame[[index]])[index]))
+    frame = frame.assign(most=frame.n.max(), most_rules=frame.groupby(keys).rules.transform("max"))
+    names = records.in_order(frame[[index]])[index].unique()
     heads = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
-    cells = frame.assign(text=texts).set_index([index, *keys]).text
-    # unstacking sorts; the order of the frame comes back
-    table = cells.unstack(keys).reindex(index=names, columns=heads)
-    return table.fillna(MISSING).rename_axis(index=index)
+    cells = frame.assign(text=[cell(row) for row in frame.itertuples()])
+    # pivoting sorts; the order of the frame comes back
+    table = cells.pivot(index=index, columns=keys, values="text")
+    return table.reindex(index=names, columns=heads).fillna(MISSING).rename_axis(index=index)
 
 
-def flat(table: pd.DataFrame) -> pd.DataFrame:
+def flat(table: DataFrame) -> DataFrame:
     """Return the table with stacked header levels joined into one, for Markdown."""
     heads = [
         head if isinstance(head, str) else "<br>".join(map(str, head)) for head in table.columns
@@ -125,19 +127,17 @@ def flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis(heads, axis=1)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def markdown(table: DataFrame) -> str:
     """Return a display table as a Markdown table, columns of numbers to the right."""
     table = flat(table)
     if table.empty:
         return f"| {table.index.name} |\n|:--|\n"
-    aligned = ["left"]
-    for _, cells in table.items():
-        numeric = cells.astype(str).str.match(r"[-+]?\d|-$").all()
-        aligned.append("right" if numeric else "left")
+    numeric = table.astype(str).apply(lambda cells: cells.str.match(r"[-+]?\d|-$").all())
+    aligned = ["left", *numeric.map({True: "right", False: "left"})]
     return table.to_markdown(disable_numparse=True, colalign=aligned) + "\n"
 
 
-def latex(table: pd.DataFrame) -> str:
+def latex(table: DataFrame) -> str:
     """Return a display table as a booktabs tabular."""
     bare = table.rename_axis(index=None, columns=[None] * table.columns.nlevels)
     if bare.columns.nlevels == 1:
@@ -146,17 +146,19 @@ def latex(table: pd.DataFrame) -> str:
     return bare.to_latex(escape=True, **style)
 
 
-def save_table(table: pd.DataFrame, frame: pd.DataFrame, stem: Path, text: str) -> list[Path]:
+def save_table(table: DataFrame, frame: DataFrame, stem: Path, text: str) -> list[Path]:
     """Write `stem`.md and .tex (display) and .csv (the numbers); returns the paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".tex", ".csv")]
-    paths[0].write_text(f"{markdown(table)}\n{text}\n", encoding="utf-8")
-    paths[1].write_text(latex(table), encoding="utf-8")
-    frame.to_csv(paths[2], index=False, float_format="%.6g", lineterminator="\n")
-    return paths
+    texts = {
+        stem.with_suffix(".md"): f"{markdown(table)}\n{text}\n",
+        stem.with_suffix(".tex"): latex(table),
+        stem.with_suffix(".csv"): frame.to_csv(**figures.CSV),
+    }
+    for path, content in texts.items():
+        write_text(path, content)
+    return list(texts)
 
 
-def main_table(all_records: Records) -> pd.DataFrame:
+def main_table(all_records: Records) -> DataFrame:
     """Return the main table as text cells: methods by (task, backbone), with the ceilings of pure methods below."""
     table = grid(records.success(all_records), ["task", "backbone"])
     ceilings = records.ceilings(all_records)
@@ -178,31 +180,24 @@ def show_table(results: Path) -> Markdown:
     return Markdown(f"{markdown(main_table(all_records))}\n{note}\n")
 
 
-def claims_frame(judged: dict[str, Any]) -> pd.DataFrame:
-    """Return one row per claim: the verdict, that on each backbone, and the pooled estimates with their intervals."""
-    rows = []
-    for claim in judged["claims"]:
-        pooled = [row for row in claim["comparisons"] if row["backbone"] == "all"]
-        ran = [claims.points(row) for row in pooled if row["n"]]
-        row = {"claim": claim["claim"], "verdict": claim["verdict"], **claim["backbones"]}
-        rows.append(row | {"pooled estimates": "; ".join(ran) or MISSING})
-    frame = pd.DataFrame(rows).set_index("claim")
-    backbones = sorted(set(frame) - {"verdict", "pooled estimates"})
-    return frame[["verdict", *backbones, "pooled estimates"]].fillna(MISSING)
-
-
 def readme_claims(results: Path) -> Markdown:
     """Return Markdown of the claims for the README: verdict, that on each backbone, pooled estimate with interval."""
     judged = claims.judged(load(results))
+    rows = DataFrame(judged["claims"]).set_index("claim")
+    verdicts = DataFrame(rows.backbones.tolist(), rows.index).sort_index(axis=1)
+    table = rows[["verdict"]].join(verdicts).fillna(MISSING)
+    for claim in judged["claims"]:
+        ran = [claims.points(row) for row in claims.pooled(claim) if row["n"]]
+        table.loc[claim["claim"], "pooled estimates"] = "; ".join(ran) or MISSING
     said = (
         "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
         f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
         f"intervals ({stats.KIND}; on trees an instance is a seed); they decide nothing."
     )
-    return Markdown(f"{markdown(claims_frame(judged))}\n{said}\n")
+    return Markdown(f"{markdown(table)}\n{said}\n")
 
 
-def plain(frame: pd.DataFrame, index: str) -> pd.DataFrame:
+def plain(frame: DataFrame, index: str) -> DataFrame:
     """Return a frame of anything as a display table of texts."""
     return frame.set_index(index).astype(object).map(shown_as)
 
@@ -216,7 +211,7 @@ def shown_as(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def build_tables(all_records: Records, judged: dict[str, Any], out: Path) -> list[Path]:
+def build_tables(all_records: Records, judged: Json, out: Path) -> list[Path]:
     """Write the tables that the records allow; the main one and the claims always."""
     frame = records.success(all_records)
     paths = save_table(main_table(all_records), frame, out / "main", caption(frame) + CEILINGS)
@@ -279,9 +274,9 @@ def tree_tables(grown: Trees, out: Path) -> list[Path]:
 # ---------------------------------------------------------------------------------------------- figures
 
 
-def dots(xlabel: str, y: str = "method") -> Callable[[pd.DataFrame], Figure]:
+def dots(xlabel: str, y: str = "method") -> Callable[[DataFrame], Figure]:
     """Return `figures.dots` under one label."""
-    return lambda frame: figures.dots(frame, xlabel, y)
+    return partial(figures.dots, xlabel=xlabel, y=y)
 
 
 @dataclass(frozen=True)
@@ -300,13 +295,13 @@ class Picture:
 
     name: str
     what: str
-    frame: Callable[[Records], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], Figure]
+    frame: Callable[[Records], DataFrame]
+    draw: Callable[[DataFrame], Figure]
     studies: tuple[str, ...] = ("main",)
     tasks: tuple[str, ...] = ("mixed",)
     interval: str = f"{stats.LEVEL:.0%}, {stats.KIND}"
 
-    def about(self, all_records: Records, frame: pd.DataFrame) -> dict[str, Any]:
+    def about(self, all_records: Records, frame: DataFrame) -> Json:
         """Return the sidecar: what is shown, what the interval is, n, and the runs behind it."""
         if claims.SCHEDULES in self.studies:
             instances = all_records.trees.instances
@@ -476,13 +471,14 @@ def build_figures(all_records: Records, out: Path, images: bool) -> list[Path]:
 
 def macro(*words: object) -> str:
     """Return a LaTeX command name: letters only, each run of them capitalised but the first; 0.5b is ZeroFiveB."""
-    name = ""
-    for part in re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words))):
-        name += DIGITS[int(part)] if part.isdigit() else part[0].upper() + part[1:]
+    parts = re.findall(r"[A-Za-z]+|[0-9]", " ".join(map(str, words)))
+    # "5" is called DIGIT FIVE
+    parts = [unicodedata.name(p).split()[1].lower() if p.isdigit() else p for p in parts]
+    name = "".join(part[0].upper() + part[1:] for part in parts)
     return name[:1].lower() + name[1:]
 
 
-def numbers(all_records: Records, judged: dict[str, Any]) -> str:
+def numbers(all_records: Records, judged: Json) -> str:
     """Return one \\newcommand per number: percentages of the main table, and verdicts and estimates of every claim."""
     values: dict[str, str] = {"runs": str(len(all_records.runs))}
     for row in records.success(all_records).itertuples():
@@ -490,12 +486,13 @@ def numbers(all_records: Records, judged: dict[str, Any]) -> str:
         ends = {"": row.mean, "Low": row.low, "High": row.high}
         values |= {name + end: percent(value) for end, value in ends.items()}
     for claim in judged["claims"]:
-        values[macro("claim", claim["key"], "verdict")] = claim["verdict"]
-        for backbone, said in claim["backbones"].items():
+        # over all backbones, then on each
+        verdicts = {"": claim["verdict"], **claim["backbones"]}
+        for backbone, said in verdicts.items():
             values[macro("claim", claim["key"], "verdict", backbone)] = said
-        pooled = [row for row in claim["comparisons"] if row["backbone"] == "all"]
-        for i, row in enumerate(pooled):
-            name = macro("claim", claim["key"], i + 1 if len(pooled) > 1 else "")
+        pooled = claims.pooled(claim)
+        for i, row in enumerate(pooled, 1):
+            name = macro("claim", claim["key"], i if len(pooled) > 1 else "")
             for part in ("estimate", "low", "high"):
                 values[name + part.capitalize()] = percent(row[part])
             values[f"{name}Seeds"] = str(row["n"])
@@ -510,10 +507,9 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
     out = out or results
     all_records = load(results)
     judged = claims.judged(all_records)
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / "claims.json", out / "numbers.tex"]
-    paths[0].write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(numbers(all_records, judged), encoding="utf-8")
+    write_json(paths[0], judged)
+    write_text(paths[1], numbers(all_records, judged))
     paths += data_efficiency.save_dataset(results, out / "remade")
     paths += build_tables(all_records, judged, out / "tables")
     paths += build_figures(all_records, out / "figures", images)
@@ -526,17 +522,15 @@ def build(results: Path, out: Path | None = None, images: bool = True) -> list[P
 
 def disagreements(all_records: Records) -> list[str]:
     """Return where a receipt or a node and its graded items disagree, one sentence each."""
-    runs = all_records.runs.set_index("run_id")
+    runs = all_records.runs.set_index("run_id").to_dict("index")
     means = all_records.scores.groupby(["run_id", "split"])[records.PARTS].mean()
     said = trees.disagreements(all_records.trees)
-    for (run_id, split), row in means.iterrows():
+    for (run_id, split, part), mean in means.stack().items():
         place = "factorial" if split in records.FACTORIAL else "final"
-        for part, mean in row.items():
-            column = f"{place}.{split}.{part}"
-            stored = runs[column][run_id] if column in runs else np.nan
-            # `not <=`, so that a missing number is a disagreement
-            if not abs(mean - stored) <= 1e-6:
-                said.append(f"{run_id}: run.json and scores.csv disagree on {split} {part}.")
+        stored = runs[run_id].get(f"{place}.{split}.{part}", np.nan)
+        # `not <=`, so that a missing number is a disagreement
+        if not abs(mean - stored) <= 1e-6:
+            said.append(f"{run_id}: run.json and scores.csv disagree on {split} {part}.")
     return said
 
 
@@ -562,11 +556,6 @@ def verify(results: Path) -> list[str]:
 def run_picture(record: Path) -> Figure:
     """Draw one finished run at a glance (a record folder): reward and loss per move."""
     run = records.read([record])
-    names = {
-        "dev.value": "value",
-        "hidden.dev.content": "content",
-        "hidden.dev.style": "style",
-        "evidence.loss": "loss",
-    }
-    steps = run.steps.rename(columns=names)
-    return figures.run_picture(records.complete(steps, names.values()))
+    shown = ["dev.value", "hidden.dev.content", "hidden.dev.style", "evidence.loss"]
+    steps = records.complete(run.steps, shown)[["step", "move", *shown]]
+    return figures.run_picture(steps.rename(columns=lambda name: name.rpartition(".")[2]))

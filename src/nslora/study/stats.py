@@ -4,8 +4,6 @@ Array suffixes: S seeds (runs), B backbones, I items, C clusters of items, N the
 that have a value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -25,6 +23,9 @@ KIND = "Student's t over seed means, variance floored by the items'"
 SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
 AREA = (-0.5, 0.5)
+
+# what tables show of an estimate
+ROW = ("mean", "low", "high", "n")
 
 Bounds = tuple[float, float]
 Array = NDArray[np.float64]
@@ -55,6 +56,11 @@ class Interval:
     df: float = np.nan
     n: int = 0
     bounds: Bounds = DIFFERENCE
+
+    @property
+    def row(self) -> tuple[float, float, float, int]:
+        """Return the numbers of ROW."""
+        return self.mean, self.low, self.high, self.n
 
     @property
     def reach(self) -> float:
@@ -126,11 +132,21 @@ def seed_interval(means_S: ArrayLike, floor: float = 0.0, bounds: Bounds = DIFFE
     means = np.asarray(means_S, float)
     means = means[~np.isnan(means)]
     if means.size < 2:
-        return Interval(float(means[0]) if means.size else np.nan, n=means.size, bounds=bounds)
+        return Interval(
+            float(means[0]) if means.size else np.nan,
+            n=means.size,
+            bounds=bounds,
+        )
     # [S] means: their own spread, or that of their items where it is larger
     variance = max(means.var(ddof=1) / means.size, floor)
     error = float(np.sqrt(variance)) if variance > 0 else np.nan
-    return Interval(float(means.mean()), error, means.size - 1, means.size, bounds)
+    return Interval(
+        float(means.mean()),
+        error,
+        means.size - 1,
+        means.size,
+        bounds,
+    )
 
 
 def pooled(strata_B: Sequence[Interval]) -> Interval:

@@ -3,11 +3,10 @@
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from nslora.study import stats
 from nslora.study.figures import INK, PAGE, draw_lines, legend_outside, panels, styled
@@ -19,7 +18,7 @@ RUN = ["backbone", "method", "seed", "rule"]
 RECOVERED = 0.9
 
 
-def by_move(records: Records) -> pd.DataFrame:
+def by_move(records: Records) -> DataFrame:
     """Return the best dev reward so far in the phase, per run of the stream, phase (from 1) and move (0: the start).
 
     A run that stops before its phase's budget is spent keeps its value for the rest of the phase. `items` is the number
@@ -36,14 +35,14 @@ def by_move(records: Records) -> pd.DataFrame:
     return in_order(until_budget(steps, by, [*RUN, "phase", "value", "items"]))
 
 
-def curves(records: Records) -> pd.DataFrame:
+def curves(records: Records) -> DataFrame:
     """Return means over seeds of `by_move`, with intervals."""
     moves = by_move(records)
     moves["variance"] = stats.share_variance(moves.value, moves["items"])
     return estimates(moves, ["backbone", "method", "phase", "move"])
 
 
-def recovery(rewards: pd.DataFrame) -> pd.DataFrame:
+def recovery(rewards: DataFrame) -> DataFrame:
     """Return how many `moves` it takes to make a change good, per run (rows of `by_move`) and phase after the first.
 
     A change is made good when RECOVERED of the level before it is reached again; budget + 1 if it never is, NaN if that
@@ -57,27 +56,25 @@ def recovery(rewards: pd.DataFrame) -> pd.DataFrame:
             reached = part.move[part.value >= level]
             moves = reached.min() if len(reached) else part.move.max() + 1
             rows.append((*key, phase, moves if level > 0 else np.nan))
-    return pd.DataFrame(rows, columns=[*RUN, "phase", "moves"])
+    return DataFrame(rows, columns=[*RUN, "phase", "moves"])
 
 
-def retention(records: Records) -> pd.DataFrame:
+def retention(records: Records) -> DataFrame:
     """Return, of the facts right at the end of the first phase, the share still right at the end, per run: `kept`.
 
     A fact is right if the replies to all its test questions are; NaN where none was.
     """
     stream = records.of("stream")
-    scores = stream.scores
-    facts = scores[(scores.need == "both") & scores.split.isin(("test-1", "test"))]
-    means = facts.pivot_table(index=[*RUN, "fact"], columns="split", values="content")
-    means = means.reindex(columns=["test-1", "test"])
+    facts = stream.scores[stream.scores.need == "both"]
     # a fact counts as learned when all its wordings are right
-    learned = means[means["test-1"] == 1]
-    kept = (learned["test"] == 1).groupby(RUN).mean()
+    right = facts.pivot_table(index=[*RUN, "fact"], columns="split", values="content") == 1
+    right = right.reindex(columns=["test-1", "test"], fill_value=False)
+    kept = right.test[right["test-1"]].groupby(RUN).mean()
     runs = pd.MultiIndex.from_frame(stream.runs[RUN])
     return kept.reindex(runs).rename("kept").reset_index()
 
 
-def regrets(rewards: pd.DataFrame) -> pd.DataFrame:
+def regrets(rewards: DataFrame) -> DataFrame:
     """Return the dev reward missing on average over all moves, per run (rows of `by_move`): `regret`, `variance`."""
     missing = rewards.assign(regret=1 - rewards.value.astype(float))
     means = missing.groupby(RUN)[["regret", "items"]].mean().astype(float)
@@ -85,7 +82,7 @@ def regrets(rewards: pd.DataFrame) -> pd.DataFrame:
     return means.drop(columns="items").reset_index()
 
 
-def summary(records: Records) -> pd.DataFrame:
+def summary(records: Records) -> DataFrame:
     """Return means over seeds per backbone and method, the measures as columns.
 
     Test success at each phase's end; `first facts kept` (`retention`); `moves to recover` after each change
@@ -93,12 +90,16 @@ def summary(records: Records) -> pd.DataFrame:
     """
     rewards, by = by_move(records), ["backbone", "method"]
     if rewards.empty:
-        return pd.DataFrame(columns=by).set_index(by)
+        return DataFrame(columns=by).set_index(by)
     stream = records.of("stream")
-    tests = stream.scores[stream.scores.split.str.startswith("test")]
-    success = tests.pivot_table(index=by, columns="split", values="success")
-    success = success.rename(columns={"test": f"test-{len(PHASES)}"})
-    moves = recovery(rewards).pivot_table(index=by, columns="phase", values="moves", dropna=False)
+    success = stream.scores.pivot_table(index=by, columns="split", values="success")
+    success = success.filter(like="test").rename(columns={"test": f"test-{len(PHASES)}"})
+    moves = recovery(rewards).pivot_table(
+        index=by,
+        columns="phase",
+        values="moves",
+        dropna=False,
+    )
     parts = [
         success[sorted(success)],
         retention(records).groupby(by).kept.mean().rename("first facts kept"),
@@ -110,23 +111,30 @@ def summary(records: Records) -> pd.DataFrame:
 
 
 @styled
-def stream(frame: pd.DataFrame) -> Figure:
+def stream(frame: DataFrame) -> Figure:
     """Draw dev reward by move through the phases (`curves`), a panel per backbone and a line per method."""
     # phases beside each other, each as wide as its moves and its start
     width = int(frame.move.max()) + 1
     frame = frame.assign(position=frame.move + (frame.phase - 1) * width).reset_index(drop=True)
     frame = frame.astype({"position": float, "phase": int})
-    fig = Figure(figsize=(PAGE, 0.6 + 1.9 * frame.backbone.nunique()), layout="constrained")
+    fig = Figure(figsize=(PAGE, 0.6 + 1.9 * frame.backbone.nunique()))
     for ax, here in panels(fig, frame, "backbone", sharex=True):
         # a line of its own per phase
         draw_lines(ax, here, "position", style="phase", dashes=False, marker="o")
         ax.set(ylim=(-0.03, 1.2), yticks=(0, 0.5, 1))
         for phase, words in enumerate(PHASES):
             ax.axvline(phase * width - 0.5, color="#888888", lw=0.7, ls=":")
-            ax.text((phase + 0.5) * width - 0.5, 1.1, words, ha="center", fontsize=7, color=INK)
+            ax.text(
+                (phase + 0.5) * width - 0.5,
+                1.1,
+                words,
+                ha="center",
+                fontsize=7,
+                color=INK,
+            )
     legend_outside(fig)
     ticks = range(width * len(PHASES))
     fig.axes[-1].set_xticks(ticks, [str(tick % width) for tick in ticks])
-    fig.supxlabel("moves since the change", fontsize=8)
-    fig.supylabel("best dev reward", fontsize=8)
+    fig.supxlabel("moves since the change")
+    fig.supylabel("best dev reward")
     return fig

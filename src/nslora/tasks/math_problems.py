@@ -1,11 +1,9 @@
 """Math problems with checkable answers in two tiers, made by reasoning-gym: a list of items per size."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice
 from types import ModuleType
 from typing import Any
 
@@ -52,11 +50,9 @@ def easy(seed: int, sizes: Sequence[int]) -> Parts:
 
 def _arithmetic(seed: int, size: int) -> Iterator[Item]:
     """Yield `size` problems of each kind, one kind after the other."""
-    sets = {
-        kind: _dataset(kind, seed=seed, size=size, **settings) for kind, settings in EASY.items()
-    }
+    sets = [_dataset(kind, seed=seed, size=size, **own) for kind, own in EASY.items()]
     for i in range(size):
-        for kind, problems in sets.items():
+        for kind, problems in zip(EASY, sets, strict=True):
             problem = problems[i]
             question = plain(kind, problem["question"])
             name = f"{kind}:{i}"
@@ -104,15 +100,12 @@ def hard(seed: int, sizes: Sequence[int], rng: np.random.Generator) -> Parts:
 
 def _share_out(templates: np.ndarray, sizes: Sequence[int]) -> dict[int, int]:
     """Map each template to a part, in proportion to the sizes, at least one template to each."""
-    cuts = [0]
+    cuts = []
     for nth, upto in enumerate(accumulate(sizes), start=1):
         share = round(len(templates) * upto / sum(sizes))
         cuts.append(max(nth, share))
-    part_of = {}
-    for part, (start, end) in enumerate(pairwise(cuts)):
-        for template in templates[start:end]:
-            part_of[int(template)] = part
-    return part_of
+    parts = enumerate(np.split(templates, cuts[:-1]))
+    return {int(template): part for part, own in parts for template in own}
 
 
 def _word_problem(problem: dict[str, Any], i: int, template: int) -> Item:

@@ -4,8 +4,6 @@ Templates are in one of three sets that share none: about countries (the style t
 of retention. Locality and promptability are the same for every task and seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import numpy as np
@@ -72,19 +70,14 @@ def replay(prompt: Prompt, asked: Collection[str], most: int) -> Prompted:
     questions = trivia.in_turn(trivia.questions(trivia.REPLAY))[:most]
     plain: Prompted = [(prompt, question.item("replay")) for question in questions]
 
-    choice = _replay_rules({*asked, *RULES})
-    # drawn, because in turn each template would meet one rule only
-    draws = np.random.default_rng(0).integers(len(choice), size=len(questions))
-    instructed: Prompted = []
-    for question, draw in zip(questions, draws, strict=True):
-        rule = choice[draw]
-        item = question.item("instructed", (rule,))
-        instructed.append((Prompt(rules.instruction(rule)), item))
-    return plain + instructed
-
-
-def _replay_rules(avoid: Collection[str]) -> list[Rule]:
+    avoid = {*asked, *RULES}
     choice = [rules.make(name) for name in rules.RULES if name not in avoid]
     if "start_phrase" not in avoid:
         choice += [rules.make("start_phrase", {"phrase": phrase}) for phrase in OPENINGS]
-    return choice
+    # drawn, because in turn each template would meet one rule only
+    draws = np.random.default_rng(0).integers(len(choice), size=len(questions))
+    instructed: Prompted = [
+        (Prompt(rules.instruction(rule)), question.item("instructed", (rule,)))
+        for question, rule in zip(questions, [choice[draw] for draw in draws], strict=True)
+    ]
+    return plain + instructed

@@ -6,8 +6,6 @@ must be an object, and a start phrase must start the reply and not merely a line
 lower case are ours: IFEval's also guess the language, which for a reply of one word is noise.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json

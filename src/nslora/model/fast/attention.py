@@ -13,8 +13,6 @@ Both rows are attended at once, causally and in (length, length) scores each. In
 slots of one token is added up. `attend` is what transformers calls in a model that is loaded with `ATTENTION`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, cast
 

@@ -13,8 +13,6 @@ Prompts `s s s q` and `s s s r u v` (s: the common prefix, `.`: padding on the l
 B rows in a batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

@@ -11,8 +11,6 @@
 Same numbers: tests/model/fast/test_kernels.py, values and gradients against the plain formulas in float64.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -23,8 +23,6 @@ of its own, so the numbers are exact. The mask of two rows `s s q a` and `s s r 
 `attention.attend` needs no such mask; other attention implementations take it. B rows, T packed tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
