@@ -73,6 +73,7 @@ def write_tree(
         "depth": depth,
         "shares": {"content": 1 - style, "style": style, "both": 0.0},
         "follows": follows,
+        "facts": list(facts or map(str, range(items))),
         "weights": "0" * 64,
         "environment": {"revision": "0" * 40, "threads": 1},
     }
@@ -86,8 +87,6 @@ def write_tree(
         row |= {"locality": retention, "promptability": None}
         row["signal"] |= signal(schedule)
         rows.append(row)
-    if facts is not None:
-        rows[0]["facts"] = list(facts)
     write_lines(folder / name / "nodes.jsonl", rows)
     return folder / name
 

@@ -91,7 +91,7 @@ def load(folder: Path | str | None = None, split: str | None = None) -> Trees:
             unfinished.append(instance["instance"])
             continue
         nodes += [{"instance": instance["instance"], **row} for row in along_paths(rows)]
-        instances.append(tidy_instance(instance, rows[0]))
+        instances.append(tidy_instance(instance))
     if not instances:
         return Trees(unfinished=tuple(unfinished))
     frame = pd.DataFrame(nodes)
@@ -110,7 +110,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         path = folder / "nodes.jsonl"
         rows = {row["schedule"]: row for row in (read_jsonl(path) if path.exists() else [])}
         rows = [rows.pop(schedule) for schedule in schedules(instance["depth"]) if schedule in rows]
-        if len({len(row["test_items"]) for row in rows}) > 1:
+        if {len(row["test_items"]) for row in rows} - {len(instance["facts"])}:
             raise UserError(f"the nodes of {folder} have different numbers of test items.")
         return instance, rows
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -124,18 +124,23 @@ def schedules(depth: int) -> list[str]:
     return ["".join(moves) for length in range(depth + 1) for moves in product("NS", repeat=length)]
 
 
-def tidy_instance(instance: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+def tidy_instance(instance: dict[str, Any]) -> dict[str, Any]:
     """Return an instance as a row of `Trees.instances`."""
-    settings = {name: instance["config"][name] for name in ("backbone", "task", "seed")}
-    # without clusters every item is one
-    facts = root.get("facts") or range(len(root["test_items"]))
-    named = ("instance", "family", "split", "depth", "follows", "config")
+    config = instance["config"]
     return {
-        **{name: instance[name] for name in named},
-        **settings,
+        **{name: instance[name] for name in ("instance", "split", "depth", "follows", "config")},
+        **{name: config[name] for name in ("backbone", "task", "seed")},
         **{need: instance["shares"].get(need, 0.0) for need in NEEDS},
-        "facts": pd.factorize(np.array(facts))[0],
+        "family": instance.get("family") or family(config),
+        "facts": pd.factorize(np.array(instance["facts"]))[0],
     }
+
+
+def family(config: dict[str, Any]) -> str:
+    """Return what instances of other seeds, backbones and sizes share: the task, its mix of needs, and its rule."""
+    task = config["task"]
+    parts = {"mixed": ("mix", "rule"), "style": ("rule",), "stream": ("rule",), "math": ("tier",)}
+    return " ".join([task, *(str(config[name]) for name in parts.get(task, ()))])
 
 
 def along_paths(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -379,9 +384,9 @@ def scored(trees: Trees, ends: pd.DataFrame, cost: str = "tokens") -> pd.DataFra
         affordable.append(index[np.where(costs <= spent + 1e-9, tests, -1.0).argmax()])
     return rows.assign(
         affordable=[schedule for _, schedule in affordable],
-        regret=rows.instance.map(best) - rows.test,
-        regret_cost=trees.nodes.test[affordable].to_numpy() - rows.test,
-        regret_dev=rows.instance.map(on_dev) - rows.test,
+        regret=best.reindex(rows.instance).to_numpy(float) - rows.test,
+        regret_cost=trees.nodes.test.reindex(affordable).to_numpy(float) - rows.test,
+        regret_dev=on_dev.reindex(rows.instance).to_numpy(float) - rows.test,
     )
 
 
