@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan figures verify table bench check pure test lint lab paper lock clean
+.PHONY: help reproduce plan schedules figures verify table bench check pure test lint lab paper lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ reproduce: .venv/ready ## run every notebook over backbones and seeds; makes all
 
 plan: .venv/ready ## print the jobs of PROFILE, which are done, and what the rest will cost
 	$(NSLORA) plan --profile $(PROFILE)
+
+schedules: .venv/ready ## try every schedule of PROFILE's instances, each move once, JOBS trees at a time; goes on where it was
+	$(NSLORA) schedules --profile $(PROFILE) --jobs $(JOBS)
 
 figures: .venv/ready ## rebuild tables and figures from the records in seconds
 	$(NSLORA) figures --profile $(PROFILE)

@@ -56,6 +56,8 @@ def refused(capsys, *argv: str) -> str:
         (("run", "--method", "fixed:SNX"), "as in fixed:SNNN"),
         (("run", "--method", "fixed:SNNN", "--set", "moves=3"), "more moves than moves = 3"),
         (("run", "--set", "rank"), "KEY=VALUE"),
+        (("schedules", "--profile", "smoke"), "profile 'smoke' has no schedules"),
+        (("schedules", "--profile", "tuning", "--jobs", "0"), "--jobs must be at least 1"),
         (("run", "--set", "colour=red"), "KEY=VALUE with KEY one of"),
         (("run", "--set", "rank=many"), "setting rank = 'many': input should be a valid integer"),
         (

@@ -5,6 +5,7 @@ Wrong input ends with one sentence and exit status 2, before anything is downloa
 
 import json
 import signal
+import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -205,13 +206,18 @@ def configs_left(profile: Profile) -> list[RunConfig]:
     return [cfg for job in jobs(profile) if not job.done() for cfg in job.configs]
 
 
+def require_jobs(args: Namespace) -> None:
+    """Raise UserError unless at least one job may run at a time."""
+    if args.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {args.jobs}.")
+
+
 def reproduce(args: Namespace) -> int:
     """Run the jobs of a profile, then print the main table."""
     from nslora.experiments import cluster
     from nslora.experiments import jobs as local
 
-    if args.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, not {args.jobs}.")
+    require_jobs(args)
     profile = load(args.profile)
     preflight.check(configs_left(profile))
     if args.cluster:
@@ -235,14 +241,24 @@ def reproduce(args: Namespace) -> int:
 
 def schedules(args: Namespace) -> int:
     """Grow the schedule trees of a profile."""
+    require_jobs(args)
     profile = load(args.profile)
     if not profile.schedules:
         raise UserError(f"profile {args.profile!r} has no schedules in experiments.toml.")
     preflight.check(list(profile.schedules))
     from nslora.experiments import schedules as trees
 
-    trees.grow_all(profile, say)
-    return 0
+    # each process takes the next tree that nobody grows
+    command = [sys.executable, "-m", "nslora.cli", "schedules", "--profile", args.profile]
+    others = [subprocess.Popen(command) for _ in range(args.jobs - 1)]
+    try:
+        trees.grow_all(profile, say)
+        statuses = [other.wait() for other in others]
+        return int(any(statuses))
+    finally:
+        # where this process was interrupted
+        for other in others:
+            other.terminate()
 
 
 def figures(args: Namespace) -> int:
@@ -338,9 +354,12 @@ PROBE: Options = {
     "--number": {"type": int, "default": 0, "help": "which probe set and style rule"},
 }
 PROFILE: Options = {"--profile": {"default": "quick"}}
-REPRODUCE: Options = {
+SCHEDULES: Options = {
     **PROFILE,
     "--jobs": {"type": int, "default": 1, "help": "jobs at a time"},
+}
+REPRODUCE: Options = {
+    **SCHEDULES,
     "--reuse": {
         "action": "store_true",
         "help": "finished records in the repository count as done",
@@ -390,7 +409,7 @@ COMMANDS: dict[str, tuple[Command, str, Options]] = {
     "schedules": (
         schedules,
         "try every schedule of a profile's instances, each move once",
-        PROFILE,
+        SCHEDULES,
     ),
     "figures": (figures, "rebuild all tables and figures from the records", PROFILE),
     "verify": (verify, "recompute claims and tables from the records and compare", PROFILE),
