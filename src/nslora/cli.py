@@ -146,7 +146,7 @@ def start(args: Namespace) -> Json:
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--prompt {args.prompt}: {reason}") from None
+        raise UserError(f"--prompt {args.prompt} holds no prompt ({reason}).") from None
     return {"system": prompt.system, "template": prompt.question}
 
 

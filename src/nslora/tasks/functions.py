@@ -131,7 +131,8 @@ def _inspect(function: object) -> tuple[str, Callable[..., Any], bytes]:
         source = inspect.getsource(home)
     except (OSError, TypeError):
         source = ""
-    if not callable(function) or not source:
+    # the source of a partial function says nothing of what it calls
+    if not callable(function) or not source or isinstance(function, partial):
         raise UserError(f"reward {function!r} is no function with a source; write it in a file.")
     return home.__qualname__, function, source.encode()
 
