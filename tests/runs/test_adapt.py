@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from tinymodel import SETTINGS
 
 import nslora
+from nslora import cli
+from nslora.tasks import functions
 from nslora.types import UserError
 
 ROWS = [{"ask": f"Mood {n}?", "reply": ("good", "bad")[n % 2], "note": n} for n in range(12)]
@@ -144,13 +147,12 @@ def test_a_bundle_is_scored_on_rows_as_its_run_scored_them(tmp_path: Path, tiny)
         config.write_bytes(before)
 
 
-def nslora_command(folder: Path, *argv: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+def nslora_command(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run the real command in a folder."""
     source = Path(nslora.__file__).parents[1]
     return subprocess.run(
         [sys.executable, "-m", "nslora.cli", *argv],
         cwd=folder,
-        input=typed,
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(source)},
@@ -181,19 +183,47 @@ def test_the_exit_status_says_whether_it_is_better(tmp_path: Path, tiny) -> None
     assert not (tmp_path / "same" / "adapter").exists()
     assert "Not better: nothing that was tried" in (tmp_path / "same" / "README.md").read_text()
 
-    broken = nslora_command(tmp_path, *command, "--reward", "score.py:picky", "--out", "none")
-    assert broken.returncode == 2
-    # the frozen model's first reply is wrong, and the gold answers are all right
-    assert "line " in broken.stderr and "raised AssertionError (no gold) for the" in broken.stderr
-    assert not (tmp_path / "none").exists()
 
-    asked = nslora_command(tmp_path, "chat", "good", "--ask", "Feel 3?")
-    assert (asked.returncode, asked.stdout) == (0, "aa\n")
-    talk = nslora_command(tmp_path, "chat", "good", typed="Feel 3?\n\nMood 2?\n")
-    assert (talk.returncode, talk.stdout) == (0, "aa\naa\n")
-    forgot = nslora_command(tmp_path, "evaluate", "good", "test.jsonl")
-    assert (forgot.returncode, forgot.stdout) == (2, "")
-    assert "replies are graded by score.py:score: give it with --reward" in forgot.stderr
-    scored = nslora_command(tmp_path, "evaluate", "good", "test.jsonl", *by_score)
-    assert scored.returncode == 0
-    assert scored.stdout.startswith("1.00 on 10 rows (95% interval 0.")
+@pytest.fixture
+def adapted(tmp_path: Path, tiny, monkeypatch) -> str:
+    """A bundle by its name, with its rows, in the working folder; its reward is a function."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "mine.jsonl", "Mood", 20)
+    put(tmp_path / "test.jsonl", "Feel", 10)
+    (tmp_path / "score.py").write_text(SCORE)
+    nslora.adapt(
+        "mine.jsonl",
+        out="good",
+        backbone=tiny.name,
+        reward="score.py:score",
+        test="test.jsonl",
+        **EAGER,
+    )
+    return "good"
+
+
+def test_a_bundle_is_asked_and_scored_on_the_command_line(adapted, monkeypatch, capsys) -> None:
+    assert cli.main(["chat", adapted, "--ask", "Feel 3?"]) == 0
+    assert capsys.readouterr().out == "aa\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("Feel 3?\n\nMood 2?\n"))
+    assert cli.main(["chat", adapted]) == 0
+    assert capsys.readouterr().out == "aa\naa\n"
+    functions.FUNCTIONS.clear()
+    assert cli.main(["evaluate", adapted, "test.jsonl"]) == 2
+    assert "replies are graded by score.py:score: give it with --reward" in capsys.readouterr().err
+    assert cli.main(["evaluate", adapted, "test.jsonl", "--reward", "score.py:score"]) == 0
+    assert capsys.readouterr().out.startswith("1.00 on 10 rows (95% interval 0.")
+
+
+def test_a_reply_that_breaks_the_reward_ends_the_run_in_a_sentence(
+    tmp_path: Path, tiny, monkeypatch, capsys
+) -> None:
+    """The gold answers are all right, and the frozen model's first replies are not."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "mine.jsonl", "Mood", 20)
+    (tmp_path / "score.py").write_text(SCORE)
+    command = ["adapt", "mine.jsonl", "--backbone", tiny.name, "--method", "lora", "--out", "none"]
+    assert cli.main([*command, "--reward", "score.py:picky", "--set", "threads=1"]) == 2
+    said = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+    assert said.startswith("line ") and "raised AssertionError (no gold) for the reply " in said
+    assert not (tmp_path / "none").exists()

@@ -64,7 +64,8 @@ def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = No
 
     These are prompt.json, the adapter (if weights were tuned), the tokenizer, README.md on how to
     use them and how good they are, metrics.json, and the run's record. Raises UserError if the
-    run's checkpoint is not in this working folder, as for records that came with the repository.
+    run's checkpoint is not in this working folder, as for records that came with the repository,
+    or its backbone not in the cache.
     """
     step = best_step(store.record(cfg))
     adapter = step["adapter"]
@@ -73,6 +74,9 @@ def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = No
             f"the checkpoint of {cfg.run_id} is not in this working folder; "
             "make the run here to bundle it."
         )
+    base = checkpoints.cached_folder(cfg.backbone)
+    if base is None:
+        raise UserError(f"{cfg.backbone} is not in the cache, and a bundle needs its tokenizer.")
     # readable without this library
     write_json(out / "prompt.json", step["prompt"])
     shutil.copytree(store.record(cfg), out / "record", dirs_exist_ok=True)
@@ -80,7 +84,7 @@ def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = No
     shutil.rmtree(out / "adapter", ignore_errors=True)
     if adapter:
         _copy_adapter(store.scratch(cfg) / adapter, out / "adapter", base_model(cfg.backbone)[0])
-    plain = _save_tokenizer(cfg, out)
+    plain = _save_tokenizer(cfg, base, out)
     text = card(cfg.backbone, bool(adapter), plain)
     if verdict:
         write_json(out / "metrics.json", verdict.metrics)
@@ -109,8 +113,8 @@ def _copy_adapter(source: Path, folder: Path, base: str) -> None:
     write_json(path, read_json(path) | {"base_model_name_or_path": base})
 
 
-def _save_tokenizer(cfg: RunConfig, out: Path) -> bool:
-    """Write the tokenizer with the chat format of the run, and how replies end.
+def _save_tokenizer(cfg: RunConfig, base: Path, out: Path) -> bool:
+    """Write the tokenizer of the folder `base` with the chat format of the run, and how replies end.
 
     Returns whether the format is the plain one of base models.
     """
@@ -119,11 +123,10 @@ def _save_tokenizer(cfg: RunConfig, out: Path) -> bool:
 
     from nslora.model.backbone import stop_ids
 
-    folder = checkpoints.folder(cfg.backbone)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
     ends: Any = GenerationConfig()
-    if (folder / "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(folder)
+    if (base / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(base)
     stop = sorted(stop_ids(tokenizer, ends))
     plain = not tokenizer.chat_template
     tokenizer.chat_template = _template(tokenizer)
