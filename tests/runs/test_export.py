@@ -112,11 +112,18 @@ def made(
     template.write_text(chat) if chat else template.unlink()
     # of the folder, and not of the run: a reply is greedy and nothing else
     config = folder / "base" / "generation_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": 1.5}))
+    if chat:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": 1.5}))
+    else:
+        # converted weights come without it, and several tokens may end a reply
+        config.unlink()
+        config = folder / "base" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": [1, 40]}))
     backbone = load(str(folder / "base"), threads=1, dtype="float32", device="cpu")
     cfg = RunConfig(backbone=str(folder / "base"), rank=2, lr=0.05, max_new_tokens=24, threads=1)
     store, prompt = Store(folder / "results", folder / "runs"), Prompt(**ADAPTED)
     publish(store, cfg, "adapter-01" if adapter else None)
+    assert backbone.stop == ({1} if chat else {1, 40})
     text = backbone.text(prompt, "your question")
     replies = [backbone.generate([text], cfg.max_new_tokens)[0].text]
     learner = Learner(backbone, cfg)
@@ -133,7 +140,10 @@ def test_a_bundle_answers_the_same_without_this_library(tiny, tmp_path):
     for name, chat in FORMATS.items():
         store, cfg, (frozen, tuned) = made(tiny, tmp_path / name, chat)
         assert frozen != tuned
-        bundle(cfg, store, tmp_path / name / "out")
+        out = tmp_path / name / "out"
+        bundle(cfg, store, out)
+        ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+        assert ends == ([1] if chat else [1, 40])
         wanted.append(tuned)
     folders = [str(tmp_path / name / "out") for name in FORMATS]
     # bytes: a reply may hold line ends of any kind

@@ -129,7 +129,7 @@ def test_a_reply_that_breaks_it_later_is_named_with_its_row(tmp_path: Path) -> N
 def test_it_is_the_reward_of_a_task_and_rules_stay_rules(tmp_path: Path) -> None:
     path = tmp_path / "score.py"
     path.write_text("def score(q, a, r): return 0.5, 'halfway'")
-    rows = [{"question": f"Q{n}?", "answer": f"a{n}"} for n in range(9)]
+    rows: list[dict] = [{"question": f"Q{n}?", "answer": f"a{n}"} for n in range(9)]
     rows.append({"question": "Q9?", "answer": "a9", "rules": [{"name": "upper_case"}]})
     data = own.read(put(tmp_path, *rows), grader=functions.register(f"{path}:score"))
     plain, ruled = own.reward(data.items[0], "x"), own.reward(data.items[9], "x")

@@ -29,12 +29,13 @@ from peft import PeftModel
 
 tokenizer = AutoTokenizer.from_pretrained("tokenizer")
 model = AutoModelForCausalLM.from_pretrained({base})
-model.generation_config = GenerationConfig.from_pretrained(".")
+model.generation_config = replies = GenerationConfig.from_pretrained(".")
 {adapter}prompt = json.load(open("prompt.json", encoding="utf-8"))
 messages = [{{"role": "system", "content": prompt["system"]}}] if prompt["system"] else []
 messages.append({{"role": "user", "content": prompt["question"].replace("{{question}}", "your question")}})
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-tokens = model.generate(**inputs)[0][inputs["input_ids"].shape[1]:]
+tokens = model.generate(**inputs)[0][inputs["input_ids"].shape[1]:].tolist()
+tokens = [token for token in tokens if token not in replies.eos_token_id]
 print(tokenizer.decode(tokens, skip_special_tokens=True){cut}.strip())
 ```
 
@@ -119,14 +120,16 @@ def _save_tokenizer(cfg: RunConfig, base: Path, out: Path) -> bool:
     Returns whether the format is the plain one of base models.
     """
     # the run has loaded them
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     from nslora.model.backbone import stop_ids
 
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    ends: Any = GenerationConfig()
+    # as `from_pretrained` does for the model itself
     if (base / "generation_config.json").is_file():
         ends = GenerationConfig.from_pretrained(base)
+    else:
+        ends = GenerationConfig.from_model_config(AutoConfig.from_pretrained(base))
     stop = sorted(stop_ids(tokenizer, ends))
     plain = not tokenizer.chat_template
     tokenizer.chat_template = _template(tokenizer)

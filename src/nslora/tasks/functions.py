@@ -140,6 +140,7 @@ def _inspect(function: object) -> tuple[str, Callable[..., Any], bytes]:
 def _reward(result: Any, answer: str) -> Reward:
     """Return what a function has returned as a reward; raises ValueError where it is none."""
     parts: dict[str, Any] = {}
+    value: Any
     if isinstance(result, Mapping):
         parts = dict(result)
         result = parts.pop("value", None), parts.pop("critique", None)
@@ -155,6 +156,7 @@ def _reward(result: Any, answer: str) -> Reward:
     return Reward(value, critique or "", numbers)
 
 
-def _is_share(value: object) -> bool:
+def _is_share(value: Any) -> bool:
     """Tell whether a value is a number in [0, 1]; NaN is not."""
-    return isinstance(value, (Real, np.bool_)) and bool(0 <= value <= 1)
+    number: Any = value
+    return isinstance(value, (Real, np.bool_)) and bool(0 <= number <= 1)
