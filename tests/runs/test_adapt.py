@@ -78,19 +78,26 @@ def test_a_changed_file_of_the_same_name_is_another_run(data: Path, tiny) -> Non
 
 
 def test_an_interrupted_adaptation_goes_on_from_its_last_move(tmp_path: Path, tiny) -> None:
-    path, steps = put(tmp_path / "mine.jsonl", "Mood", 12), []
+    path, steps, asked = put(tmp_path / "mine.jsonl", "Mood", 12), [], []
+
+    def score(question: str, answer: str, reply: str) -> bool:
+        asked.append(reply)
+        return reply == answer
 
     def watch(step) -> None:
         steps.append(step.step)
         if steps == [0, 1]:
             raise KeyboardInterrupt
 
-    options = {"backbone": tiny.name, "watch": watch, **EAGER}
+    options = {"backbone": tiny.name, "watch": watch, "reward": score, **EAGER}
     with pytest.raises(KeyboardInterrupt):
         nslora.adapt(path, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-    nslora.adapt(path, out=tmp_path / "out", **options)
+    before = len(asked)
+    result = nslora.adapt(path, out=tmp_path / "out", **options)
     assert steps == [0, 1, 2]
+    # those of the interrupted process count, too
+    assert record(result)["cost"]["reward_calls"] == len(asked) > before
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
 
 
