@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,14 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 from faulty import FAULTS, refusal, serving
-from toy import finish
 
 import nslora
 from nslora import cli
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.runs import preflight
-from nslora.runs.store import append_json
 from nslora.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +81,27 @@ def refused(capsys, *argv: str) -> str:
         (("adapt", "x.jsonl", "--out", "README.md"), "README.md is a file"),
         (("adapt", "x.jsonl", "--out", "tests"), "is not empty"),
         (("adapt", "x.jsonl", "--out", "a", "--set", "task=math"), "the task is your data"),
+        (("adapt", "x.jsonl", "--out", "a", "--set", "template=Q"), "must hold {question} once"),
+        (
+            ("adapt", "x.jsonl", "--out", "a", "--prompt", "none.txt"),
+            "--prompt none.txt holds no prompt",
+        ),
+        (
+            ("adapt", "x.jsonl", "--out", "a", "--prompt", "README.md", "--system", "s"),
+            "give --system or --prompt, not both",
+        ),
+        (
+            ("adapt", "x.jsonl", "--out", "a", "--reward", "a.py:f", "--set", "reward=parts"),
+            "give --reward file.py:function or --set reward",
+        ),
+        (("check", "README.md", "--reward", "a.py:f"), "must be file.py:function"),
+        (("check", "README.md", "--reward", "tests/conftest.py:f"), "has no function 'f'"),
+        (
+            ("check", "README.md", "--reward", "a.py:f", "--grader", "exact"),
+            "give a reward or a grader, not both",
+        ),
+        (("evaluate", "tests", "x.jsonl"), "tests is no folder that nslora adapt has written"),
+        (("chat", "tests", "--ask", "Who?"), "tests is no folder that nslora adapt has written"),
         (("check", "missing.jsonl"), "there is no file missing.jsonl"),
         (("check", "README.md", "--backbone", "gpt-5"), "unknown backbone 'gpt-5'"),
         (("check", "README.md", "--grader", "fuzzy"), "unknown grader 'fuzzy'; choose from auto"),
@@ -134,31 +154,6 @@ def own_data(folder: Path) -> Path:
     return data
 
 
-def test_adapt_leaves_a_whole_bundle_and_nothing_else(capsys, monkeypatch, tmp_path):
-    def stand_in(cfg, store, watch):
-        record = finish(store, cfg, best={"step": 0}, final={"test": {"success": 0.75}})
-        prompt = {"system": f"By {cfg.method}, rank {cfg.rank}.", "question": "{question}"}
-        append_json(record / "steps.jsonl", {"step": 0, "adapter": None, "prompt": prompt})
-        return record
-
-    monkeypatch.setitem(sys.modules, "nslora.runs.run", SimpleNamespace(make_run=stand_in))
-    data, out = own_data(tmp_path), tmp_path / "new" / "out"
-    arguments = ["adapt", str(data), "--out", str(out), "--method", "fixed:SN", "--set", "rank=4"]
-    assert cli.main(arguments) == 0
-    assert capsys.readouterr().out == f"test success 0.75; see {out / 'README.md'}\n"
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-    prompt = json.loads((out / "prompt.json").read_text())["system"]
-    assert prompt == "By fixed:SN, rank 4."
-    assert (out / "record" / "run.json").exists()
-
-    result = nslora.adapt(data, out=tmp_path / "again", method="lora")
-    assert result == nslora.Result(
-        tmp_path / "again",
-        nslora.Prompt("By lora, rank 16."),
-        {"test": {"success": 0.75}},
-    )
-
-
 def test_check_prints_all_problems_and_adapt_refuses_the_first(capsys, tmp_path):
     rows = [json.dumps({"question": f"q{i}?", "answer": f"a{i}"}) for i in range(12)]
     data = tmp_path / "data.jsonl"
@@ -205,6 +200,31 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(caps
     assert f"folder {out} cannot be written" in refused(
         capsys, "adapt", str(data), "--out", str(out)
     )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_shows_an_example_that_it_takes(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    example = f"nslora {name} {cli.COMMANDS[name][2]}".rstrip()
+    assert f"example: {example}" in said
+    cli.parser().parse_args(shlex.split(example)[1:])
+
+
+def test_a_start_prompt_is_a_text_or_a_prompt_as_bundles_have_it(tmp_path):
+    def start(text: str) -> dict:
+        path = tmp_path / "prompt"
+        path.write_text(text)
+        argv = ["adapt", "x.jsonl", "--out", "a", "--prompt", str(path)]
+        return cli.start(cli.parser().parse_args(argv))
+
+    assert start(" Be {brief}.\n") == {"system": "Be {brief}.", "template": "{question}"}
+    prompt = {"system": "", "question": "Q: {question}"}
+    assert start(json.dumps(prompt)) == {"system": "", "template": "Q: {question}"}
+    with pytest.raises(UserError, match="--prompt .*holds no prompt"):
+        start('{"system": 1}')
 
 
 def test_the_version_is_the_packages(capsys):

@@ -74,6 +74,10 @@ def test_own_data_are_known_by_their_content(tmp_path: Path) -> None:
     assert cfg.but(task=f"own:{copy}").run_id == run_id
     assert cfg.but(grader="exact").run_id != run_id
     assert cfg.but(columns="question=q").run_id != run_id
+    assert cfg.but(system="Be brief.").run_id != run_id
+    assert cfg.but(template="Q: {question}").run_id != run_id
+    # so are the rows to test on
+    assert cfg.but(test=str(first)).run_id == cfg.but(test=str(copy)).run_id != run_id
     first.write_text('{"question": "Who?", "answer": "Ben"}')
     assert RunConfig(task=f"own:{first}").run_id != run_id
     # a run that is under way keeps its folder

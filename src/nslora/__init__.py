@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nslora.config import RunConfig
     from nslora.runs.adapt import Result, adapt
+    from nslora.runs.evaluate import evaluate
     from nslora.types import Candidate, Prompt
 
 __version__ = "0.1.0"
-__all__ = ["Candidate", "Prompt", "Result", "RunConfig", "__version__", "adapt"]
+__all__ = ["Candidate", "Prompt", "Result", "RunConfig", "__version__", "adapt", "evaluate"]
 
 HOME = {
     "adapt": "nslora.runs.adapt",
     "Result": "nslora.runs.adapt",
+    "evaluate": "nslora.runs.evaluate",
     "RunConfig": "nslora.config",
     "Prompt": "nslora.types",
     "Candidate": "nslora.types",

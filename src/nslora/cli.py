@@ -19,11 +19,11 @@ from nslora import __version__
 from nslora.config import TASKS, RunConfig, sentence
 from nslora.experiments.grid import Profile, jobs, load
 from nslora.model import checkpoints
-from nslora.runs import lengths, preflight
+from nslora.runs import evaluate, lengths, preflight
 from nslora.runs.adapt import adapt, check, print_step
 from nslora.runs.store import Store, read_json
 from nslora.tasks import graders, own
-from nslora.types import Json, UserError
+from nslora.types import Json, Prompt, UserError
 
 Command = Callable[[Namespace], int]
 # by name, what argparse takes
@@ -34,7 +34,8 @@ DEFAULT = RunConfig()
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; return the exit status.
 
-    0: done, 1: something failed, 2: wrong input, 130: interrupted.
+    0: done, 1: something failed, 2: wrong input, 3: what was adapted is not shown to be better, 130:
+    interrupted.
     """
     # a scheduler or `timeout` must not leave processes behind
     signal.signal(signal.SIGTERM, interrupt)
@@ -66,8 +67,10 @@ def parser() -> ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nslora {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
-    for name, (command, text, options) in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text)
+    for name, (command, text, example, options) in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: nslora {name} {example}".rstrip()
+        )
         sub.set_defaults(command=command)
         for option, details in options.items():
             sub.add_argument(option, **details)
@@ -124,7 +127,28 @@ def run(args: Namespace) -> int:
 
 def data_settings(args: Namespace) -> Json:
     """Return the settings of a run on own data as the command line gives them; raises UserError."""
-    return {"grader": args.grader, "columns": args.map} | settings(args)
+    given = settings(args)
+    if args.reward and "reward" in given:
+        raise UserError("give --reward file.py:function or --set reward=..., not both.")
+    own_data = {"grader": args.grader, "columns": args.map, "test": args.test} | start(args)
+    return own_data | ({"reward": args.reward} if args.reward else {}) | given
+
+
+def start(args: Namespace) -> Json:
+    """Return the prompt to start from, as settings; raises UserError for a file that holds none."""
+    if args.prompt is None:
+        return {} if args.system is None else {"system": args.system}
+    if args.system is not None:
+        raise UserError("give --system or --prompt, not both.")
+    try:
+        text = args.prompt.read_text(encoding="utf-8")
+        prompt = (
+            TypeAdapter(Prompt).validate_json(text) if text[:1] == "{" else Prompt(text.strip())
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--prompt {args.prompt} holds no prompt ({reason}).") from None
+    return {"system": prompt.system, "template": prompt.question}
 
 
 def check_data(args: Namespace) -> int:
@@ -138,11 +162,36 @@ def check_data(args: Namespace) -> int:
 
 
 def adapt_own(args: Namespace) -> int:
-    """Adapt to own data; print how good the result is and where it is."""
+    """Adapt to own data; print whether the result is better, and where it is; exit status 3 if not."""
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
     result = adapt(args.data, out=args.out, **(editor | data_settings(args)))
-    success = result.final["test"]["success"]
-    print(f"test success {success:.2f}; see {result.folder / 'README.md'}")
+    print(result.verdict.sentence)
+    print(result.verdict.forgotten)
+    print(f"see {result.folder / 'README.md'}")
+    return 0 if result.verdict.better else 3
+
+
+def evaluate_bundle(args: Namespace) -> int:
+    """Print how good a bundle is on rows."""
+    score = evaluate.evaluate(
+        args.bundle,
+        args.data,
+        grader=args.grader,
+        columns=args.map,
+        reward=args.reward,
+        backbone=args.backbone,
+    )
+    print(f"{score.mean:.2f} on {score.n} rows ({score})")
+    return 0
+
+
+def chat(args: Namespace) -> int:
+    """Print the reply to one question, or to each line of standard input."""
+    bundle = evaluate.open_bundle(args.bundle, args.backbone)
+    for line in [args.ask] if args.ask else sys.stdin:
+        if question := line.strip():
+            (reply,) = bundle.replies([question])
+            print(reply, flush=True)
     return 0
 
 
@@ -330,18 +379,48 @@ RUN: Options = {
         "help": "folder of records and checkpoints",
     },
 }
-DATA: Options = {
-    **SETTINGS,
+ROWS: Options = {
     "data": {"help": "JSONL, JSON, CSV or Parquet of questions and answers, or hub:<owner>/<name>"},
     "--grader": {
         "default": DEFAULT.grader,
         "help": f"auto, {', '.join(graders.GRADERS)}; as in regex:PATTERN, labels:yes|no",
+    },
+    "--reward": {
+        "default": "",
+        "metavar": "FILE.py:FUNCTION",
+        "help": "your own grader: (question, answer, reply) -> number in [0, 1], or with a critique",
     },
     "--map": {
         "default": DEFAULT.columns,
         "metavar": "FIELD=COLUMN,...",
         "help": "names of the columns, as in question=ask,answer=reply",
     },
+}
+DATA: Options = {
+    **SETTINGS,
+    **ROWS,
+    "--test": {"default": "", "metavar": "FILE", "help": "other rows to test on"},
+    "--system": {"metavar": "TEXT", "help": "the system prompt to start from"},
+    "--prompt": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "the prompt to start from: a system prompt, or a prompt.json",
+    },
+}
+BUNDLE: Options = {
+    "bundle": {"type": Path, "help": "a folder that nslora adapt has written"},
+    "--backbone": {"default": "", "help": "where its weights are now, if they have moved"},
+}
+EVALUATE: Options = {
+    **BUNDLE,
+    **ROWS,
+    # unless they are given, those that the bundle was adapted with
+    "--grader": {**ROWS["--grader"], "default": ""},
+    "--map": {**ROWS["--map"], "default": None},
+}
+CHAT: Options = {
+    **BUNDLE,
+    "--ask": {"metavar": "TEXT", "help": "one question; without it, each line of standard input"},
 }
 ADAPT: Options = {
     **DATA,
@@ -382,39 +461,72 @@ BENCH: Options = {
     "--only": {"metavar": "PART", "help": "measure one part again and keep the others"},
     "--threads": {"type": int, "default": DEFAULT.threads},
 }
-COMMANDS: dict[str, tuple[Command, str, Options]] = {
-    "models": (models, "list the default backbones, their licences, sizes and sources", {}),
-    "run": (run, "make one run and print where its record is", RUN),
+# by name: what is done, in words, an example's arguments, and the options
+COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
+    "models": (models, "list the default backbones, their licences, sizes and sources", "", {}),
+    "run": (run, "make one run and print where its record is", "--task facts --method lora", RUN),
     "check": (
         check_data,
         "find all that is wrong with a data file, and say how its replies will be graded",
+        "mine.jsonl --map question=ask,answer=reply",
         DATA,
     ),
     "adapt": (
         adapt_own,
-        "adapt a backbone to your own data; writes a PEFT adapter and a plain prompt",
+        "adapt a backbone to your own data; exit status 0 if that is better than the start, else 3",
+        "mine.jsonl --reward score.py:score --test held_out.jsonl --out adapted",
         ADAPT,
     ),
+    "evaluate": (
+        evaluate_bundle,
+        "score an adapted model on rows, with an interval",
+        "adapted held_out.jsonl",
+        EVALUATE,
+    ),
+    "chat": (chat, "ask an adapted model", 'adapted --ask "What is the capital of Peru?"', CHAT),
     "probe": (
         probe_needs,
         "try both moves on a probe set and fit the need classifier on all probes",
+        "--backbone smollm2-135m --number 1",
         PROBE,
     ),
     "plan": (
         show_plan,
         "print the jobs of a profile, which are done, and what the rest will cost",
+        "--profile full",
         PROFILE,
     ),
-    "reproduce": (reproduce, "run every job of a profile that is not done", REPRODUCE),
+    "reproduce": (
+        reproduce,
+        "run every job of a profile that is not done",
+        "--profile quick --jobs 2",
+        REPRODUCE,
+    ),
     "schedules": (
         schedules,
         "try every schedule of a profile's instances, each move once",
+        "--profile tuning --jobs 2",
         SCHEDULES,
     ),
-    "figures": (figures, "rebuild all tables and figures from the records", PROFILE),
-    "verify": (verify, "recompute claims and tables from the records and compare", PROFILE),
-    "table": (table, "print the main table", PROFILE),
-    "bench": (bench, "measure our parts beside the tools that they replace", BENCH),
+    "figures": (
+        figures,
+        "rebuild all tables and figures from the records",
+        "--profile quick",
+        PROFILE,
+    ),
+    "verify": (
+        verify,
+        "recompute claims and tables from the records and compare",
+        "--profile quick",
+        PROFILE,
+    ),
+    "table": (table, "print the main table", "--profile quick", PROFILE),
+    "bench": (
+        bench,
+        "measure our parts beside the tools that they replace",
+        "--only training",
+        BENCH,
+    ),
 }
 
 

@@ -27,10 +27,10 @@ from pydantic import (
     model_validator,
 )
 
-from nslora.types import UserError
+from nslora.types import SLOT, UserError
 
 # settings that other tasks do not have
-OF_OWN_DATA = ("grader", "columns")
+OF_OWN_DATA = ("grader", "columns", "test", "system", "template")
 TASKS = (
     "facts",
     "style",
@@ -125,6 +125,9 @@ class RunConfig(BaseModel):
     max_new_tokens: PositiveInt = 32  # longest reply
     grader: str = "auto"  # of own data: see tasks/graders.py
     columns: str = ""  # of own data, where they have other names: question=ask,answer=reply
+    test: str = ""  # of own data: a file of other rows to test on; "": a fifth of the rows
+    system: str = "You are a helpful assistant."  # of own data: the prompt that a run starts from
+    template: str = SLOT  # of own data: the question in that prompt
     reward: Literal["number", "parts"] = "number"  # what methods see of the reward
 
     # numerical moves
@@ -181,6 +184,13 @@ class RunConfig(BaseModel):
         if not re.fullmatch("[0-9]+:[0-9]+:[0-9]+", mix) or not re.search("[1-9]", mix):
             raise ValueError("must be content:style:both, as in 2:1:0, and not all 0")
         return mix
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        if template.count(SLOT) != 1:
+            raise ValueError(f"must hold {SLOT} once, where the question goes")
+        return template
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
@@ -241,11 +251,11 @@ class RunConfig(BaseModel):
         Own data count by their content, wherever the file lies.
         """
         identity = {k: v for k, v in self.settings.items() if k not in ("seed", "study")}
-        data = self.task.removeprefix("own:")
-        # a file that is gone has been a record's data, and its path is all that is left
-        if self.is_own and os.path.isfile(data):
-            digest = hashlib.sha256(Path(data).read_bytes()).hexdigest()
-            identity["task"] = f"own:{digest}"
+        files = {"task": self.task.removeprefix("own:"), "test": self.test} if self.is_own else {}
+        for name, file in files.items():
+            # a file that is gone has been a record's data, and its path is all that is left
+            if os.path.isfile(file):
+                identity[name] = f"own:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

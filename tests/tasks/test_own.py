@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from nslora.tasks import own, rules
 from nslora.tasks.grading import grade
-from nslora.tasks.own import Data, describe, inspect, read, splits
-from nslora.types import Need, UserError
+from nslora.tasks.own import Data, describe, inspect, splits
+from nslora.types import Item, Need, UserError
 
 pytestmark = pytest.mark.pure
 
@@ -42,6 +42,10 @@ def put(folder: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
 
 def looked_at(folder: Path, rows: list, **options: str) -> Data:
     return inspect(put(folder, lines(rows)), **options)
+
+
+def read(path: Path, **options: str) -> list[Item]:
+    return own.read(path, **options).items
 
 
 def pairs(items: list) -> list[tuple[str, str]]:
@@ -470,8 +474,9 @@ def test_recurring_answers_are_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_split_holds_every_label(tmp_path: Path, seed: int) -> None:
     rare = [{"question": f"Odd {n}?", "answer": "odd"} for n in range(5)]
-    items = read(put(tmp_path, lines([*LABELLED, *rare])))
-    parts = splits(items, np.random.default_rng(seed))
+    data = inspect(put(tmp_path, lines([*LABELLED, *rare])))
+    items = data.items
+    parts = splits(data, np.random.default_rng(seed))
     assert [len(part) for part in parts] == [21, 7, 7]
     assert sorted(pairs([i for part in parts for i in part])) == sorted(pairs(items))
     for part in parts:
@@ -522,6 +527,42 @@ def test_items_are_as_tasks_want_them(tmp_path: Path) -> None:
         "line:14",
     )
     assert item.hidden.need is Need.BOTH and item.hidden.rules == (rules.make("json"),)
+
+
+# ---- rows of their own to test on
+
+
+def with_test(folder: Path, rows: list, **options: str) -> Data:
+    path = put(folder, lines(rows), "test.jsonl")
+    return inspect(put(folder, lines(LABELLED)), test=str(path), **options)
+
+
+def test_a_file_of_its_own_is_tested_on_and_graded_as_the_rest(tmp_path: Path) -> None:
+    """Three rows alone would not show that answers are labels."""
+    data = with_test(tmp_path, [{"question": f"New {n}?", "answer": "good"} for n in range(3)])
+    assert data.problems == []
+    train, dev, test = splits(data, np.random.default_rng(0))
+    assert (len(train), len(dev)) == (22, 8)
+    assert [item.example.question for item in test] == ["New 0?", "New 1?", "New 2?"]
+    assert {item.hidden.grader for item in test} == {item.hidden.grader for item in train}
+    assert len({item.example.id for item in (*train, *dev, *test)}) == 33
+    path = tmp_path / "test.jsonl"
+    assert f"30 rows: 22 to train on, 8 to choose by, 3 of {path} to test on." in describe(data)
+
+
+def test_problems_of_the_test_file_have_its_name_and_lines(tmp_path: Path) -> None:
+    known = LABELLED[4] | {"question": LABELLED[4]["question"].upper()}
+    data = with_test(tmp_path, [known, "{oops", {"question": "New?", "answer": "fine"}])
+    path = tmp_path / "test.jsonl"
+    leak, damaged, foreign = data.problems
+    assert leak == (
+        f"{path}, line 1: the question is in {tmp_path / 'mine.jsonl'}, line 5, too; "
+        "keep one of them."
+    )
+    assert damaged.startswith(f"{path}, line 2: ")
+    assert foreign.startswith(f"{path}, line 3: the answer 'fine' fails its own grader (labels:")
+    few = with_test(tmp_path, [{"question": "New?", "answer": "good"}])
+    assert few.problems == [f"{path}: has 1 questions; at least 2 are needed."]
 
 
 def test_a_file_of_300_rows_is_checked_in_no_time(tmp_path: Path) -> None:

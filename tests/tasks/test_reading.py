@@ -75,7 +75,7 @@ def fetched(hub: str, folder: Path, source: str) -> str:
         from nslora.tasks import own, reading
         from nslora.types import UserError
         try:
-            items = own.read(reading.fetch({source!r}))
+            items = own.read(reading.fetch({source!r})).items
             print(len(items), items[0].example.question)
         except UserError as error:
             print(error)

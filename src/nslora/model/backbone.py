@@ -135,7 +135,7 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
         tokenizer=tokenizer,
         model=model,
         end=end,
-        stop=_stop(tokenizer, model) | {end},
+        stop=stop_ids(tokenizer, model.generation_config),
     )
 
 
@@ -223,12 +223,12 @@ def _end_of_turn(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def _stop(tokenizer: Any, model: Any) -> set[int]:
+def stop_ids(tokenizer: Any, generation_config: Any) -> set[int]:
     """Return the ids that end generation; without a chat format a blank line does too."""
-    ends = model.generation_config.eos_token_id
+    ends = generation_config.eos_token_id
     # one id, several, or none
     ends = ends if isinstance(ends, list) else [ends]
-    stop = {tokenizer.eos_token_id, *ends} - {None}
+    stop = {tokenizer.eos_token_id, *ends, _end_of_turn(tokenizer)} - {None}
     if not tokenizer.chat_template:
         blank_line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         stop |= set(blank_line) if len(blank_line) == 1 else set()

@@ -107,7 +107,7 @@ def folder(name: str) -> Path:
             raise UserError(f"{name} {FOLDER_CONTENT}.")
         return path
     source = gguf(name)
-    path = _converted_path(name)
+    path = converted_path(name)
     with lock(name):
         # another process may have converted it meanwhile
         if not _is_complete(path):
@@ -120,7 +120,7 @@ def folder(name: str) -> Path:
 def cached_folder(name: str) -> Path | None:
     """Return the folder of a checked name if it is complete."""
     if name in BACKBONES:
-        path = _converted_path(name)
+        path = converted_path(name)
     elif match := HUB.fullmatch(name):
         path = download.cached_snapshot(match[1], match[2])
     else:
@@ -128,12 +128,13 @@ def cached_folder(name: str) -> Path | None:
     return path if path and _is_complete(path) else None
 
 
-def _converted_path(key: str) -> Path:
+def converted_path(key: str) -> Path:
+    """Return the folder of a default backbone in the cache, whether it is there or not."""
     return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}"
 
 
 def _gguf_path(key: str) -> Path:
-    path = _converted_path(key)
+    path = converted_path(key)
     return path.with_name(f"{path.name}.gguf")
 
 

@@ -176,16 +176,25 @@ class Learner:
 
         Raises UserError if a file is missing, damaged, or of another adapter; nothing is changed then.
         """
-        adapter = _read(folder / ADAPTER_FILE)
-        expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        if _shapes(adapter) != _shapes(expected):
-            raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
+        adapter = self._adapter(folder)
         state = self._optimizer_state(folder / OPTIMIZER_FILE)
         # both files are whole and fit
         set_peft_model_state_dict(self.model, adapter)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer = self._fresh_optimizer()
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def load_weights(self, folder: Path) -> None:
+        """Put back the adapter alone, to answer with; raises UserError as `load` does."""
+        set_peft_model_state_dict(self.model, self._adapter(folder))
+
+    def _adapter(self, folder: Path) -> dict[str, Tensor]:
+        """Read the weights of an adapter that fits."""
+        adapter = _read(folder / ADAPTER_FILE)
+        expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        if _shapes(adapter) != _shapes(expected):
+            raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
+        return adapter
 
     def reset(self) -> None:
         """Put back the neutral adapter and the optimizer as they were at first, to the bit."""

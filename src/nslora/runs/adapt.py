@@ -7,16 +7,22 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
 from nslora.runs import lengths, preflight
+from nslora.runs.evaluate import Bundle, open_bundle
 from nslora.runs.export import best_step, bundle
 from nslora.runs.store import Store
-from nslora.tasks import graders, own, reading
-from nslora.types import Prompt, StepRecord, UserError
+from nslora.runs.verdict import Verdict
+from nslora.tasks import functions, graders, own, reading
+from nslora.types import Json, Prompt, StepRecord, UserError
+
+# what a run starts from unless it is told another
+INITIAL = Prompt(RunConfig().system, RunConfig().template)
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,26 @@ class Result:
     """What an adaptation leaves.
 
     Attributes:
-        folder: prompt.json, adapter/ (if weights were tuned), README.md on their use, record/.
+        folder: prompt.json, tokenizer/, adapter/ (if weights were tuned), README.md on their use,
+            metrics.json, record/.
         prompt: the adapted prompt.
         final: scores of the run's end, as in its receipt; `final["test"]["success"]` is a share.
+        verdict: whether it is better than the start, and by how much.
     """
 
     folder: Path
     prompt: Prompt
     final: dict[str, Any]
+    verdict: Verdict
+
+    def chat(self, text: str) -> str:
+        """Return the adapted model's reply to a question; the first call loads the model."""
+        (reply,) = self._bundle.replies([text])
+        return reply
+
+    @cached_property
+    def _bundle(self) -> Bundle:
+        return open_bundle(self.folder)
 
 
 def print_step(step: StepRecord) -> None:
@@ -46,6 +64,7 @@ def adapt(
     *,
     out: str | Path,
     watch: Callable[[StepRecord], None] = print_step,
+    reward: str | Callable[..., Any] = "",
     **settings: Any,
 ) -> Result:
     """Adapt a backbone to the questions and answers of a file; write a bundle to `out`.
@@ -54,7 +73,11 @@ def adapt(
         data: a file as `tasks.reading` takes it, or `hub:<owner>/<name>` of the model hub.
         out: a new or empty folder.
         watch: is called after each move.
-        settings: of `RunConfig`, such as backbone, method, seed or editor_url.
+        reward: grades replies in place of `grader`: a function `(question, answer, reply)` that
+            returns a number in [0, 1], or (number, critique), or {"value": number, "critique": text,
+            and numbers as parts}; or "file.py:function". `RunConfig`'s setting of that name, too.
+        settings: of `RunConfig`, such as backbone, method, seed, editor_url, test (a file of other
+            rows to test on), or system and template (the prompt to start from).
 
     Raises UserError, before anything is downloaded or spent, for wrong input.
     """
@@ -63,7 +86,7 @@ def adapt(
     if "task" in settings:
         raise UserError("setting task cannot be given here: the task is your data.")
     _check_out(out)
-    cfg, checked = check(data, **settings)
+    cfg, checked = check(data, reward, **settings)
     own.require(checked.problems)
     preflight.check([cfg])
     work = _make_work(out)
@@ -76,34 +99,58 @@ def adapt(
     store = Store(work / "record", work / "runs")
     record = make_run(cfg, store, watch=watch)
     run = json.loads((record / "run.json").read_text(encoding="utf-8"))
-    result = Result(out, Prompt(**best_step(record)["prompt"]), run["final"])
+    step = best_step(record)
+    prompt = Prompt(**step["prompt"])
+    changed = bool(step["adapter"]) or prompt != Prompt(cfg.system, cfg.template)
+    verdict = Verdict.of(cfg, record, changed)
     # renamed when it is whole: `out` holds an adapted model or nothing
-    bundle(cfg, store, work / "bundle")
+    bundle(cfg, store, work / "bundle", verdict)
     (work / "bundle").replace(out)
     shutil.rmtree(work)
-    return result
+    return Result(out, prompt, run["final"], verdict)
 
 
-def check(data: str | Path, **settings: Any) -> tuple[RunConfig, own.Data]:
+def check(
+    data: str | Path, reward: str | Callable[..., Any] = "", **settings: Any
+) -> tuple[RunConfig, own.Data]:
     """Return the settings of an adaptation to a file, and the file's rows with all its problems.
 
-    Unless it is set, the reply limit follows from the answers. Raises UserError for a wrong setting
-    and for a file that cannot be read at all.
+    Unless they are set, the reply limit follows from the answers, and the prompt limit from the start
+    prompt. Raises UserError for a wrong setting and for a file that cannot be read at all.
     """
+    settings = _graded(reward, settings)
     # wrong settings are answered before a file is fetched
     cfg = RunConfig(**settings)
     grader = graders.complete(cfg.grader)
     path = reading.fetch(str(data))
-    cfg = cfg.but(task=f"own:{path}", grader=grader)
+    test = cfg.test and str(reading.fetch(cfg.test))
+    cfg = cfg.but(task=f"own:{path}", grader=grader, test=test)
     checkpoints.check(cfg.backbone)
-    checked = own.inspect(path, cfg.grader, cfg.columns)
+    checked = own.inspect(path, cfg.grader, cfg.columns, cfg.test)
+    parts = [part for part in (checked, checked.test) if part]
     if "max_new_tokens" not in settings:
-        longest = max(cfg.max_new_tokens, lengths.longest_reply(checked.items))
-        cfg = cfg.but(max_new_tokens=longest)
+        longest = max(lengths.longest_reply(part.items) for part in parts)
+        cfg = cfg.but(max_new_tokens=max(cfg.max_new_tokens, longest))
+    start = Prompt(cfg.system, cfg.template)
+    if "prompt_tokens" not in settings and start != INITIAL:
+        cfg = cfg.but(prompt_tokens=lengths.longest_prompt(start, cfg))
     if how := lengths.measure(cfg.backbone):
-        for line, problem in lengths.problems(checked.items, cfg, how):
-            checked.refuse(line, problem)
+        for part in parts:
+            for item, problem in lengths.problems(part.items, cfg, how):
+                part.refuse(own.line(item), problem)
     return cfg, checked
+
+
+def _graded(reward: str | Callable[..., Any], settings: Json) -> Json:
+    """Return settings whose grader is the function `reward`, if it is one; raises UserError."""
+    if reward in ("number", "parts"):
+        # what methods see of a reward
+        return settings | {"reward": reward}
+    if not reward:
+        return settings
+    if settings.get("grader", "auto") != "auto":
+        raise UserError("give a reward or a grader, not both.")
+    return settings | {"grader": functions.register(reward)}
 
 
 def _check_out(out: Path) -> None:
@@ -117,11 +164,11 @@ def _check_out(out: Path) -> None:
 
 
 def _make_work(out: Path) -> Path:
-    """Make the folder of the run beside `out`, empty: data may differ from an interrupted try's."""
+    """Make the folder of the run beside `out`; an interrupted try of the same data and settings goes on."""
     work = out.with_name(f".{out.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work / "bundle", ignore_errors=True)
     try:
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"folder {out} cannot be written ({error.strerror}).") from None
     return work

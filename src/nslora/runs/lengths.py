@@ -13,8 +13,8 @@ from typing import Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.tasks import rules
-from nslora.types import Item, UserError
+from nslora.tasks import own, rules
+from nslora.types import Item, Prompt, UserError
 
 # tokens of a chat format around prompt and question, generously
 MARKUP = 64
@@ -58,6 +58,11 @@ def _tokenizer(path: Path) -> Any:
     return Tokenizer.from_file(str(path))
 
 
+def longest_prompt(prompt: Prompt, cfg: RunConfig) -> int:
+    """Return a prompt limit that leaves a start prompt as much room to grow as the default has."""
+    return cfg.prompt_tokens + _guess(prompt.both)
+
+
 def longest_reply(items: Sequence[Item]) -> int:
     """Return a reply limit for these answers, each written in the style of its rules, in tokens.
 
@@ -79,23 +84,22 @@ def _guess(text: str) -> int:
     return ceil(plain / LETTERS) + others
 
 
-def problems(items: Sequence[Item], cfg: RunConfig, how: Measure) -> Iterator[tuple[int, str]]:
-    """Yield (line, sentence) for each row that is too long for the backbone or the reply limit."""
+def problems(items: Sequence[Item], cfg: RunConfig, how: Measure) -> Iterator[tuple[Item, str]]:
+    """Yield (item, sentence) for each row that is too long for the backbone or the reply limit."""
     for item in items:
-        line = int(item.hidden.group.removeprefix("line:"))
         question = how.count(item.example.question)
         answer = how.count(_reply(item))
         room = cfg.prompt_tokens + MARKUP + max(answer, cfg.max_new_tokens)
         # a token ends the reply
         if answer >= cfg.max_new_tokens:
             yield (
-                line,
+                item,
                 f"the answer has {answer} tokens, and a reply ends after "
                 f"{cfg.max_new_tokens}; set max_new_tokens to {answer + 1} or more.",
             )
         if how.context and question + room > how.context:
             yield (
-                line,
+                item,
                 f"the question has {question} tokens, and {cfg.backbone} takes "
                 f"{max(0, how.context - room)} beside prompt and reply; shorten it or leave it out.",
             )
@@ -103,8 +107,9 @@ def problems(items: Sequence[Item], cfg: RunConfig, how: Measure) -> Iterator[tu
 
 def require(items: Sequence[Item], cfg: RunConfig, how: Measure) -> None:
     """Raise UserError for the first row that is too long."""
-    for line, problem in problems(items, cfg, how):
-        raise UserError(f"{cfg.task.removeprefix('own:')}, line {line}: {problem}")
+    for item, problem in problems(items, cfg, how):
+        file = cfg.test if own.is_test(item) else cfg.task.removeprefix("own:")
+        raise UserError(f"{file}, line {own.line(item)}: {problem}")
 
 
 def describe(items: Sequence[Item], cfg: RunConfig, how: Measure | None) -> str:

@@ -27,6 +27,7 @@ from nslora.runs import lengths, store
 from nslora.runs.preflight import asks_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
+from nslora.tasks import functions
 from nslora.tasks.build import Prompted, Task, build
 from nslora.types import (
     Candidate,
@@ -121,7 +122,7 @@ def _make(
     means = {split: summary(items) for split, items in graded.items()}
     remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
 
-    store.write_scores(scratch / "scores.csv", chain(*graded.values()))
+    store.write_scores(scratch / "scores.csv", map(columns, chain(*graded.values())))
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in remade]
     store.write_text(scratch / "remade.jsonl", "".join(lines))
     store.write_json(
@@ -218,7 +219,8 @@ class Progress:
 
     def _spent(self) -> Json:
         counters = {name: getattr(self.run, name) for name in COUNTERS}
-        return {"wall_s": self.wall_s, "edits": asdict(self.edits), "counters": counters}
+        spent = {"wall_s": self.wall_s, "edits": asdict(self.edits), "counters": counters}
+        return spent | functions.calls(self.run.cfg.grader)
 
     def _resume(self) -> State | None:
         """Return where the run stood, its files cut back to that; None if it is to begin."""
@@ -238,6 +240,7 @@ class Progress:
         self.earlier = Ledger(**spent["edits"])
         for name, value in spent["counters"].items():
             setattr(self.run, name, value)
+        functions.add_calls(self.run.cfg.grader, spent.get("reward_calls", 0))
         # none of it belongs to the next move
         self.run.bill()
         for name in ("steps.jsonl", "clock.jsonl", "hidden.jsonl"):
@@ -327,6 +330,8 @@ def graded_rows(run: Session, split: str, scored: Sequence[Scored]) -> list[Json
     for s in scored:
         example, reward = s.example, task.reward(s.example, s.output)
         row = {
+            # parts of a function's own come first, lest they take a column's place
+            **reward.parts,
             "split": split,
             "id": example.id,
             "fact": example.fact,
@@ -335,18 +340,24 @@ def graded_rows(run: Session, split: str, scored: Sequence[Scored]) -> list[Json
             "answer": example.answer,
             "success": reward.success,
             "value": reward.value,
-            **reward.parts,
             "output": s.output,
         }
         rows.append(row)
     return rows
 
 
+def columns(row: Json) -> Json:
+    """Return what scores.csv holds of a graded row: no parts of somebody's own function."""
+    return {key: row[key] for key in store.COLUMNS if key in row}
+
+
 def summary(rows: Sequence[Json]) -> dict[str, float]:
     """Return means over graded rows, the reward's parts included, and the number of rows."""
-    means = {
-        key: float(np.mean([row[key] for row in rows])) for key in ("success", "value", *PARTS)
-    }
+    # a function of somebody's own may have parts of its own
+    shared = set.intersection(*map(set, rows)) if rows else set()
+    own = sorted(shared - set(store.COLUMNS))
+    keys = ("success", "value", *PARTS, *own)
+    means = {key: float(np.mean([row[key] for row in rows])) for key in keys}
     return means | {"n": len(rows)}
 
 
@@ -395,5 +406,6 @@ def cost(
         "moves_s": sum(seconds[step.step] for step in history if step.move != "start"),
         "train_tokens": float(run.train_tokens),
         "generated_tokens": float(run.generated_tokens),
+        **functions.calls(run.cfg.grader),
         "peak_mb": store.peak_megabytes(),
     }

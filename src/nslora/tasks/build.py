@@ -19,12 +19,11 @@ from datasets import Dataset
 
 from nslora.config import RunConfig
 from nslora.tasks import bigbench, math_problems, own, retention, rules, world
-from nslora.tasks.grading import grade
 from nslora.tasks.trivia import Question
 from nslora.tasks.world import Fact
 from nslora.types import Example, Hidden, Item, Need, Prompt, Reward, Rule, UserError
 
-INITIAL = Prompt("You are a helpful assistant.")
+INITIAL = Prompt(RunConfig().system, RunConfig().template)
 # under which a small model shows what it knows: under INITIAL it says it in a sentence, or not at all
 BRIEF = Prompt(f"{INITIAL.system} Reply with the answer and nothing else.")
 # wordings of a fact in all, and for training; then come those for dev, the others are for test
@@ -94,8 +93,9 @@ class Task:
     def reward(self, example: Example, text: str) -> Reward:
         """Return the reward of any text as a reply to the example, with its parts."""
         item = Item(example, self.hidden[example.id])
-        by_bigbench = item.hidden.grader == "bigbench"
-        return bigbench.grade(item, text) if by_bigbench else grade(item, text)
+        if item.hidden.grader == "bigbench":
+            return bigbench.grade(item, text)
+        return own.reward(item, text)
 
     def knows(self, example: Example, text: str) -> bool:
         """Tell whether a reply names a right answer, in whatever form: for filling the splits."""
@@ -149,7 +149,8 @@ def build(cfg: RunConfig, phase: int = 0) -> Task:
     items += [item for _, item in promptability + replay + splits.pool]
     return Task(
         name=cfg.task,
-        initial_prompt=INITIAL,
+        # other tasks than own data have the default
+        initial_prompt=Prompt(cfg.system, cfg.template),
         train=_examples(splits.train),
         dev=_examples(splits.dev),
         test=_examples(splits.test),
@@ -380,7 +381,7 @@ def _real(cfg: RunConfig) -> Splits:
 
 
 def _own(cfg: RunConfig) -> Splits:
-    """Read a data file: 60% train, 20% dev, 20% test."""
-    rows = own.read(Path(cfg.task.removeprefix("own:")), cfg.grader, cfg.columns)
-    train, dev, test = own.splits(rows, cfg.rng("own"))
+    """Read a data file and split it, unless test has a file of its own."""
+    data = own.read(Path(cfg.task.removeprefix("own:")), cfg.grader, cfg.columns, cfg.test)
+    train, dev, test = own.splits(data, cfg.rng("own"))
     return Splits(train, dev, test, feedback=train)

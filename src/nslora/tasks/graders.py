@@ -18,11 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nslora.tasks import rules
+from nslora.tasks import functions, rules
 from nslora.types import Example, Item, UserError
 
 # prefix of `Hidden.grader` for own data
 OWN = "own:"
+# the grader of somebody's own function (`functions`)
+FUNCTION = "function"
 # letters that Unicode does not take apart into a base letter and a mark
 LETTERS = {"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"}
 # typographic variants; invisible characters go
@@ -371,6 +373,9 @@ def complete(grader: str) -> str:
     if grader == "auto":
         return grader
     name, _, argument = grader.partition(":")
+    if name == FUNCTION:
+        functions.find(argument)
+        return grader
     if name not in GRADERS:
         raise UserError(f"unknown grader {name!r}; choose from auto, {', '.join(GRADERS)}.")
     if name in ARGUMENTS and argument not in ARGUMENTS[name]:

@@ -12,7 +12,7 @@ import unicodedata
 from decimal import Decimal
 from functools import cache
 
-from nslora.tasks import graders, rules, world
+from nslora.tasks import functions, graders, rules, world
 from nslora.types import Example, Item, Reward
 
 # letters that Unicode does not take apart into a base letter and a mark
@@ -173,15 +173,28 @@ def grade(item: Item, reply: str) -> Reward:
     The parts are `content` (lenient), `content_strict` (the answer and nothing else once style is
     stripped) and `style` (share of the rules followed; 1 without rules). The critique quotes the
     rules that are broken. About wrong content it names the right answer, so the editor may be shown
-    it for training items only.
+    it for training items only. Somebody's own function gives the content, and without rules it is
+    the reward.
     """
-    lenient, strict = _content(item, reply)
     asked = item.hidden.rules
     broken = [rule for rule in asked if not rules.follows(rule, reply)]
     style = 1 - len(broken) / len(asked) if asked else 1.0
 
     remarks = [rules.critique(rule) for rule in broken]
+    if graders.of(item)[0] == graders.FUNCTION:
+        return _by_function(item, reply, style, remarks)
+    lenient, strict = _content(item, reply)
     if not lenient:
         remarks.insert(0, _content_critique(item, reply))
     parts = {"content": lenient, "content_strict": strict, "style": style}
     return Reward((lenient + style) / 2, " ".join(remarks), parts)
+
+
+def _by_function(item: Item, reply: str, style: float, remarks: list[str]) -> Reward:
+    """Return the reward of somebody's own function, with the grade of the style where one is asked."""
+    _, argument = graders.of(item)
+    given = functions.find(argument)(item.example, reply)
+    value = (given.value + style) / 2 if item.hidden.rules else given.value
+    critique = " ".join(filter(None, [given.critique, *remarks]))
+    parts = {"content": given.value, "content_strict": given.value, "style": style}
+    return Reward(value, critique, {**parts, **given.parts})

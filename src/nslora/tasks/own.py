@@ -17,16 +17,22 @@ from statistics import median
 
 import numpy as np
 
-from nslora.tasks import graders, reading, rules
+from nslora.tasks import functions, graders, reading, rules
 from nslora.tasks.grading import grade
-from nslora.types import Example, Hidden, Item, Need, Rule, UserError
+from nslora.types import Example, Hidden, Item, Need, Reward, Rule, UserError
 
 # so that train, dev and test each get two
 MIN_ROWS = 10
 # shares of train, and of train and dev
 CUTS = (0.6, 0.8)
+# where test has rows of its own
+CUTS_WITHOUT_TEST = (0.75, 1.0)
+# rows of a test file, so that a difference has an interval
+LEAST_TEST_ROWS = 2
 # rows that a label needs to be in every split
 ROWS_IN_EACH_SPLIT = 5
+# what opens the group of a row of the test file
+TEST = "test line"
 # labels of a set that is asked for, at most
 MOST_LABELS = 100
 # characters of an answer that few models repeat as it stands
@@ -65,6 +71,8 @@ class Data:
         faults: lines by what no run could use there; no lines where it is the file as a whole.
         remarks: lines by what is left out or may surprise there.
         items: usable rows, repeats left out.
+        choose: answer -> its grader, where the row names none.
+        test: the rows of their own to test on.
     """
 
     path: Path
@@ -73,6 +81,13 @@ class Data:
     faults: dict[str, list[int]] = field(default_factory=dict)
     remarks: dict[str, list[int]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
+    choose: Callable[[str], str] | None = None
+    test: Data | None = None
+
+    @property
+    def cuts(self) -> tuple[float, float]:
+        """Shares of train, and of train and dev."""
+        return CUTS_WITHOUT_TEST if self.test else CUTS
 
     @property
     def problems(self) -> list[str]:
@@ -81,7 +96,7 @@ class Data:
         for fault, lines in sorted(self.faults.items(), key=lambda pair: pair[1][:1]):
             where = f", {reading.listed(lines, self.unit)}" if lines else ""
             problems.append(f"{self.path}{where}: {fault}")
-        return problems
+        return problems + (self.test.problems if self.test else [])
 
     def refuse(self, line: int, sentence: str) -> None:
         """Note a fault of a line; of the whole file if it is 0."""
@@ -97,11 +112,11 @@ class Data:
             lines.append(line)
 
 
-def read(path: Path, grader: str = "auto", columns: str = "") -> list[Item]:
-    """Return the items of a file; raises UserError for the first of its problems."""
-    data = inspect(path, grader, columns)
+def read(path: Path, grader: str = "auto", columns: str = "", test: str = "") -> Data:
+    """Return what a file holds; raises UserError for the first of its problems."""
+    data = inspect(path, grader, columns, test)
     require(data.problems)
-    return data.items
+    return data
 
 
 def require(problems: Sequence[str]) -> None:
@@ -111,16 +126,38 @@ def require(problems: Sequence[str]) -> None:
         raise UserError(problems[0].rstrip(".") + more)
 
 
-def inspect(path: Path, grader: str = "auto", columns: str = "") -> Data:
+def inspect(
+    path: Path, grader: str = "auto", columns: str = "", test: str = "", least: int = MIN_ROWS
+) -> Data:
     """Check a whole file.
 
     Args:
         grader: of all rows that name none: "auto", or as `graders` has it.
         columns: other names of columns, as in "question=ask,answer=reply".
+        test: a file of rows to test on, none of which is in the first; "" for a part of that one.
+        least: how many rows there must be.
 
     Raises UserError for a file that cannot be read at all, an unknown grader or a bad mapping.
     """
     grader, names = graders.complete(grader), reading.mapping(columns)
+    data, rows = _load(path, names)
+    _require_rows(data, rows, least)
+    try:
+        data.choose = _chooser(rows, grader)
+    except UserError as error:
+        data.refuse(0, str(error))
+        return data
+    _add_items(data, rows, data.choose, "line")
+    if test:
+        data.test, tested = _load(Path(test), names)
+        _refuse_known(data.test, tested, data)
+        # the graders are those that the other rows made known
+        _add_items(data.test, tested, data.choose, TEST)
+    return data
+
+
+def _load(path: Path, names: Mapping[str, str]) -> tuple[Data, list[Row]]:
+    """Return a file's rows of different questions, and all that is wrong with the others."""
     table = reading.load(path)
     data = Data(path, table.kind, table.unit)
     rows = []
@@ -131,11 +168,23 @@ def inspect(path: Path, grader: str = "auto", columns: str = "") -> Data:
             rows.append(_row(data, line, raw, names))
         except UserError as error:
             data.refuse(line, str(error))
-    rows = _distinct(data, rows)
-    if len(rows) < MIN_ROWS and not data.faults:
-        data.refuse(0, f"has {len(rows)} questions; at least {MIN_ROWS} are needed.")
-    _add_items(data, rows, grader)
-    return data
+    return data, _distinct(data, rows)
+
+
+def _refuse_known(data: Data, rows: list[Row], trained: Data) -> None:
+    """Refuse test rows that could be learned by heart, and too few of them."""
+    lines = {graders.same_question(item.example.question): line(item) for item in trained.items}
+    for row in rows:
+        if known := lines.get(graders.same_question(row.question)):
+            where = f"{trained.path}, {trained.unit} {known}"
+            data.refuse(row.line, f"the question is in {where}, too; keep one of them.")
+    _require_rows(data, rows, LEAST_TEST_ROWS)
+
+
+def _require_rows(data: Data, rows: list[Row], least: int) -> None:
+    """Refuse a file of fewer than `least` rows, unless it is refused for what the others are."""
+    if len(rows) < least and not data.faults:
+        data.refuse(0, f"has {len(rows)} questions; at least {least} are needed.")
 
 
 # ---- one row
@@ -275,16 +324,12 @@ def _contradiction(unit: str, row: Row, earlier: Row) -> str:
     return f"{question} with other rules or another grader; keep one of them."
 
 
-def _add_items(data: Data, rows: list[Row], grader: str) -> None:
+def _add_items(data: Data, rows: list[Row], choose: Callable[[str], str], file: str) -> None:
     """Add the items of the rows, each with its grader; refuse rows that no reply can satisfy."""
-    try:
-        choose = _chooser(rows, grader)
-    except UserError as error:
-        data.refuse(0, str(error))
-        return
     for row in rows:
-        line_id = f"line:{row.line}"
-        example = Example(f"own:{row.line}", row.question, row.answer, fact=line_id)
+        line_id = f"{file}:{row.line}"
+        example_id = f"own:{line_id if file == TEST else row.line}"
+        example = Example(example_id, row.question, row.answer, fact=line_id)
         need = Need.BOTH if row.rules else Need.CONTENT
         spec = row.grader or choose(row.answer)
         item = Item(example, Hidden(row.rules, need, line_id, f"{graders.OWN}{spec}"))
@@ -308,11 +353,25 @@ def _remark_spellings(data: Data) -> None:
             remark = (
                 "answers that differ in case or accents only count as equal, but with contains:case"
             )
-            data.remark(_line(item), remark)
+            data.remark(line(item), remark)
 
 
-def _line(item: Item) -> int:
-    return int(item.hidden.group.removeprefix("line:"))
+def line(item: Item) -> int:
+    """Return the line of an item's row, in the file that it is of."""
+    return int(item.hidden.group.rpartition(":")[2])
+
+
+def reward(item: Item, reply: str) -> Reward:
+    """Return the reward of a reply; raises UserError, with the row, where a function gives none."""
+    try:
+        return grade(item, reply)
+    except UserError as error:
+        raise UserError(f"{item.hidden.group.replace(':', ' ')}: {error}") from error
+
+
+def is_test(item: Item) -> bool:
+    """Tell whether an item is of the file of test rows."""
+    return item.hidden.group.startswith(TEST)
 
 
 def _chooser(rows: list[Row], grader: str) -> Callable[[str], str]:
@@ -334,8 +393,13 @@ def _chooser(rows: list[Row], grader: str) -> Callable[[str], str]:
 def _unsatisfiable(item: Item) -> str:
     """Return why no reply can satisfy a row; "" if one can."""
     answer, asked = item.example.answer, item.hidden.rules
+    try:
+        content = grade(item, answer).parts["content"]
+    except UserError as error:
+        # somebody's own function gives no reward
+        return str(error)
     grader = ":".join(filter(None, graders.of(item)))
-    if not grade(item, answer).parts["content"]:
+    if not content and not _by_function(item):
         return f"the answer {answer[:SHOWN]!r} fails its own grader ({grader[:SHOWN]}); change one of them."
     words = len(re.findall(r"\w+", answer))
     limits = [rule.kwargs["n"] for rule in asked if rule.name == "max_words"]
@@ -353,7 +417,13 @@ def _doubtful(item: Item) -> str:
     broken = sorted(rule.name for rule in asked if not rules.follows(rule, reply))
     if broken:
         return f"the bare answer cannot be written to keep rule {' and '.join(broken)}"
+    if _by_function(item) and not grade(item, item.example.answer).parts["content"]:
+        return "the bare answer earns nothing from the reward"
     return ""
+
+
+def _by_function(item: Item) -> bool:
+    return graders.of(item)[0] == graders.FUNCTION
 
 
 # ---- what a run does with it
@@ -367,8 +437,12 @@ def label_set(items: Sequence[Item]) -> frozenset[str]:
     return frozenset(labels | {item.example.answer for item in labelled})
 
 
-def splits(items: Sequence[Item], rng: np.random.Generator) -> tuple[list[Item], ...]:
-    """Return train, dev and test in random order: 60, 20 and 20%, of each label where there are any."""
+def splits(data: Data, rng: np.random.Generator) -> tuple[list[Item], ...]:
+    """Return train, dev and test in random order: 60, 20 and 20%, of each label where there are any.
+
+    Where test has rows of its own, 75 and 25% of the others are train and dev.
+    """
+    items = data.items
     shuffled = [items[i] for i in rng.permutation(len(items))]
     if labels := label_set(items):
         # each label is spread evenly over the whole, so that every cut has its share
@@ -379,8 +453,9 @@ def splits(items: Sequence[Item], rng: np.random.Generator) -> tuple[list[Item],
             places.append((seen[label] + 0.5) / sizes[label])
             seen[label] += 1
         shuffled = [shuffled[i] for i in np.argsort(places, kind="stable")]
-    first, second = (round(cut * len(items)) for cut in CUTS)
-    return shuffled[:first], shuffled[first:second], shuffled[second:]
+    first, second = (round(cut * len(items)) for cut in data.cuts)
+    test = data.test.items if data.test else shuffled[second:]
+    return shuffled[:first], shuffled[first:second], test
 
 
 def _labels_of(items: Sequence[Item], labels: frozenset[str]) -> list[str]:
@@ -397,11 +472,12 @@ def describe(data: Data) -> list[str]:
     items = data.items
     if not items:
         return lines
-    first, second = (round(cut * len(items)) for cut in CUTS)
-    lines.append(
-        f"{len(items)} rows: {first} to train on, {second - first} to choose by, "
-        f"{len(items) - second} to test on."
-    )
+    first, second = (round(cut * len(items)) for cut in data.cuts)
+    counts = f"{len(items)} rows: {first} to train on, {second - first} to choose by"
+    rest = f"{len(items) - second} to test on"
+    if data.test:
+        rest = f"{len(data.test.items)} of {data.test.path} to test on"
+    lines.append(f"{counts}, {rest}.")
     for name in ("question", "answer"):
         sizes = [len(getattr(item.example, name)) for item in items]
         lines.append(
@@ -438,7 +514,13 @@ def _about_graders(data: Data) -> list[str]:
     lines = []
     for name, item in first.items():
         answer = item.example.answer
-        example = f"in {data.unit} {_line(item)} the reply {answer[:SHOWN]!r} is right"
+        place = f"in {data.unit} {line(item)}"
+        if _by_function(item):
+            value = grade(item, answer).value
+            who = f"reward {functions.find(graders.of(item)[1]).name} ({counts[name]} rows)"
+            lines.append(f"{who}: {place} the answer {answer[:SHOWN]!r} earns {value:.2f}.")
+            continue
+        example = f"{place} the reply {answer[:SHOWN]!r} is right"
         if wrong := _wrong_reply(data.items, item):
             example += f", {wrong[:SHOWN]!r} is wrong"
         lines.append(f"grader {name} ({counts[name]} rows): {example}.")

@@ -1,0 +1,99 @@
+"""Use a bundle: ask it, and score it on rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nslora.config import RunConfig
+from nslora.model import checkpoints
+from nslora.runs import lengths
+from nslora.runs.store import read_json
+from nslora.runs.verdict import Estimate, estimate, measure
+from nslora.tasks import functions, own, reading
+from nslora.types import Prompt, UserError
+
+if TYPE_CHECKING:
+    from nslora.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An adapted model, loaded: `cfg` are the settings that it was made with."""
+
+    cfg: RunConfig
+    prompt: Prompt
+    backbone: Backbone
+
+    def replies(self, questions: Sequence[str], max_new_tokens: int = 0) -> list[str]:
+        """Return a greedy reply to each question, of `max_new_tokens` (0: as in the run)."""
+        texts = [self.backbone.text(self.prompt, question) for question in questions]
+        longest = max_new_tokens or self.cfg.max_new_tokens
+        return [reply.text for reply in self.backbone.generate(texts, longest)]
+
+
+def open_bundle(folder: str | Path, backbone: str = "") -> Bundle:
+    """Load a bundle; `backbone` says where its weights are now, if they have moved.
+
+    Raises UserError for what is no bundle, and for weights that it was not made on.
+    """
+    cfg, weights = _receipt(Path(folder))
+    prompt = Prompt(**read_json(Path(folder) / "prompt.json"))
+    name = backbone or cfg.backbone
+    if checkpoints.identity(name) != weights:
+        raise UserError(f"{folder} was made on other weights than those of {name}.")
+
+    # only now: it takes seconds to import, and wrong input is answered at once
+    from nslora.model.backbone import load
+    from nslora.model.lora import Learner
+
+    loaded = load(name, threads=cfg.threads)
+    if (adapter := Path(folder) / "adapter").is_dir():
+        Learner(loaded, cfg).load_weights(adapter)
+    return Bundle(cfg, prompt, loaded)
+
+
+def _receipt(folder: Path) -> tuple[RunConfig, str]:
+    """Return the settings of a bundle's run, and what pins its weights; raises UserError."""
+    try:
+        receipt = read_json(folder / "record" / "run.json")
+        return RunConfig.of(receipt["config"]), receipt["weights"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is no folder that nslora adapt has written ({error}).") from None
+
+
+def evaluate(
+    bundle: str | Path,
+    data: str | Path,
+    *,
+    grader: str = "",
+    columns: str | None = None,
+    reward: str | Callable[..., Any] = "",
+    backbone: str = "",
+) -> Estimate:
+    """Return the share of rows that a bundle gets right (a function's mean reward), and its interval.
+
+    Args:
+        data: a file or `hub:<owner>/<name>`, as `adapt` takes it.
+        grader, columns, reward: as of `adapt`; those of the bundle's run where they are not given.
+        backbone: as of `open_bundle`.
+
+    Raises UserError for wrong input before any weights are loaded.
+    """
+    cfg, _ = _receipt(Path(bundle))
+    if reward and grader:
+        raise UserError("give a reward or a grader, not both.")
+    grader = functions.register(reward) if reward else grader or cfg.grader
+    columns = cfg.columns if columns is None else columns
+    path = reading.fetch(str(data))
+    checked = own.inspect(path, grader, columns, least=own.LEAST_TEST_ROWS)
+    own.require(checked.problems)
+    items = checked.items
+    longest = max(cfg.max_new_tokens, lengths.longest_reply(items))
+    questions = [item.example.question for item in items]
+    replies = open_bundle(bundle, backbone).replies(questions, longest)
+    by = measure(grader)
+    rewards = [own.reward(item, reply) for item, reply in zip(items, replies, strict=True)]
+    return estimate([getattr(reward, by) for reward in rewards])
