@@ -118,7 +118,7 @@ def test_every_part_is_kept_as_soon_as_it_is_measured(
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["train"]["rows"] == faked["train"]
     assert kept["growth"]["rows"] == growing()
-    assert kept["train"]["environment"]["threads"] == 1
+    assert kept["train"]["environment"]["threads"] == "1"
     heads = (tmp_path / "bench.md").read_text().split("|")
     assert [head.strip() for head in heads[1:3]] == ["what", "backbone"]
     assert pd.read_csv(tmp_path / "bench.csv").ratio.tolist() == [5.0]
@@ -131,6 +131,19 @@ def test_a_part_says_the_dtype_of_what_counts(tmp_path: Path, faked: dict[str, A
     run(tmp_path, only="train")
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["train"]["environment"]["dtype"] == "bfloat16"
+
+
+def test_a_part_says_all_its_counts_of_threads(tmp_path: Path, faked: dict[str, Any]) -> None:
+    faked["train"] = [row | {"threads": n} for n in (2, 1) for row in faked["train"]]
+    run(tmp_path, only="train")
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert kept["train"]["environment"]["threads"] == "1 and 2"
+
+
+def test_memory_is_that_of_the_server_where_there_is_one() -> None:
+    made = [row | {"peak_server_mb": 7.0} for row in rows("editor", [1], [2])]
+    (line,) = report.compared(made).to_dict("records")
+    assert (line["our_mb"], line["their_mb"]) == (7.0, 7.0)
 
 
 @pytest.mark.parametrize(("who", "most"), [("nslora", None), ("TRL", "1024")])

@@ -201,11 +201,14 @@ def schedules_by(make: Maker, spec: Spec) -> Side:
     def repeat(depth: int = spec["depth"]) -> Json:
         # what was recorded and remembered before would be free now
         shutil.rmtree(folder, ignore_errors=True)
+        before = replace(editor.ledger)
         nodes, moves = make(settings(spec, moves=depth), place, editor, backbone)
         names = schedules.by_length(nodes)
         texts = [json.dumps({key: nodes[name][key] for key in KEPT}) for name in names]
-        row = {"work": len(nodes), "moves": moves, "engine": editor.engine, "texts": texts}
-        return row | server_peak()
+        used = editor.ledger - before
+        row = {"moves": moves, "calls": used.calls, "replayed": used.replayed}
+        about = {"work": len(nodes), "engine": editor.engine, "texts": texts}
+        return about | row | server_peak()
 
     return repeat
 

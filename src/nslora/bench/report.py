@@ -42,6 +42,8 @@ TOLD = {
     "tokens_out": "{:.0f} tokens out",
     "start_s": "{:.1f} s from a cold start to a first reply, not counted",
     "moves": "{:.0f} moves made",
+    "calls": "{:.0f} calls of the editor",
+    "replayed": "{:.0f} more replayed",
 }
 SPREAD = "ratio of medians, with the range of single turns"
 # What one comparison has in common, whoever takes the turn.
