@@ -50,6 +50,8 @@ def settings(spec: Spec, **more: Any) -> RunConfig:
         items=items,
         test_items=items,
         candidates=spec["candidates"],
+        # the usual 128 would be most of so small a run
+        replay_pool=2 * items,
         threads=spec["threads"],
         **more,
     )
