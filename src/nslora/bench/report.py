@@ -40,6 +40,7 @@ TOLD = {
     "usable": "{:.0%} of edits usable",
     "tokens_in": "{:.0f} tokens in",
     "tokens_out": "{:.0f} tokens out",
+    "generated": "{:.0f} tokens of replies scored",
     "start_s": "{:.1f} s from a cold start to a first reply, not counted",
     "moves": "{:.0f} moves made",
     "calls": "{:.0f} calls of the editor",
