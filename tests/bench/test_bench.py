@@ -118,7 +118,7 @@ def test_every_part_is_kept_as_soon_as_it_is_measured(
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["train"]["rows"] == faked["train"]
     assert kept["growth"]["rows"] == growing()
-    assert kept["train"]["environment"]["threads"] == 1
+    assert kept["train"]["environment"]["threads"] == "1"
     heads = (tmp_path / "bench.md").read_text().split("|")
     assert [head.strip() for head in heads[1:3]] == ["what", "backbone"]
     assert pd.read_csv(tmp_path / "bench.csv").ratio.tolist() == [5.0]
@@ -131,6 +131,19 @@ def test_a_part_says_the_dtype_of_what_counts(tmp_path: Path, faked: dict[str, A
     run(tmp_path, only="train")
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["train"]["environment"]["dtype"] == "bfloat16"
+
+
+def test_a_part_says_all_its_counts_of_threads(tmp_path: Path, faked: dict[str, Any]) -> None:
+    faked["train"] = [row | {"threads": n} for n in (2, 1) for row in faked["train"]]
+    run(tmp_path, only="train")
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert kept["train"]["environment"]["threads"] == "1 and 2"
+
+
+def test_memory_is_that_of_the_server_where_there_is_one() -> None:
+    made = [row | {"peak_server_mb": 7.0} for row in rows("editor", [1], [2])]
+    (line,) = report.compared(made).to_dict("records")
+    assert (line["our_mb"], line["their_mb"]) == (7.0, 7.0)
 
 
 @pytest.mark.parametrize(("who", "most"), [("nslora", None), ("TRL", "1024")])
@@ -148,7 +161,7 @@ def test_other_sides_keep_as_many_compiled_products_as_torch_does(
     monkeypatch.setattr(measure.subprocess, "Popen", refuse)
     with (
         pytest.raises(OSError, match="refused here"),
-        measure.side({**COMMON, "run": "product", "side": who}),
+        measure.side({**COMMON, "run": "sides.product", "side": who}),
     ):
         pass
     assert [seen[0].get(name) for name in measure.CACHES] == [most] * 2
@@ -181,7 +194,7 @@ def test_products_are_in_float32_and_in_what_the_hardware_computes(
     )
     wanted = ["bfloat16", "float32"] if native else ["float32"]
     assert [[spec["dtype"] for spec in specs[1:]] for specs in asked] == [wanted, wanted]
-    assert [specs[0]["run"] for specs in asked] == ["epochs", "prefill"]
+    assert [specs[0]["run"] for specs in asked] == ["sides.epochs", "sides.prefill"]
 
 
 def test_unknown_parts_are_refused_by_name(tmp_path: Path) -> None:
@@ -242,7 +255,7 @@ def test_sums_are_right_and_of_the_asked_length(backbone) -> None:
 def test_a_refused_side_says_its_sentence() -> None:
     with (
         pytest.raises(UserError, match="unknown backbone 'gpt-5'"),
-        measure.side({**COMMON, "run": "replies", "backbone": "gpt-5"}),
+        measure.side({**COMMON, "run": "sides.replies", "backbone": "gpt-5"}),
     ):
         pass
 
@@ -257,9 +270,9 @@ def test_both_sides_learn_the_same_from_the_same_tokens() -> None:
         "spread": 0.1,
         "dtype": "float32",
     }
-    theirs = spec | {"run": "trl_epochs", "side": "TRL", "settings": measure.FAST}
+    theirs = spec | {"run": "sides.trl_epochs", "side": "TRL", "settings": measure.FAST}
     with (
-        measure.side(spec | {"run": "epochs", "side": "nslora"}) as mine,
+        measure.side(spec | {"run": "sides.epochs", "side": "nslora"}) as mine,
         measure.side(theirs) as other,
     ):
         a, b = (
@@ -276,7 +289,7 @@ def test_a_setting_that_breaks_is_told_and_never_the_best() -> None:
     spec = {**COMMON, "batch": 4, "items": 4, "tokens": 50, "steps": False, "spread": 0.1}
     spec |= {"part": "train", "case": "c"}
     wrong = spec | {
-        "run": "trl_epochs",
+        "run": "sides.trl_epochs",
         "side": "TRL",
         "setting": "odd",
         "settings": {"optim": "no such optimizer"},
@@ -292,8 +305,8 @@ def test_a_setting_that_breaks_is_told_and_never_the_best() -> None:
 
 def test_both_sides_answer_the_same_in_float32() -> None:
     spec = {**COMMON, "items": 3, "new_tokens": 6, "chains": False, "dtype": "float32"}
-    theirs = spec | {"run": "padded_replies", "side": "transformers", "ask": {"batch": 2}}
-    made = measure.measure([spec | {"run": "replies", "side": "nslora"}, theirs], 1)
+    theirs = spec | {"run": "sides.padded_replies", "side": "transformers", "ask": {"batch": 2}}
+    made = measure.measure([spec | {"run": "sides.replies", "side": "nslora"}, theirs], 1)
     assert [row["side"] for row in made] == ["nslora", "transformers"]
     ours, other = measure.with_share(made, least=1.0)
     assert ours["identical"] == other["identical"] == 1.0

@@ -1,6 +1,6 @@
 """`nslora bench`: our parts and the tools they replace, measured side by side, every repetition kept.
 
-Each side is a process of its own (`sides`). The sides of a comparison are up together and take turns, A B A B, so
+Each side is a process of its own (`serve`). The sides of a comparison are up together and take turns, A B A B, so
 that a slow minute of the machine falls on both; the first turn of each warms up and is not counted.
 """
 
@@ -43,9 +43,14 @@ Size = SimpleNamespace
 SIZES = tomllib.loads(files("nslora.bench").joinpath("sizes.toml").read_text(encoding="utf-8"))
 FULL, SMALL = (Size(**size) for size in SIZES.values())
 # what names a side in its rows
-LABELS = ("part", "case", "size", "side", "setting", "backbone")
+LABELS = ("part", "case", "size", "side", "setting", "backbone", "threads")
+# who answers the editor's requests: ours is the engine that the machine allows
+ENGINES: tuple[Row, ...] = (
+    {"side": OURS, "engine": "auto"},
+    {"side": "llama.cpp", "engine": "llama.cpp"},
+)
 # our epoch over items of equal length, with all their steps
-EPOCH: Row = {"run": "epochs", "side": OURS, "steps": True, "spread": 0.0}
+EPOCH: Row = {"run": "sides.epochs", "side": OURS, "steps": True, "spread": 0.0}
 
 
 def labels(spec: Row) -> Row:
@@ -60,9 +65,9 @@ def environ(spec: Row) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    # the other side runs as its users would run it
-    caches = CACHES if spec.get("side", OURS) != OURS else {}
-    return {**os.environ, **own, **caches}
+    # the other side runs as its users would run it; moves are ours on both
+    ours = spec.get("side", OURS) == OURS or spec["run"].startswith("moves.")
+    return {**os.environ, **own, **({} if ours else CACHES)}
 
 
 @contextmanager
@@ -71,15 +76,15 @@ def side(spec: Row) -> Iterator[Callable[..., Row]]:
 
     Raises UserError with its sentence when the process refuses the spec, RuntimeError with its log when it breaks.
     """
-    # a file, for a pipe that nobody reads would stop a talkative side
-    with tempfile.TemporaryFile() as log:
+    # a file, for a pipe that nobody reads would stop a talkative side; a folder for what a killed side leaves
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nslora.bench.sides", json.dumps(spec)],
+            [sys.executable, "-m", "nslora.bench.serve", json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environ(spec),
+            env=environ(spec) | {"TMPDIR": folder},
         )
         try:
             # the first line says that all is loaded, before any clock runs
@@ -127,7 +132,7 @@ def train(size: Size, common: Row) -> Iterator[Row]:
     for backbone, case in product(size.backbones, size.learn):
         spec = {**common, **case, "part": "train", "backbone": backbone, "spread": 0.3}
         theirs = [
-            spec | {"run": "trl_epochs", "side": "TRL", "setting": name, "settings": settings}
+            spec | {"run": "sides.trl_epochs", "side": "TRL", "setting": name, "settings": settings}
             for name, settings in TRL.items()
         ]
         # one step warms up what an epoch of half the items then measures
@@ -136,7 +141,7 @@ def train(size: Size, common: Row) -> Iterator[Row]:
         yield from tried
         rates = list(map(rate, tried))
         best = theirs[rates.index(max(rates))]
-        ours = spec | {"run": "epochs", "side": OURS}
+        ours = spec | {"run": "sides.epochs", "side": OURS}
         yield from measure([ours, best], size.repetitions)
 
 
@@ -159,8 +164,8 @@ def evaluate(size: Size, common: Row) -> Iterator[Row]:
     """Measure our generation against `model.generate` at its best batch size; in float32 texts must be the same."""
     for backbone, case in product(size.backbones, size.answer):
         spec = {**common, **case, "part": "evaluate", "backbone": backbone}
-        ours = spec | {"run": "replies", "side": OURS}
-        theirs = spec | {"run": "padded_replies", "side": "transformers"}
+        ours = spec | {"run": "sides.replies", "side": OURS}
+        theirs = spec | {"run": "sides.padded_replies", "side": "transformers"}
         # greedy replies differ in bfloat16 by rounding alone, in float32 they would by a mistake
         few = {"part": "float32", "dtype": "float32", "items": size.checked}
         check = [ours | few, theirs | few | {"ask": {"batch": size.checked}}]
@@ -202,7 +207,7 @@ def without_texts(row: Row) -> Row:
 
 def load(size: Size, common: Row) -> Iterator[Row]:
     """Measure our loading of a cached backbone against the GGUF loader of transformers, the file already read once."""
-    spec = {**common, "run": "loads", "part": "load", "case": "cached backbone"}
+    spec = {**common, "run": "sides.loads", "part": "load", "case": "cached backbone"}
     # one file, read by two loaders
     loaders = ({"side": OURS, "gguf": False}, {"side": "GGUF loader", "gguf": True})
     for backbone in size.backbones:
@@ -212,7 +217,10 @@ def load(size: Size, common: Row) -> Iterator[Row]:
 
 def editor(size: Size, common: Row) -> Iterator[Row]:
     """Measure our editor against the bare server, on a new prompt each time and on the same one."""
-    servers = ({"side": OURS, "run": "edits"}, {"side": "llama.cpp", "run": "bare_edits"})
+    servers = (
+        {"side": OURS, "run": "sides.edits"},
+        {"side": "llama.cpp", "run": "sides.bare_edits"},
+    )
     spec = {**common, "part": "editor", "backbone": size.editor, "new_tokens": size.written}
     for case in ("new prompt", "same prompt"):
         specs = [spec | {"case": case, **server} for server in servers]
@@ -226,11 +234,11 @@ def arithmetic(size: Size, common: Row) -> Iterator[Row]:
     """
     native = fast_bfloat16(fastest_device())
     dtypes = ("bfloat16", "float32") if native else ("float32",)
-    square = {"run": "product", "square": size.matrix}
+    square = {"run": "sides.product", "square": size.matrix}
     products = [square | {"dtype": dtype, "side": f"{dtype} matmul"} for dtype in dtypes]
     # the longest items, which leave least to overhead
     epoch = EPOCH | {"items": size.batch, "tokens": size.learn[-1]["tokens"]}
-    prefill = epoch | {"run": "prefill", "steps": False}
+    prefill = epoch | {"run": "sides.prefill", "steps": False}
     cases = {"training": epoch, "prefill": prefill}
     for backbone, (case, ours) in product(size.backbones, cases.items()):
         what = {**common, "part": "arithmetic", "case": case, "backbone": backbone}
@@ -252,7 +260,57 @@ def growth(size: Size, common: Row) -> Iterator[Row]:
         yield from measure([spec], 1)
 
 
-MEASURED = {part.__name__: part for part in (train, evaluate, load, editor, arithmetic, growth)}
+def symbolic(size: Size, common: Row) -> Iterator[Row]:
+    """Measure a symbolic move, its editor on our engine (where it fits) or llama.cpp: the calls alone, then all of it.
+
+    In float32 replies of our engine must be the same in a batch and one by one; in bfloat16 rounding may tell.
+    """
+    smallest = size.backbones[0]
+    common = common | {"candidates": size.candidates, "new_tokens": size.written}
+    checks = [("float32", smallest, 1.0), ("bfloat16", size.editor, 0.0)]
+    for dtype, backbone, least in checks:
+        what = {"part": "alone", "case": "a move's requests alone and together"}
+        spec = {**common, **what, "run": "moves.batches", "side": OURS}
+        with side(spec | {"dtype": dtype, "backbone": backbone}) as repeat:
+            yield from with_share([repeat(), repeat(alone=True)], least)
+    spec = {**common, "part": "symbolic", "editor": size.editor}
+    cases = [
+        {
+            "case": f"calls, threads: {n}",
+            "run": "moves.calls",
+            "backbone": size.editor,
+            "threads": n,
+        }
+        for n in size.threads
+    ]
+    cases.append({"case": "whole", "run": "moves.whole", "backbone": smallest, "items": size.few})
+    for case in cases:
+        specs = [spec | case | engine for engine in ENGINES]
+        yield from measure(specs, size.repetitions)
+
+
+def tree(size: Size, common: Row) -> Iterator[Row]:
+    """Measure a tree of schedules against a run per schedule; on a processor their nodes must be the same."""
+    spec = {
+        **common,
+        "part": "tree",
+        "case": f"depth {size.depth}",
+        "backbone": size.backbones[0],
+        "editor": size.backbones[-1],
+        "engine": "auto",
+        "items": size.few,
+        "candidates": size.candidates,
+        "depth": size.depth,
+        "warm": {"depth": 1},
+    }
+    makers = ({"side": OURS, "run": "moves.tree"}, {"side": "single runs", "run": "moves.runs"})
+    rows = measure([spec | maker for maker in makers], size.repetitions)
+    # kernels of an accelerator add in any order
+    yield from with_share(rows, least=float(fastest_device() == "cpu"))
+
+
+PARTS = (train, evaluate, load, editor, arithmetic, growth, symbolic, tree)
+MEASURED = {part.__name__: part for part in PARTS}
 
 
 def run(
@@ -284,6 +342,9 @@ def run(
         counted = next(row for row in rows if row["part"] == name)
         load = {"load_before": before, "load_after": os.getloadavg()[0]}
         environment = surroundings(counted, threads) | load
+        # a part may have counts of its own
+        used = {row.get("threads", threads) for row in rows if row["part"] == name}
+        environment["threads"] = " and ".join(map(str, sorted(used)))
         parts[name] = {"environment": environment, "size": vars(size), "rows": rows}
         paths = report.write(out, {key: parts[key] for key in MEASURED if key in parts})
     return paths

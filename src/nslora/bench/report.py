@@ -25,6 +25,8 @@ UNITS = {
     "load": "loads/s",
     "editor": "tokens/s",
     "arithmetic": "GFLOP/s",
+    "symbolic": "moves/s",
+    "tree": "nodes/s",
 }
 CAPTION = (
     "Medians of {n} repetitions, the sides taking turns and the first turn of each left out. Ratio: our speed over "
@@ -32,6 +34,18 @@ CAPTION = (
     "side's own process (ru_maxrss), or what it took on a CUDA device. Measured on: {places}."
 )
 PLACE = "{device}, {dtype}, threads: {threads}, {processor}"
+SERVERS = "Where an editor answers, peak MB is that of its server."
+# What else is told of a side, as means of its repetitions.
+TOLD = {
+    "usable": "{:.0%} of edits usable",
+    "tokens_in": "{:.0f} tokens in",
+    "tokens_out": "{:.0f} tokens out",
+    "generated": "{:.0f} tokens of replies scored",
+    "start_s": "{:.1f} s from a cold start to a first reply, not counted",
+    "moves": "{:.0f} moves made",
+    "calls": "{:.0f} calls of the editor",
+    "replayed": "{:.0f} more replayed",
+}
 SPREAD = "ratio of medians, with the range of single turns"
 # What one comparison has in common, whoever takes the turn.
 COMPARISON = ["part", "case", "backbone"]
@@ -54,11 +68,12 @@ def rate(row: Row) -> float:
 
 
 def select(rows: Sequence[Row], parts: Container[str]) -> DataFrame:
-    """Return the turns of some parts, with `mb`: the peak of the process so far, or on its accelerator."""
+    """Return the turns of some parts, with `mb`: the peak so far of the process, its server, or its accelerator."""
     turns = []
     for row in rows:
         if row["part"] in parts:
-            peak = row.get("peak_device_mb", row["peak_mb"])
+            peaks = (row.get(f"peak_{where}mb") for where in ("server_", "device_", ""))
+            peak = next(filter(None, peaks))
             # few sides have a setting
             turns.append({"setting": "", **row, "mb": peak})
     return DataFrame(turns)
@@ -137,6 +152,21 @@ def identical(rows: Sequence[Row]) -> list[str]:
     return [
         f"Same texts in {', '.join(key)}: {share:.0%}." for key, share in reversed(shares.items())
     ]
+
+
+def told(rows: Sequence[Row]) -> list[str]:
+    """Return what else is known of moves (TOLD), a sentence per comparison and side."""
+    turns = select(rows, ("symbolic", "tree"))
+    if turns.empty:
+        return []
+    sentences = []
+    for names, turn in turns.groupby([*COMPARISON, "side"], sort=False):
+        means = turn.reindex(columns=list(TOLD)).mean().dropna()
+        facts = [TOLD[name].format(mean) for name, mean in means.items()]
+        sentences.append(
+            f"{', '.join(names)}, editor on {turn.engine.iloc[0]}: {'; '.join(facts)}."
+        )
+    return sentences
 
 
 @figures.styled
@@ -230,7 +260,9 @@ def write(out: Path, parts: Mapping[str, Row]) -> list[Path]:
             "environment": {name: around[name] for name in around if name in UNITS},
         }
         caption = CAPTION.format(n=n, places=places(about["environment"]))
-        notes = "\n\n".join([caption, *tried(rows), *identical(rows)])
+        served = [SERVERS] if any("peak_server_mb" in row for row in rows) else []
+        sentences = [caption, *served, *tried(rows), *identical(rows), *told(rows)]
+        notes = "\n\n".join(sentences)
         paths += report.save_table(table(frame), frame, out / "bench", notes)
         paths += figures.save_figure(ratios(frame), frame, out / "ratios", about)
     frame = grown(rows)

@@ -1,18 +1,10 @@
-"""One side of a benchmark, in a process of its own, so that its peak memory is its own.
-
-`python -m nslora.bench.sides SPEC` prepares the side that SPEC (JSON) describes and prints a line of JSON about it.
-Each line on standard input (arguments, as JSON) is answered by one repetition and a line about it: the work done, the
-seconds, and the peak memory so far. The process ends when the pipe closes.
-"""
+"""Sides of a benchmark that use a model or an editor by itself: training, generation, loading, single edits."""
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import sys
+import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate, count, cycle
@@ -34,7 +26,6 @@ from nslora.editor.replay import Request
 from nslora.model import checkpoints
 from nslora.model.backbone import DTYPES, Backbone, fastest_device, load
 from nslora.model.lora import ALPHA, CLIP, Learner, Row
-from nslora.runs import store
 from nslora.types import Json, Pair, Prompt, UserError
 
 # What is measured; a side adds where it computes (`device`) and in what (`dtype`), for its rows to say so.
@@ -55,8 +46,6 @@ QUESTIONS = (
     "What is the currency of {}?",
     "On which continent is {}?",
 )
-# where llama.cpp computes, and in what
-SERVED = {"device": "cpu", "dtype": "gguf"}
 # lines of the system prompt of such a request
 LINES = 8
 WRITE = "Write the numbers from {} to {} as English words, one per line, and nothing else."
@@ -351,6 +340,28 @@ def requests(spec: Spec) -> Iterator[Request]:
         yield Request(system, user, seed, 0.0, spec["new_tokens"])
 
 
+def served(engine: str) -> Json:
+    """Return where a local engine of the editor computes, and in what."""
+    if engine == "own":
+        return {"device": fastest_device(), "dtype": "bfloat16"}
+    return {"device": "cpu", "dtype": "gguf"}
+
+
+def server() -> psutil.Process:
+    """Return the process of this side's editor."""
+    children = psutil.Process().children()
+    [process] = [one for one in children if any("nslora.editor" in part for part in one.cmdline())]
+    return process
+
+
+def server_peak() -> Json:
+    """Return the peak resident memory of this side's editor so far, in MB."""
+    status = Path(f"/proc/{server().pid}/status").read_text(encoding="utf-8")
+    # in kB, the high-water mark of what is resident
+    [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return {"peak_server_mb": int(peak) / 1024}
+
+
 def edits(spec: Spec) -> Side:
     """Ask our editor with its own server, recording nothing."""
     editor = Editor(spec["backbone"], mode="live", threads=spec["threads"])
@@ -360,9 +371,9 @@ def edits(spec: Spec) -> Side:
         before = replace(editor.ledger)
         editor.complete(next(queue))
         spent = editor.ledger - before
-        return {"tokens_in": spent.tokens_in, "work": spent.tokens_out}
+        return {"tokens_in": spent.tokens_in, "work": spent.tokens_out} | server_peak()
 
-    spec |= SERVED
+    spec |= served(editor.engine)
     return repeat
 
 
@@ -385,45 +396,8 @@ def bare_edits(spec: Spec) -> Side:
                 trust_env=False,
             )
         usage = reply.raise_for_status().json()["usage"]
-        return {"tokens_in": usage["prompt_tokens"], "work": usage["completion_tokens"]}
+        counts = {"tokens_in": usage["prompt_tokens"], "work": usage["completion_tokens"]}
+        return counts | server_peak()
 
-    spec |= SERVED
+    spec |= served("llama.cpp")
     return repeat
-
-
-RUNS = (epochs, trl_epochs, replies, padded_replies, prefill, product, loads, edits, bare_edits)
-SIDES = {side.__name__: side for side in RUNS}
-
-
-def serve(spec: Spec) -> None:
-    """Answer requests for repetitions until the pipe closes."""
-    cuda = torch.cuda.is_available()
-    with os.fdopen(os.dup(1), "w") as answers:
-        # libraries print, which is no answer
-        os.dup2(2, 1)
-        torch.set_num_threads(spec["threads"])
-        if not cuda:
-            # a side that needs more memory than there is breaks alone, not the machine
-            free = psutil.virtual_memory().available
-            resource.setrlimit(resource.RLIMIT_DATA, (free, free))
-        repeat = SIDES[spec["run"]](spec)
-        about = {key: spec[key] for key in ("device", "dtype")}
-        about |= {"accelerator": torch.cuda.get_device_name()} if cuda else {}
-        print(json.dumps(about), file=answers, flush=True)
-        for line in sys.stdin:
-            start = time.perf_counter()
-            row = repeat(**json.loads(line))
-            if cuda:
-                # nothing is under way before either: each answer waits here
-                torch.cuda.synchronize()
-                row["peak_device_mb"] = torch.cuda.max_memory_allocated() / 2**20
-            row |= {"seconds": time.perf_counter() - start, "peak_mb": store.peak_megabytes()}
-            print(json.dumps(row), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    try:
-        serve(json.loads(sys.argv[1]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

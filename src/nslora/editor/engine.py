@@ -19,7 +19,7 @@ import psutil
 
 from nslora.editor.attempt import Answer, Keep, as_reply, post
 from nslora.editor.completion import Dialect, judge
-from nslora.editor.local import EditorError, LocalServer, read_key_and_watch
+from nslora.editor.local import IDLE_S, EditorError, LocalServer, read_key_and_watch
 from nslora.editor.replay import Request
 from nslora.model import checkpoints
 from nslora.types import SLOT, Json, Prompt, UserError
@@ -32,7 +32,7 @@ class EngineServer(LocalServer):
     """Starts and stops the engine of the default model `model`."""
 
     def __init__(
-        self, model: str, threads: int, idle_s: float = 60.0, attempt_s: float = 180.0
+        self, model: str, threads: int, idle_s: float = IDLE_S, attempt_s: float = 180.0
     ) -> None:
         super().__init__(lambda: checkpoints.folder(model), threads, idle_s, attempt_s)
         self.model = model

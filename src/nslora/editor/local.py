@@ -32,6 +32,9 @@ from nslora.editor.replay import Request
 CONTEXT = 4096
 # longest wait for the model to load
 START_S = 300.0
+# a start takes up to a minute, and between two symbolic moves there may be numerical ones: a pause this long in which
+# the server holds its memory costs less than another start
+IDLE_S = 300.0
 
 
 class EditorError(Exception):
@@ -54,7 +57,7 @@ class LocalServer:
         self,
         gguf: Callable[[], Path],
         threads: int,
-        idle_s: float = 60.0,
+        idle_s: float = IDLE_S,
         attempt_s: float = 180.0,
     ) -> None:
         self.gguf = gguf
