@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def put(folder: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
     return path
 
 
-def looked_at(folder: Path, rows: list, **options: str) -> Data:
+def looked_at(folder: Path, rows: list, **options: Any) -> Data:
     return inspect(put(folder, lines(rows)), **options)
 
 
@@ -532,7 +533,7 @@ def test_items_are_as_tasks_want_them(tmp_path: Path) -> None:
 # ---- rows of their own to test on
 
 
-def with_test(folder: Path, rows: list, **options: str) -> Data:
+def with_test(folder: Path, rows: list, **options: Any) -> Data:
     path = put(folder, lines(rows), "test.jsonl")
     return inspect(put(folder, lines(LABELLED)), test=str(path), **options)
 
