@@ -251,16 +251,9 @@ def receipt(config: dict[str, Any], run_id: str, scores: Sequence[Row]) -> Row:
             "prompt": REWRITTEN if edited else START,
             "prompt_diff": PROMPT_DIFF if edited else [["=", "Answer briefly. Be kind."]],
         },
-        "editor": {
-            "calls": requests - 4,
-            "replayed": 4,
-            "retries": 0,
-            "lost": 0,
-            "tokens_in": 900,
-            "tokens_out": 100,
-            "seconds": 9.0,
-            "money": 0.0,
-        },
+        "editor": asdict(
+            Ledger(calls=requests - 4, replayed=4, tokens_in=900, tokens_out=100, seconds=9.0)
+        ),
         "remade": 5,
         "cost": {
             "wall_s": 80.0,

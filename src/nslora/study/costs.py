@@ -36,7 +36,7 @@ def costs(records: Records) -> DataFrame:
     if runs.empty:
         return DataFrame()
     groups = runs.groupby(["backbone", "method"])
-    means = groups[runs.filter(regex=r"^(cost|editor)\.").columns].mean()
+    means = groups[runs.filter(regex=r"^(cost|editor)\.").columns].mean(numeric_only=True)
     table = {
         "wall seconds": means["cost.wall_s"],
         "tokens trained": means["cost.train_tokens"],
