@@ -6,10 +6,13 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nslora.editor.ledger import Ledger
 
 # Chance of (content right, style kept) after adaptation.
 SKILL = {
