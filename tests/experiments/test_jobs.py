@@ -161,6 +161,17 @@ def test_cleaning_keeps_what_means_something(tmp_path):
     assert cleaned.cells[0].outputs[1].text == "one\n./b\ncell:1: UserWarning"
 
 
+def test_cleaning_reads_pictures_once(tmp_path):
+    """A notebook's pictures are words of megabytes: read from every letter on, they took minutes."""
+    picture = "iVBORw0KGgo" * 20_000
+    outputs = [nbformat.v4.new_output("display_data", {"image/png": picture})]
+    cell = nbformat.v4.new_code_cell("x", outputs=outputs)
+    started = time.monotonic()
+    cleaned = clean(nbformat.v4.new_notebook(cells=[cell]), tmp_path)
+    assert time.monotonic() - started < 2
+    assert picture in cleaned
+
+
 CHILD = """
 import subprocess, time
 from pathlib import Path

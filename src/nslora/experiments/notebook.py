@@ -123,6 +123,7 @@ def clean(notebook: Any, root: Path) -> str:
     for folder, short in folders.items():
         # a path is not in the middle of a word, as it may be in a picture's base64
         text = re.sub(rf"(?<![\w+/]){re.escape(str(folder))}\b", short, text)
-    # where a warning of a cell says that it comes from
-    text = re.sub(r"[^\s\"]*/ipykernel_\d+/\d+\.py", "cell", text)
+    # where a warning of a cell says that it comes from; begun at the start of a word only, since a
+    # picture's base64 is a word of megabytes, to be read once
+    text = re.sub(r"(?<![^\s\"])[^\s\"]*/ipykernel_\d+/\d+\.py", "cell", text)
     return re.sub(r" at 0x[0-9a-f]{6,}", "", text)
