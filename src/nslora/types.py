@@ -26,6 +26,10 @@ class Move(StrEnum):
     STOP = "stop"
 
 
+# of a schedule such as "NNS"
+LETTERS = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
+
+
 class Need(StrEnum):
     """What an example asks of the model. Hidden from every method but `oracle`."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nslora.config import RunConfig
-from nslora.types import Move, Scored, Signal, StepRecord
+from nslora.types import LETTERS, Move, Scored, Signal, StepRecord
 
 if TYPE_CHECKING:  # the study wing reads this module without torch
     from nslora.algorithm.session import Losses, Outcome, PairKey, State
@@ -91,7 +91,7 @@ def is_small(signal: Signal, cfg: RunConfig) -> bool:
 
 def schedule(history: Iterable[StepRecord]) -> str:
     """Return the moves as N and S; a stream's phases are joined."""
-    letters = {"numerical": "N", "symbolic": "S"}
+    letters = {move.value: letter for letter, move in LETTERS.items()}
     return "".join(letters.get(step.move, "") for step in history)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from nslora.algorithm import monitor
 from nslora.algorithm.needs import Needs
 from nslora.config import RunConfig
-from nslora.types import Move, StepRecord
+from nslora.types import LETTERS, Move, StepRecord
 
 History = Sequence[StepRecord]
 
@@ -44,8 +44,7 @@ def schedule(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Follow the schedule of a `fixed:` method, such as fixed:SNNN, and stop at its end."""
     if len(moves) >= len(cfg.schedule):
         return Choice(Move.STOP, "the schedule is at its end")
-    kinds = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
-    return Choice(kinds[cfg.schedule[len(moves)]], "by the schedule")
+    return Choice(LETTERS[cfg.schedule[len(moves)]], "by the schedule")
 
 
 def alternate(moves: History, needs: Needs, cfg: RunConfig) -> Choice:

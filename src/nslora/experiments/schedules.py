@@ -17,13 +17,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import cast
 
 from filelock import FileLock, Timeout
 
-from nslora.algorithm import loop
+from nslora.algorithm import loop, monitor
 from nslora.algorithm.needs import ESTIMATORS
 from nslora.algorithm.router import Choice
 from nslora.algorithm.session import Session, State
@@ -33,14 +32,22 @@ from nslora.experiments.grid import Profile
 from nslora.model.backbone import Backbone, load
 from nslora.runs import run as runs
 from nslora.runs.state import restore, save
-from nslora.runs.store import Store, code, environment, read_jsonl, write_json, write_text
+from nslora.runs.store import (
+    STATE,
+    Store,
+    code,
+    environment,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_text,
+)
+from nslora.study.schedules import trees
 from nslora.tasks.build import build
-from nslora.types import Candidate, Example, Json, Move, Scored, UserError
+from nslora.types import LETTERS, Candidate, Example, Json, Scored, UserError
 
-SCHEMA = 1
 # seeds from here on are for tuning
 TUNING = 100
-MOVES = {"N": Move.NUMERICAL, "S": Move.SYMBOLIC}
 # whose estimates a router may ask for; "hidden" is the oracle's
 NEEDS = ("asked", "recall", "classifier", "hidden")
 
@@ -96,13 +103,12 @@ def grow(
         if tree.wants(schedule):
             tree.make(schedule)
             say(tree.line(schedule))
-        tree.prune()
+            tree.prune()
 
 
 def below(schedule: str, depth: int) -> set[str]:
     """Return a schedule and all that go on from it, up to `depth` moves."""
-    more = range(depth - len(schedule) + 1)
-    return {schedule + "".join(end) for n in more for end in product("NS", repeat=n)}
+    return {schedule + end for end in trees.schedules(depth - len(schedule))}
 
 
 def finished(nodes: dict[str, Node], schedule: str, depth: int) -> bool:
@@ -144,7 +150,7 @@ class Tree:
         self.abilities = runs.frozen_abilities(self.session)
         path = self.folder / "instance.json"
         if self.nodes:
-            maker = json.loads(path.read_text(encoding="utf-8"))["environment"]["code"]
+            maker = read_json(path)["environment"]["code"]
             if maker != code():
                 raise UserError(f"the tree {self.folder} is of other code: finish it with that.")
         write_json(path, instance(self.session, self.abilities))
@@ -187,7 +193,7 @@ class Tree:
         return self.work / f"node-{schedule}"
 
     def _state(self, schedule: str) -> Path:
-        return self._place(schedule) / "state.json"
+        return self._place(schedule) / STATE
 
     def _begin(self) -> State:
         run = self.session
@@ -207,7 +213,7 @@ class Tree:
         shutil.rmtree(run.scratch, ignore_errors=True)
         run.scratch.mkdir(parents=True)
         needs = ESTIMATORS[run.cfg.row.needs](run, state)
-        move = MOVES[schedule[-1]]
+        move = LETTERS[schedule[-1]]
         outcome = loop.MOVES[move](run, state, needs)
         return loop.after(run, state, needs, Choice(move, "by the tree"), outcome)
 
@@ -258,7 +264,7 @@ def measure(run: Session, state: State, abilities: dict[str, list[Example]]) -> 
 
 def share(scored: Sequence[Scored]) -> float | None:
     """Return the share of replies that are fully right; None of none."""
-    return sum(s.reward.success for s in scored) / len(scored) if scored else None
+    return monitor.summary(scored)["success"] if scored else None
 
 
 def instance(run: Session, abilities: dict[str, list[Example]]) -> Json:
@@ -267,7 +273,7 @@ def instance(run: Session, abilities: dict[str, list[Example]]) -> Json:
     needs = [task.hidden[e.id].need.value for e in task.test]
     backbone = run.backbone
     return {
-        "schema": SCHEMA,
+        "schema": trees.SCHEMA,
         "instance": cfg.run_id,
         "split": "tuning" if cfg.seed >= TUNING else "test",
         "depth": cfg.moves,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from nslora.model import checkpoints
 from nslora.runs import lengths, preflight
 from nslora.runs.evaluate import Bundle, open_bundle
 from nslora.runs.export import best_step, bundle
-from nslora.runs.store import Store
+from nslora.runs.store import Store, read_json
 from nslora.runs.verdict import Verdict
 from nslora.tasks import functions, graders, own, reading
 from nslora.types import Json, Prompt, StepRecord, UserError
@@ -98,7 +97,7 @@ def adapt(
 
     store = Store(work / "record", work / "runs")
     record = make_run(cfg, store, watch=watch)
-    run = json.loads((record / "run.json").read_text(encoding="utf-8"))
+    run = read_json(record / "run.json")
     step = best_step(record)
     prompt = Prompt(**step["prompt"])
     changed = bool(step["adapter"]) or prompt != Prompt(cfg.system, cfg.template)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
+from nslora.runs.store import read_json
 from nslora.tasks import own, rules
 from nslora.types import Item, Prompt, UserError
 
@@ -43,7 +43,7 @@ def measure(backbone: str) -> Measure | None:
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     tokenizer = _tokenizer(folder / "tokenizer.json")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     return Measure(
         count=lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
         context=config.get("max_position_embeddings"),

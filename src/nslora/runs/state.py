@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nslora.algorithm.session import Losses, Session, State
-from nslora.runs.store import code, write_text
+from nslora.runs.store import code, read_json, write_text
 from nslora.tasks.build import build
 from nslora.types import Generation, Prompt, UserError
 
@@ -73,7 +73,7 @@ def restore(path: Path, run: Session) -> tuple[State, dict[str, Any]]:
     """
     try:
         # JSON with NaN, which losses may be
-        saved = TypeAdapter(Saved).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        saved = TypeAdapter(Saved).validate_python(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"the saved state {path} is missing or damaged: {reason}") from error

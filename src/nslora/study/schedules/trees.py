@@ -10,7 +10,6 @@ frames of where runs end: columns instance, schedule, and `weight`, which sums t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,10 +22,10 @@ import pandas as pd
 
 from nslora.algorithm.router import Choice
 from nslora.config import RunConfig
-from nslora.runs.store import read_jsonl
+from nslora.runs.store import read_json, read_jsonl
 from nslora.study import stats
 from nslora.study.stats import DIFFERENCE, Bounds
-from nslora.types import Move, Prompt, Signal, StepRecord, UserError
+from nslora.types import LETTERS, Move, Prompt, Signal, StepRecord, UserError
 
 SCHEMA = 1
 NODE = ["instance", "schedule"]
@@ -37,7 +36,7 @@ COSTS = ("moves", "tokens", "seconds")
 TOKENS = ("train_tokens", "generated_tokens", "editor_tokens")
 # What the other modules read of a node, so that an empty data set has it too.
 NODES = [*NODE, "returned", "right", "test", "dev", "dev_value", "retention", "retained", *COSTS]
-LETTERS = {Move.NUMERICAL: "N", Move.SYMBOLIC: "S", Move.STOP: "stop"}
+NAMES = {move: letter for letter, move in LETTERS.items()} | {Move.STOP: "stop"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +103,7 @@ def load(folder: Path | str | None = None, split: str | None = None) -> Trees:
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read one tree, its nodes in the order of length and letters; raises UserError when it is damaged."""
     try:
-        instance = json.loads((folder / "instance.json").read_text(encoding="utf-8"))
+        instance = read_json(folder / "instance.json")
         if instance["schema"] != SCHEMA:
             raise UserError(f"the tree {folder} has schema {instance['schema']}, not {SCHEMA}.")
         path = folder / "nodes.jsonl"
@@ -250,7 +249,7 @@ def decided(router: Router, trees: Trees, needs: str = "asked", **settings: Any)
         node = (instance, schedule)
         choice = router(histories[node], demands[node], configs[instance])
         move, why = choice if isinstance(choice, Choice) else (choice, "")
-        return LETTERS.get(move, move), why
+        return NAMES.get(move, move), why
 
     return walk(trees, decide)
 
@@ -304,7 +303,7 @@ def step(schedule: str, node: dict[str, Any], demand: dict[str, float]) -> StepR
         split: {name: node[f"{split}.{name}"] for name in ("success", "value", "n")}
         for split in ("dev", "train")
     }
-    kinds = {"": "start", "N": Move.NUMERICAL.value, "S": Move.SYMBOLIC.value}
+    kinds = {"": "start"} | {letter: move.value for letter, move in LETTERS.items()}
     return StepRecord(
         step=len(schedule),
         move=kinds[schedule[-1:]],
