@@ -15,8 +15,8 @@ from functools import cache
 from nslora.tasks import functions, graders, rules, world
 from nslora.types import Example, Item, Reward
 
-# letters that Unicode does not take apart into a base letter and a mark
-LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
+# a table for `str.translate`
+LETTERS = str.maketrans(graders.LETTERS)
 # kana and han are written without spaces: every sign counts as a word
 UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")
 # "-5", "1,234.50", with a hyphen or a minus sign; in "3-5" the hyphen is none
