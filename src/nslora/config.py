@@ -144,7 +144,7 @@ class RunConfig(BaseModel):
     candidates: PositiveInt = 3  # edits proposed per move
     feedback: PositiveInt = 2  # failing examples that the editor is shown per move
     prompt_tokens: PositiveInt = 160  # longest prompt (system and template), backbone tokens
-    gate: bool = True  # keep an edit only if dev reward does not fall
+    gate: bool = True  # keep an edit only if dev reward gains by gain_eps or more
     control: Literal["none", "shuffled", "random"] = "none"  # another rule's critique; random words
 
     # the decision

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -241,6 +243,16 @@ def test_asked_compares_the_reply_with_the_bare_gold_answer(opened) -> None:
     assert estimated(run, "asked", style, style.answer) == (True, 0.0)
     # what passes is no demand
     assert estimated(run, "asked", style, style.answer.lower())[0] is False
+
+
+def test_asked_sees_that_a_bare_answer_is_asked_for(opened, tmp_path: Path) -> None:
+    data = tmp_path / "capitals.jsonl"
+    rows = [{"question": f"Capital {n}?", "answer": f"Place {n}"} for n in range(15)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    run = opened(task=f"own:{data}", grader="exact")
+    example = run.task.feedback[0]
+    assert estimated(run, "asked", example, f"It is {example.answer}.") == (True, 0.0)
+    assert estimated(run, "asked", example, "no idea") == (True, 1.0)
 
 
 def test_constant_is_content_and_random_differs_between_moves_and_runs(opened) -> None:

@@ -187,7 +187,7 @@ def test_under_a_refined_prompt_what_the_model_knows_is_answered_anew_in_its_for
 
     asked = fixed_replies(run, monkeypatch, say)
     pairs = numerical.reformed(run, REFINED, [known, unknown], most=9)
-    assert pairs == [Pair(REFINED, known.question, f"so: {known.answer}", "replay")]
+    assert pairs == [Pair(REFINED, known.question, f"so: {known.answer}", "reformed")]
     under_initial, hinted = asked
     assert len(under_initial) == 2 and len(hinted) == 1
     assert remake.hint(known) in hinted[0]

@@ -443,10 +443,29 @@ def test_replay_keeps_whole_replies_that_obey_their_prompt_right_or_wrong() -> N
     assert kept() == [(INITIAL, plain.question, "Quito.")]
     replies["Peru"] = ""
     assert kept() == []
-    # a reply of the greatest length was cut short
+    # a reply of the greatest length was cut short: its whole sentences stay
     replies["Peru"] = "Lima, which is"
     world.cfg = world.cfg.but(max_new_tokens=3)
     assert kept() == []
+    replies["Peru"] = "Lima. Next to"
+    assert kept() == [(INITIAL, plain.question, "Lima.")]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("It is Lima. It lies", "It is Lima."),
+        ("Lima! Why? Because", "Lima! Why?"),
+        ("It lies 3.5 km from", ""),
+        ("1. Lima 2. Cusco 3.", ""),
+        ("Lima", ""),
+        ("It is Lima.", "It is Lima."),
+    ],
+)
+def test_a_cut_reply_ends_with_its_last_whole_sentence(text: str, whole: str) -> None:
+    cut = Generation(text, 5, -1.0)
+    assert remake.whole_sentences(cut, 5) == whole
+    assert remake.whole_sentences(cut, 6) == text
 
 
 def test_the_real_policies_run_on_a_real_session(opened) -> None:

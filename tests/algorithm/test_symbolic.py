@@ -140,8 +140,8 @@ def test_the_most_graded_replies_of_a_move_are_gepas_budget(opened, monkeypatch)
 # ---- the gate
 
 
-def test_the_gate_keeps_the_old_prompt_where_dev_reward_falls(opened, monkeypatch) -> None:
-    run = opened()
+def test_the_gate_keeps_the_old_prompt_where_dev_reward_gains_little(opened, monkeypatch) -> None:
+    run = opened(gain_eps=0.02)
     dev = begun(run).dev
     value = mean_value(dev)
 
@@ -149,7 +149,7 @@ def test_the_gate_keeps_the_old_prompt_where_dev_reward_falls(opened, monkeypatc
         rows = [replace(s, reward=Reward(value + change)) for s in dev]
         monkeypatch.setattr(run, "score", lambda prompt, examples: rows)
 
-    for change, passes in ((-0.1, False), (0.0, True), (0.1, True)):
+    for change, passes in ((-0.1, False), (0.0, False), (0.001 * value, False), (0.1, True)):
         score(change)
         assert symbolic.passes_gate(run, Prompt("New."), dev) is passes
     score(-0.1)

@@ -37,6 +37,7 @@ REPLAY = [
     Pair(Prompt("Always answer in one word."), "What is the opposite of hot?", "cold", "replay"),
     Pair(Prompt("Be brief."), "Name a colour.", "A colour is blue.", "replay"),
 ]
+REFORMED = [replace(pair, source="reformed") for pair in REPLAY]
 TINY = {"llama": tiny.llama, "qwen2": tiny.qwen2, "gemma3": tiny.narrow}
 
 
@@ -323,7 +324,8 @@ def test_packed_rows_of_the_real_model_do_too(learner, monkeypatch) -> None:
 
 def test_the_signal_is_of_own_pairs_and_training_of_all(toy, monkeypatch) -> None:
     """One batch of own and replay pairs, against a plain step on the gradient of all."""
-    pairs = [PAIRS[0], REPLAY[0], PAIRS[1], REPLAY[1]]
+    # "reformed": trained on by their words, as own pairs are
+    pairs = [PAIRS[0], REFORMED[0], PAIRS[1], REFORMED[1]]
     learner = Learner(toy, CFG)
     learner.epoch(pairs, rng(0))
     before, state = adapter(learner), copy.deepcopy(learner.optimizer.state_dict())
@@ -355,6 +357,28 @@ def test_the_signal_is_of_own_pairs_and_training_of_all(toy, monkeypatch) -> Non
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-3, atol=1e-5)
 
 
+def test_replay_pulls_towards_the_frozen_probabilities(toy, monkeypatch) -> None:
+    """Against transformers' own logits, with and without PEFT's own LoRA layers."""
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng(0))
+    rows = [learner._row(pair) for pair in REPLAY]
+    total = sum(len(answer) for _, answer in rows)
+    learner._backward(rows, total, frozen=True)
+    ours = gradients(learner.model)
+
+    unfuse(monkeypatch, learner.model)
+    for prompt, answer in rows:
+        ids = torch.tensor([prompt + answer])
+        of_answer = slice(len(prompt) - 1, -1)
+        with torch.no_grad(), learner.model.disable_adapter():
+            frozen = learner.model(input_ids=ids).logits[0, of_answer]
+        tuned = learner.model(input_ids=ids).logits[0, of_answer]
+        loss = torch.nn.functional.cross_entropy(tuned, frozen.softmax(-1), reduction="sum")
+        (loss / total).backward()
+    for fused, plain in zip(ours, gradients(learner.model), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-6)
+
+
 def test_without_replay_a_step_is_one_pass_over_the_batch_to_the_bit(toy) -> None:
     ours = Learner(toy, CFG)
     epoch = ours.epoch(PAIRS, rng())
@@ -372,13 +396,15 @@ def test_without_replay_a_step_is_one_pass_over_the_batch_to_the_bit(toy) -> Non
 
 
 def test_batches_of_replay_alone_train_and_leave_the_signal_out(toy) -> None:
-    learner = Learner(toy, CFG)
-    before = adapter(learner)
-    assert math.isnan(learner.epoch(REPLAY, rng()).grad_norm)
-    assert not equal(adapter(learner), before)
+    for replay in (REPLAY, REFORMED):
+        learner = Learner(toy, CFG)
+        learner.epoch(PAIRS, rng())
+        before = adapter(learner)
+        assert math.isnan(learner.epoch(replay, rng()).grad_norm)
+        assert not equal(adapter(learner), before)
 
     # batches of one: the mean is over the two steps on own pairs
-    pairs = [PAIRS[0], REPLAY[0], PAIRS[1]]
+    pairs = [PAIRS[0], REFORMED[0], PAIRS[1]]
     norms = {}
     learner = Learner(toy, CFG.but(batch=1))
     for (i,) in batches(3, 1, rng()):

@@ -326,15 +326,20 @@ def by_recall(run: Session, state: State) -> Needs:
 def asked(run: Session, state: State) -> Needs:
     """Compare the reward of the reply with that of the bare gold answer.
 
-    A gold answer that satisfies the reward asks for no form: what fails is content. Where it does
-    not, a reply that is worth less lacks the content too; at equal worth the words tell.
+    A gold answer that satisfies the reward, in a sentence too, asks for no form: what fails is
+    content. Where the gold answer lacks a form, a reply that is worth less lacks the content too.
+    Else the words tell.
     """
-    # [N]
-    p_content = []
-    for s in state.train:
+
+    def lacks_content(s: Scored) -> bool:
         gold = run.gold_reward(s.example)
-        lacks = gold.success or s.reward.value < gold.value
-        p_content.append(1.0 if lacks else 1 - recall(s))
+        if gold.success:
+            return not run.asks_bare(s.example)
+        return s.reward.value < gold.value
+
+    p_content = [
+        1.0 if lacks_content(s) else 1 - recall(s) for s in state.train
+    ]
     return _needs(state, p_content)
 
 

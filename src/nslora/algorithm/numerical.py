@@ -167,8 +167,7 @@ def reformed(
     hinted = run.frozen([text(prompt, remake.hint(e)) for e in right])
     pairs = []
     for example, reply in zip(right, hinted, strict=True):
-        # a reply that was cut teaches to run on
-        whole = 0 < reply.tokens < run.cfg.max_new_tokens
-        if whole and reply.text and run.reward(example, reply.text).success:
-            pairs.append(Pair(prompt, example.question, reply.text, "replay"))
+        text = remake.whole_sentences(reply, run.cfg.max_new_tokens)
+        if text and run.reward(example, text).success:
+            pairs.append(Pair(prompt, example.question, text, "reformed"))
     return pairs

@@ -18,7 +18,7 @@ from nslora.algorithm.session import Session, State, Targets
 from nslora.algorithm.textgrad_compat import CONTROL, quote, unescape
 from nslora.editor.client import EditorError, Request
 from nslora.tasks.grading import is_problem
-from nslora.types import Example, Pair, Prompt, Scored
+from nslora.types import Example, Generation, Pair, Prompt, Scored
 
 REWRITES = 6  # answers that the editor rewrites per move at most, until one has a form for the rest
 TEMPERATURE = 0.8  # of sampled replies
@@ -29,6 +29,9 @@ ATTEMPTS = (
 LENT_WORDS = (
     12  # words beside the answer in a reply that lends its form, at most
 )
+SENTENCE_END = re.compile(
+    r"(?<!\d)[.!?](?=\s|$)"
+)  # but not of a number in a list
 HINT = "{question}\n(The answer is {answer}.)"
 
 
@@ -320,14 +323,25 @@ def spread(
 
 
 def replay(run: Session, asked: Sequence[tuple[Prompt, Example]]) -> list[Pair]:
-    """Return the frozen model's own replies as pairs, where they are whole and obey their prompt.
+    """Return the frozen model's own replies as pairs, in whole sentences, where they obey their prompt.
 
     The others would teach to ignore prompts. Wrong content stays in: it is what the model knows.
     """
     texts = [run.backbone.text(prompt, e.question) for prompt, e in asked]
     pairs = []
     for (prompt, example), reply in zip(asked, run.frozen(texts), strict=True):
-        whole = reply.text and reply.tokens < run.cfg.max_new_tokens
-        if whole and run.task.obeys(example, reply.text):
-            pairs.append(Pair(prompt, example.question, reply.text, "replay"))
+        text = whole_sentences(reply, run.cfg.max_new_tokens)
+        if text and run.task.obeys(example, text):
+            pairs.append(Pair(prompt, example.question, text, "replay"))
     return pairs
+
+
+def whole_sentences(reply: Generation, most: int) -> str:
+    """Return a reply of `most` tokens, which was cut, up to its last whole sentence; others whole.
+
+    A cut text teaches to run on, and small models run on so often that few would be left without.
+    """
+    if reply.tokens < most:
+        return reply.text
+    ends = [found.end() for found in SENTENCE_END.finditer(reply.text)]
+    return reply.text[: ends[-1]] if ends else ""

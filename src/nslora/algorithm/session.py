@@ -218,6 +218,11 @@ class Session:
         """Tell whether the bare gold answer fails the reward: then a form is asked for."""
         return self.gold_reward(example).success < 1
 
+    def asks_bare(self, example: Example) -> bool:
+        """Tell whether the gold answer fails the reward in a sentence: then it is asked for bare."""
+        sentence = f"The answer is {example.answer}."
+        return self.reward(example, sentence).success < 1
+
     # ---- replies
 
     def generate(self, texts: Sequence[str]) -> list[Generation]:

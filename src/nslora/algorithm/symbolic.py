@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nslora.algorithm import controls, gepa, textgrad_compat
+from nslora.algorithm import controls, gepa, monitor, textgrad_compat
 from nslora.algorithm.monitor import mean_value
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Outcome, Session, State
@@ -36,10 +36,13 @@ def symbolic(run: Session, state: State, needs: Needs) -> Outcome:
 
 
 def passes_gate(run: Session, prompt: Prompt, dev: Sequence[Scored]) -> bool:
-    """Tell whether dev reward does not fall under a prompt; always, without `gate`."""
-    # a tie passes: an edit may help where no dev item shows it
+    """Tell whether dev reward gains `gain_eps` or more under a prompt; always, without `gate`.
+
+    A tie is not enough: weights that have learned under the old prompt lose by any other.
+    """
     scored = run.score(prompt, [s.example for s in dev])
-    return not run.cfg.gate or mean_value(scored) >= mean_value(dev)
+    gain = monitor.gain(mean_value(scored), mean_value(dev), len(dev))
+    return not run.cfg.gate or gain >= run.cfg.gain_eps
 
 
 def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:

@@ -36,6 +36,8 @@ ALPHA = 2
 # files of a checkpoint: PEFT's own, and ours beside it
 ADAPTER_FILE = "adapter_model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+# sources of pairs that are not the task's own
+REPLAY = ("replay", "reformed")
 # what AdamW keeps of each weight: number of steps, and the moments of the gradient
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -49,7 +51,7 @@ class Epoch:
             the pairs; each is measured with the weights before its batch's step.
         answer_tokens: number of tokens of each of these answers.
         grad_norm: mean of |g| before clipping, over the optimizer steps whose batch has pairs of the task's own
-            (`source` is not "replay"). g is the gradient of the own pairs' nll in the batch, divided by the answer
+            (`source` not in REPLAY). g is the gradient of the own pairs' nll in the batch, divided by the answer
             tokens of the whole batch: replay pairs shorten g by their share, and give it no direction. NaN if all
             pairs are replay.
         tokens: real (not padding) tokens of the pairs, prompts included.
@@ -136,13 +138,13 @@ class Learner:
         token_nll: list[Tensor] = []
         norms: list[Tensor] = []
         for batch in batches(len(rows), self.batch, rng):
-            own = [i for i in batch if pairs[i].source != "replay"]
+            own = [i for i in batch if pairs[i].source not in REPLAY]
+            reformed = [i for i in batch if pairs[i].source == "reformed"]
             replay = [i for i in batch if pairs[i].source == "replay"]
-            own_rows = [rows[i] for i in own]
-            replay_rows = [rows[i] for i in replay]
-            nll, own_norm = self._step(own_rows, replay_rows)
+            parts = [[rows[i] for i in part] for part in (own, reformed, replay)]
+            nll, own_norm = self._step(*parts)
             # terms come in the order of the step, not of the pairs
-            order += own + replay
+            order += own + reformed + replay
             token_nll += nll
             if own:
                 norms.append(own_norm)
@@ -210,38 +212,55 @@ class Learner:
         text = self.backbone.text(pair.prompt, pair.question)
         return self.backbone.encode(text, pair.target)
 
-    def _step(self, own: list[Row], replay: list[Row]) -> tuple[list[Tensor], Tensor]:
-        """Make one optimizer step on the mean nll per answer token of a batch.
+    def _step(
+        self, own: list[Row], reformed: list[Row], replay: list[Row]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Make one optimizer step on the mean loss per answer token of a batch.
+
+        The loss of replay is its distance from the frozen model's probabilities, that of the others is the nll.
 
         Returns:
-            nll of each answer token, own rows first, in parts (n,), and the norm of the gradient of the own rows alone
-            (0 if there are none).
+            nll of each answer token, in the order of the arguments, in parts (n,), and the norm of the gradient of the
+            own rows alone (0 if there are none).
         """
-        answer_tokens = sum(len(answer) for _, answer in own + replay)
+        answer_tokens = sum(len(answer) for _, answer in own + reformed + replay)
         own_norm = None
         nll = self._backward(own, answer_tokens)
-        if replay:
+        if reformed or replay:
             # the gradients are those of the own rows now; only a mixed batch pays for a second norm
             grads = [weight.grad for weight in self.weights if weight.grad is not None]
             own_norm = torch.nn.utils.get_total_norm(grads)
-            nll += self._backward(replay, answer_tokens)
+            nll += self._backward(reformed, answer_tokens)
+            nll += self._backward(replay, answer_tokens, frozen=True)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return nll, norm if own_norm is None else own_norm
 
-    def _backward(self, rows: list[Row], answer_tokens: int) -> list[Tensor]:
-        """Add the gradient of the rows' share of a batch's mean nll; return nll of each answer token, in parts (n,)."""
+    def _backward(self, rows: list[Row], answer_tokens: int, frozen: bool = False) -> list[Tensor]:
+        """Add the gradient of the rows' share of a batch's mean loss; return nll of each answer token, in parts (n,).
+
+        The loss is the nll of the answers, or (`frozen`) the cross entropy with the frozen model's probabilities, which
+        keeps more of what it knows than its replies alone.
+        """
         nll = []
         for part in split(rows):
             inputs = pack(part, self.like)
+            # before the graph of the gradient: it switches the adapter off and on
+            reference = self._frozen_logits(inputs) if frozen else None
             logits, targets = answer_logits(self.model, **inputs)
-            total, terms = kernels.summed_nll(logits, targets)
+            total, terms = kernels.summed_nll(logits, targets, reference)
             # dividing by the whole batch's tokens makes the parts' gradients add up to the mean's
             share = total / answer_tokens
             share.backward()
             nll.append(terms)
         return nll
+
+    @torch.no_grad()
+    def _frozen_logits(self, inputs: dict[str, Any]) -> Tensor:
+        """Return what the model without its adapter predicts for the answer tokens, (n, V)."""
+        with self.model.disable_adapter():
+            return answer_logits(self.model, **inputs)[0]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the AdamW state as `<name of the weight>.<key>`; empty before the first step."""

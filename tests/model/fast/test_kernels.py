@@ -153,6 +153,23 @@ def plain_nll(logits, targets):
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
+def test_with_a_reference_the_gradient_is_that_of_the_cross_entropy_of_both_models() -> None:
+    torch.manual_seed(0)
+    # more rows than are in float32 at once
+    logits = torch.randn(kernels.NLL_ROWS + 3, 40, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn_like(logits)
+    targets = torch.arange(len(logits))
+    probabilities = reference.softmax(-1)
+    plain = torch.nn.functional.cross_entropy(logits, probabilities, reduction="sum")
+    (theirs,) = torch.autograd.grad(plain, logits)
+    total, terms = kernels.summed_nll(logits, targets, reference)
+    (ours,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    # what is told is the likelihood of the targets
+    torch.testing.assert_close(total.double(), plain_nll(logits, targets), rtol=1e-5, atol=0)
+    assert len(terms) == len(targets)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("ours", "plain", "shapes", "trained", "rest"),

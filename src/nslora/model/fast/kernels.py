@@ -278,20 +278,26 @@ class _LoraProducts(torch.autograd.Function):
         return of_x, None, *of_tensors
 
 
-def summed_nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def summed_nll(
+    logits: Tensor, targets: Tensor, reference: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute the negative log-likelihood (nats, float32) of targets (n,) under logits (n, V) of any type.
 
-    Few rows are in float32 at a time, and of them the gradient, softmax - one-hot, is all that is kept.
+    Few rows are in float32 at a time, and of them the gradient, softmax - one-hot, is all that is kept. With the logits
+    of a `reference` model, (n, V), the gradient is that of the cross entropy of its probabilities and ours instead,
+    softmax - softmax of the reference: knowledge distillation (Hinton et al., 2015).
 
     Returns:
-        The sum, a scalar with a gradient, and the terms (n,), without.
+        The sum, a scalar with a gradient, and the terms (n,), without; both of the targets.
     """
-    return cast(tuple[Tensor, Tensor], _SummedNll.apply(logits, targets))
+    return cast(tuple[Tensor, Tensor], _SummedNll.apply(logits, targets, reference))
 
 
 class _SummedNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(logits)
         nll = logits.new_empty(len(logits), dtype=torch.float32)
         # softmax - one-hot, written over the probabilities
@@ -303,7 +309,11 @@ class _SummedNll(torch.autograd.Function):
             log = torch.log_softmax(logits[rows], -1, dtype=torch.float32)
             nll[rows] = -log.gather(1, index)[:, 0]
             probability = log.exp_()
-            grad[rows] = probability.scatter_add_(1, index, minus_one)
+            if reference is None:
+                grad[rows] = probability.scatter_add_(1, index, minus_one)
+            else:
+                wanted = torch.softmax(reference[rows], -1, dtype=torch.float32)
+                grad[rows] = probability.sub_(wanted)
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
@@ -311,7 +321,7 @@ class _SummedNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
         # of the sum; the terms have no gradient
-        return ctx.saved_tensors[0] * grads[0], None
+        return ctx.saved_tensors[0] * grads[0], None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
