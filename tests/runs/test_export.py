@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -88,6 +89,27 @@ def test_a_bundle_answers_the_same_without_this_library(tiny, tmp_path):
     printed = done.stdout.decode().split("BUNDLE\n")[1:]
     assert [text.removesuffix("\n") for text in printed] == wanted
     assert "<|im" not in "".join(printed)
+
+
+def test_a_bundle_loads_without_a_network_from_a_hub_name_or_a_folder(tiny, tmp_path, monkeypatch):
+    """The base is in the hub's cache, or in a folder that its README names."""
+    store, cfg, (_, tuned) = made(tiny.name, tmp_path / "run", CHAT)
+    bundle(cfg, store, tmp_path / "from a folder")
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--own--tiny" / "snapshots" / REVISION
+    shutil.copytree(cfg.backbone, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    named = cfg.but(backbone=f"hub:own/tiny@{REVISION}")
+    publish(store, named, "adapter-01")
+    shutil.copytree(store.scratch(cfg) / "adapter-01", store.scratch(named) / "adapter-01")
+    bundle(named, store, tmp_path / "from the hub")
+    folders = [tmp_path / "from a folder", tmp_path / "from the hub"]
+    assert '"own/tiny"' in (folders[1] / "README.md").read_text()
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", READER, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | offline)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode() == f"BUNDLE\n{tuned}\n" * 2
 
 
 def test_a_bundle_holds_what_is_needed_and_no_path_of_its_maker(tiny, tmp_path):
