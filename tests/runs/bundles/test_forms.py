@@ -125,6 +125,7 @@ def test_merged_weights_answer_the_same_by_plain_transformers(bundles, tmp_path:
         names = {path.name for path in folders[-1].iterdir()}
         assert {"prompt.json", "system.txt", "tokenizer.json", "model.safetensors"} <= names
         assert not [name for name in names if "adapter" in name or ".part" in name]
+        assert (folders[-1] / "model.safetensors").stat().st_mode & 0o777 == 0o644
         assert (folders[-1] / "system.txt").read_bytes().decode() == ADAPTED["system"]
     # a model is nothing but its folder
     printed = alone(f"{READER}\nassert 'peft' not in sys.modules", *map(str, folders))

@@ -217,6 +217,9 @@ def _merge(opened: evaluate.Bundle, folder: Path, out: Path, dtype: str) -> None
     shutil.copytree(folder / "tokenizer", out, dirs_exist_ok=True)
     # how replies end, not how those of the base did
     shutil.copyfile(folder / "generation_config.json", out / "generation_config.json")
+    for path in out.glob("*.safetensors"):
+        # for whoever may read the folder
+        path.chmod(0o644)
 
 
 def _write_gguf(opened: evaluate.Bundle, folder: Path, out: Path, quantisation: str) -> str:
