@@ -98,7 +98,7 @@ def refused(capsys, *argv: str) -> str:
         (("check", "README.md", "--reward", "tests/conftest.py:f"), "has no function 'f'"),
         (
             ("check", "README.md", "--reward", "a.py:f", "--grader", "exact"),
-            "give a reward or a grader, not both",
+            "give one of a reward, a judge and a grader",
         ),
         (("evaluate", "tests", "x.jsonl"), "tests is no folder that nslora adapt has written"),
         (("chat", "tests", "--ask", "Who?"), "tests is no folder that nslora adapt has written"),

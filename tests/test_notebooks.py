@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ PARAMETER = re.compile(r"(?P<name>\w+): (str|int|float|bool) = (?P<value>.+?)  #
 MAGIC = "%matplotlib inline\n"
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-each_report = pytest.mark.parametrize("name", REPORTS)
+# make what they show, and read no records
+MAKERS = ("00_quickstart", "10_own_data")
+each_report = pytest.mark.parametrize("name", [name for name in REPORTS if name not in MAKERS])
 Execute = Callable[..., list[Any]]
 
 
@@ -228,7 +231,7 @@ def first_job(profile: grid.Profile, name: str) -> grid.Job:
     return next(job for job in grid.jobs(profile) if job.notebook == name)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "00_quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in MAKERS])
 def test_a_notebook_answers_first_and_shows_everything_there_is(
     name: str, clone: grid.Profile, execute: Execute
 ) -> None:
@@ -308,6 +311,27 @@ def test_the_quickstart_makes_one_move_by_hand(
     assert closed == [True], "the editor's server was stopped"
     assert any("is not in this working folder" in text for text in texts), "no checkpoints here"
     assert not clone.finished, "no run was to be made"
+
+
+def test_own_data_become_a_bundle_and_what_others_load(
+    clone: grid.Profile, execute: Execute, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    """A random model stands in for that of the smoke profile."""
+    from nslora.model import checkpoints
+    from nslora.model.backbone import load
+
+    def stand_in(name: str, threads: int, dtype: str = "float32", device: str = "cpu") -> Any:
+        loaded = load(tiny.name, threads, "float32", "cpu")
+        return replace(loaded, name=name, identity=checkpoints.identity(name))
+
+    monkeypatch.setattr("nslora.model.backbone.load", stand_in)
+    monkeypatch.setattr("nslora.runs.run.load", stand_in)
+    outputs = rendered(execute(first_job(clone, "10_own_data")))
+    texts = [text for _, text in outputs]
+    assert "grader labels (60 rows)" in texts[0] and "picture" in dict(outputs)
+    assert any("tuned weights" in text for text in texts), "the 2 x 2"
+    assert any("model.safetensors" in text for text in texts), "the export"
+    assert any("Sleeper to Zurich" in text for text in texts), "the chat"
 
 
 # ---- executed by the runner

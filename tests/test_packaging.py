@@ -130,7 +130,7 @@ def test_data_files_of_the_library_are_installed_with_it() -> None:
         installed |= {path for pattern in patterns for path in folder.glob(pattern)}
     library = ROOT / "src" / "nslora"
     # without hidden files, which say how code is formatted
-    data = {path for end in ("toml", "json") for path in library.rglob(f"[!.]*.{end}")}
+    data = {path for end in ("toml", "json", "html") for path in library.rglob(f"[!.]*.{end}")}
     assert data == installed
     assert library / "tasks" / "world.toml" in data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ def config(**settings: Any) -> RunConfig:
     return RunConfig(**{**SETTINGS, **settings})
 
 
-def save_tiny_model(folder: Path) -> Path:
+def save_tiny_model(folder: Path, merges: Sequence[tuple[str, str]] = (), width: int = 32) -> Path:
     """Write a two-layer Llama over bytes with seeded random weights, and its tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     specials = ["<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    joined = ["".join(pair) for pair in merges]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet, *joined])}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
@@ -53,8 +55,8 @@ def save_tiny_model(folder: Path) -> Path:
 
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

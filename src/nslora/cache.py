@@ -56,15 +56,15 @@ def lock(key: str) -> FileLock:
     return FileLock(cache_dir() / f"{key}.lock")
 
 
-def require_disk(need: int, what: str) -> None:
-    """Raise UserError when the cache's disk has less than `need` bytes free."""
-    cache = cache_dir()
-    # the cache may not exist yet; its nearest existing parent is on the same disk
-    parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
+def require_disk(need: int, what: str, where: Path | None = None) -> None:
+    """Raise UserError when the disk of a folder (the cache, unless it is told) has less than `need` bytes free."""
+    where = where or cache_dir()
+    # the folder may not exist yet; its nearest existing parent is on the same disk
+    parent = next(folder for folder in (where, *where.parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < need:
         raise UserError(
-            f"{what} needs {need / 1e9:.1f} GB in {cache}, which has {free / 1e9:.1f} GB free."
+            f"{what} needs {need / 1e9:.1f} GB in {where}, which has {free / 1e9:.1f} GB free."
         )
 
 

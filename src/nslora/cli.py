@@ -19,8 +19,10 @@ from nslora import __version__
 from nslora.config import TASKS, RunConfig, sentence
 from nslora.experiments.grid import Profile, jobs, load
 from nslora.model import checkpoints
+from nslora.model.gguf import QUANTISATIONS
 from nslora.runs import evaluate, lengths, preflight
 from nslora.runs.adapt import adapt, check, print_step
+from nslora.runs.bundles import forms
 from nslora.runs.store import Store, read_json
 from nslora.tasks import graders, own
 from nslora.types import Json, Prompt, UserError
@@ -131,6 +133,7 @@ def data_settings(args: Namespace) -> Json:
     if args.reward and "reward" in given:
         raise UserError("give --reward file.py:function or --set reward=..., not both.")
     own_data = {"grader": args.grader, "columns": args.map, "test": args.test} | start(args)
+    own_data["judge"] = "\n".join(args.judge)
     return own_data | ({"reward": args.reward} if args.reward else {}) | given
 
 
@@ -164,7 +167,8 @@ def check_data(args: Namespace) -> int:
 def adapt_own(args: Namespace) -> int:
     """Adapt to own data; print whether the result is better, and where it is; exit status 3 if not."""
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
-    result = adapt(args.data, out=args.out, **(editor | data_settings(args)))
+    given = editor | {"judge_sample": args.judge_sample} | data_settings(args)
+    result = adapt(args.data, out=args.out, **given)
     print(result.verdict.sentence)
     print(result.verdict.forgotten)
     print(f"see {result.folder / 'README.md'}")
@@ -192,6 +196,12 @@ def chat(args: Namespace) -> int:
         if question := line.strip():
             (reply,) = bundle.replies([question])
             print(reply, flush=True)
+    return 0
+
+
+def export_bundle(args: Namespace) -> int:
+    """Write a bundle in a form that other tools load; print where it is."""
+    print(forms.export(args.bundle, args.out, args.to, args.quantisation, args.backbone))
     return 0
 
 
@@ -400,6 +410,12 @@ DATA: Options = {
     **SETTINGS,
     **ROWS,
     "--test": {"default": "", "metavar": "FILE", "help": "other rows to test on"},
+    "--judge": {
+        "action": "append",
+        "default": [],
+        "metavar": "CRITERION",
+        "help": "the external LLM grades replies by it; several are parts of the reward",
+    },
     "--system": {"metavar": "TEXT", "help": "the system prompt to start from"},
     "--prompt": {
         "type": Path,
@@ -422,9 +438,24 @@ CHAT: Options = {
     **BUNDLE,
     "--ask": {"metavar": "TEXT", "help": "one question; without it, each line of standard input"},
 }
+EXPORT: Options = {
+    **BUNDLE,
+    "--to": {"required": True, "help": f"{', '.join(forms.FORMS)}"},
+    "--out": {"type": Path, "required": True, "help": "new folder"},
+    "--quantisation": {
+        "default": "",
+        "metavar": "NAME",
+        "help": f"gguf, ollama: {', '.join(QUANTISATIONS)}; merged: {', '.join(forms.DTYPES)}",
+    },
+}
 ADAPT: Options = {
     **DATA,
     "--out": {"type": Path, "required": True, "help": "new folder for the adapted model"},
+    "--judge-sample": {
+        "default": "",
+        "metavar": "FILE",
+        "help": "labelled replies (columns reply and label) on which the judge is tried first",
+    },
     "--editor-url": {"default": DEFAULT.editor_url},
     "--editor-model": {"default": DEFAULT.editor_model},
 }
@@ -484,6 +515,12 @@ COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
         EVALUATE,
     ),
     "chat": (chat, "ask an adapted model", 'adapted --ask "What is the capital of Peru?"', CHAT),
+    "export": (
+        export_bundle,
+        "write an adapted model as merged weights, as GGUF, or for Ollama",
+        "adapted --to ollama --out for-ollama --quantisation q4_k_m",
+        EXPORT,
+    ),
     "probe": (
         probe_needs,
         "try both moves on a probe set and fit the need classifier on all probes",

@@ -30,7 +30,7 @@ from pydantic import (
 from nslora.types import SLOT, UserError
 
 # settings that other tasks do not have
-OF_OWN_DATA = ("grader", "columns", "test", "system", "template")
+OF_OWN_DATA = ("grader", "judge", "columns", "test", "system", "template")
 TASKS = (
     "facts",
     "style",
@@ -124,6 +124,7 @@ class RunConfig(BaseModel):
     tier: Literal["easy", "hard"] = "easy"  # of math: arithmetic, or word problems with solutions
     max_new_tokens: PositiveInt = 32  # longest reply
     grader: str = "auto"  # of own data: see tasks/graders.py
+    judge: str = ""  # of own data: criteria, one a line, by which the external LLM grades replies
     columns: str = ""  # of own data, where they have other names: question=ask,answer=reply
     test: str = ""  # of own data: a file of other rows to test on; "": a fifth of the rows
     system: str = "You are a helpful assistant."  # of own data: the prompt that a run starts from

@@ -7,35 +7,20 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from bundled import ADAPTED, FORMATS, READER, made, publish
 from tinymodel import CHAT
-from toy import finish
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.model.backbone import load
-from nslora.model.lora import Learner
 from nslora.runs.export import base_model, bundle, card
-from nslora.runs.store import Store, append_json
-from nslora.types import Pair, Prompt, UserError
+from nslora.types import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )  # peft's
 
 REVISION = "0123456789" * 4
-ADAPTED = {"system": "Answer with {one} word.\u2028", "question": "Q: {question}"}
-
-
-def publish(store, cfg: RunConfig, adapter: str | None) -> None:
-    """A finished run whose best move is the second line of its second phase."""
-    start = {"step": 0, "adapter": "adapter-99", "prompt": {}}
-    first = {"step": 1, "adapter": "adapter-99", "prompt": {"system": "first phase"}}
-    best = {"step": 1, "adapter": adapter, "prompt": ADAPTED}
-    record = finish(store, cfg, best={"step": 1})
-    for step in (start, first, start, best):
-        append_json(record / "steps.jsonl", step)
 
 
 def code(readme: str) -> str:
@@ -85,60 +70,10 @@ def test_a_local_folder_is_named_by_its_full_path(tmp_path, monkeypatch):
     assert "base_model:" not in card("model", tuned=True, plain=False)
 
 
-# a format that refuses a system role, as some do
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
-)
-# chat formats, by name; None: a base model's
-FORMATS = {"chat": CHAT, "base": None, "no system role": NO_SYSTEM}
-# runs the code of a README as it stands, without this library
-READER = """
-import os, re, sys
-sys.modules["nslora"] = None
-for folder in sys.argv[1:]:
-    os.chdir(folder)
-    (code,) = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.DOTALL)
-    print("BUNDLE", flush=True)
-    exec(code)
-"""
-
-
-def made(
-    tiny, folder, chat: str | None, adapter: bool = True
-) -> tuple[Store, RunConfig, list[str]]:
-    """A finished run on the tiny model in another chat format, and its replies: frozen and tuned."""
-    shutil.copytree(tiny.name, folder / "base")
-    template = folder / "base" / "chat_template.jinja"
-    template.write_text(chat) if chat else template.unlink()
-    # of the folder, and not of the run: a reply is greedy and nothing else
-    config = folder / "base" / "generation_config.json"
-    if chat:
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": 1.5}))
-    else:
-        # converted weights come without it, and several tokens may end a reply
-        config.unlink()
-        config = folder / "base" / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": [1, 40]}))
-    backbone = load(str(folder / "base"), threads=1, dtype="float32", device="cpu")
-    cfg = RunConfig(backbone=str(folder / "base"), rank=2, lr=0.05, max_new_tokens=24, threads=1)
-    store, prompt = Store(folder / "results", folder / "runs"), Prompt(**ADAPTED)
-    publish(store, cfg, "adapter-01" if adapter else None)
-    assert backbone.stop == ({1} if chat else {1, 40})
-    text = backbone.text(prompt, "your question")
-    replies = [backbone.generate([text], cfg.max_new_tokens)[0].text]
-    learner = Learner(backbone, cfg)
-    pairs = [Pair(prompt, f"question {n}", f"Some longer words, {n}", "gold") for n in range(8)]
-    for seed in range(3):
-        learner.epoch(pairs, np.random.default_rng(seed))
-    learner.save(store.scratch(cfg) / "adapter-01")
-    replies.append(backbone.generate([text], cfg.max_new_tokens)[0].text)
-    return store, cfg, replies
-
-
 def test_a_bundle_answers_the_same_without_this_library(tiny, tmp_path):
     wanted = []
     for name, chat in FORMATS.items():
-        store, cfg, (frozen, tuned) = made(tiny, tmp_path / name, chat)
+        store, cfg, (frozen, tuned) = made(tiny.name, tmp_path / name, chat)
         assert frozen != tuned
         out = tmp_path / name / "out"
         bundle(cfg, store, out)
@@ -156,8 +91,29 @@ def test_a_bundle_answers_the_same_without_this_library(tiny, tmp_path):
     assert "<|im" not in "".join(printed)
 
 
+def test_a_bundle_loads_without_a_network_from_a_hub_name_or_a_folder(tiny, tmp_path, monkeypatch):
+    """The base is in the hub's cache, or in a folder that its README names."""
+    store, cfg, (_, tuned) = made(tiny.name, tmp_path / "run", CHAT)
+    bundle(cfg, store, tmp_path / "from a folder")
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--own--tiny" / "snapshots" / REVISION
+    shutil.copytree(cfg.backbone, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    named = cfg.but(backbone=f"hub:own/tiny@{REVISION}")
+    publish(store, named, "adapter-01")
+    shutil.copytree(store.scratch(cfg) / "adapter-01", store.scratch(named) / "adapter-01")
+    bundle(named, store, tmp_path / "from the hub")
+    folders = [tmp_path / "from a folder", tmp_path / "from the hub"]
+    assert '"own/tiny"' in (folders[1] / "README.md").read_text()
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", READER, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | offline)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode() == f"BUNDLE\n{tuned}\n" * 2
+
+
 def test_a_bundle_holds_what_is_needed_and_no_path_of_its_maker(tiny, tmp_path):
-    store, cfg, _ = made(tiny, tmp_path / "run", CHAT)
+    store, cfg, _ = made(tiny.name, tmp_path / "run", CHAT)
     out = tmp_path / "out"
     bundle(cfg, store, out)
     names = {path.name for path in (out / "adapter").iterdir()}

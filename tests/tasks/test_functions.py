@@ -85,11 +85,12 @@ def test_a_function_is_called_once_for_each_row_and_reply() -> None:
     function = functions.find(grader.removeprefix("function:"))
     values = [function(EXAMPLE, reply).value for reply in ("x", "y", "x")]
     assert (values, seen) == ([0.1, 0.2, 0.1], ["x", "y"])
-    assert functions.calls(grader) == {"reward_calls": 2}
+    assert function.costs == {"reward_calls": 2}
     # another run calls it anew
     assert functions.register(reward) == grader
-    assert functions.calls(grader) == {"reward_calls": 0}
-    assert functions.calls("exact") == {}
+    again = functions.of(grader)
+    assert again and again.costs == {"reward_calls": 0}
+    assert functions.of("exact") is None
 
 
 @pytest.mark.parametrize(

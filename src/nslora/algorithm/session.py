@@ -208,6 +208,10 @@ class Session:
             return reward
         return Reward(reward.value, reward.critique)
 
+    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        """Have a judge, where there is one, grade replies together."""
+        self.timed(lambda: self.task.expect(examples, texts))
+
     def gold_reward(self, example: Example) -> Reward:
         """Return what the reward says of the bare gold answer."""
         if example.id not in self._gold:
@@ -326,8 +330,10 @@ class Session:
             self.backbone.text(prompt, example.question)
             for prompt, example in asked
         ]
+        replies = self.generate(texts)
+        self.expect(examples, [reply.text for reply in replies])
         scored = []
-        for example, reply in zip(examples, self.generate(texts), strict=True):
+        for example, reply in zip(examples, replies, strict=True):
             reward = self.reward(example, reply.text)
             scored.append(
                 Scored(

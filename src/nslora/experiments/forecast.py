@@ -128,7 +128,7 @@ def table(profile: Profile) -> str:
     text = HEAD.format(profile=profile.name)
     for notebook, runs in profile.notebooks.items():
         text += LINE.format(notebook, **_cells(runs, past, "-"))
-    return text + f"\n{', '.join(profile.reports)}: read records only, in seconds.\n"
+    return text + f"\n{', '.join(profile.reports)}: no runs of their own.\n"
 
 
 def _folder(profile: Profile) -> str:

@@ -133,6 +133,14 @@ def converted_path(key: str) -> Path:
     return cache_dir() / f"{key}-{BACKBONES[key].sha256[:8]}"
 
 
+def default_key(name: str) -> str:
+    """Return the key of a default backbone, also where it is named by its folder in the cache; "" for others."""
+    if name in BACKBONES:
+        return name
+    folders = {converted_path(key).resolve(): key for key in BACKBONES}
+    return folders.get(Path(name).resolve(), "")
+
+
 def _gguf_path(key: str) -> Path:
     path = converted_path(key)
     return path.with_name(f"{path.name}.gguf")

@@ -351,7 +351,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: this checkpoint cannot be continued.") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
+from nslora.runs import judge as judges
 from nslora.runs import lengths, preflight
 from nslora.runs.evaluate import Bundle, open_bundle
 from nslora.runs.export import best_step, bundle
@@ -64,6 +65,7 @@ def adapt(
     out: str | Path,
     watch: Callable[[StepRecord], None] = print_step,
     reward: str | Callable[..., Any] = "",
+    judge_sample: str = "",
     **settings: Any,
 ) -> Result:
     """Adapt a backbone to the questions and answers of a file; write a bundle to `out`.
@@ -75,8 +77,10 @@ def adapt(
         reward: grades replies in place of `grader`: a function `(question, answer, reply)` that
             returns a number in [0, 1], or (number, critique), or {"value": number, "critique": text,
             and numbers as parts}; or "file.py:function". `RunConfig`'s setting of that name, too.
+        judge_sample: a file of labelled replies, on which a judge is tried before the run.
         settings: of `RunConfig`, such as backbone, method, seed, editor_url, test (a file of other
-            rows to test on), or system and template (the prompt to start from).
+            rows to test on), judge (criteria by which the external LLM grades, one a line), or
+            system and template (the prompt to start from).
 
     Raises UserError, before anything is downloaded or spent, for wrong input.
     """
@@ -84,9 +88,12 @@ def adapt(
     # cheap checks first, then those that read the data
     if "task" in settings:
         raise UserError("setting task cannot be given here: the task is your data.")
-    _check_out(out)
+    check_out(out)
     cfg, checked = check(data, reward, **settings)
     own.require(checked.problems)
+    if judge_sample and not cfg.judge:
+        raise UserError("a labelled sample is for a judge: give its criterion, too.")
+    labelled = judges.samples(checked.path, judge_sample, cfg.columns) if cfg.judge else []
     preflight.check([cfg])
     work = _make_work(out)
     for line in own.describe(checked):
@@ -96,6 +103,8 @@ def adapt(
     from nslora.runs.run import make_run
 
     store = Store(work / "record", work / "runs")
+    for line in judges.agreement(cfg, store, labelled):
+        print(line, file=sys.stderr, flush=True)
     record = make_run(cfg, store, watch=watch)
     run = read_json(record / "run.json")
     step = best_step(record)
@@ -141,18 +150,22 @@ def check(
 
 
 def _graded(reward: str | Callable[..., Any], settings: Json) -> Json:
-    """Return settings whose grader is the function `reward`, if it is one; raises UserError."""
+    """Return settings whose grader is the function `reward`, or the judge, if it is one; raises UserError."""
     if reward in ("number", "parts"):
         # what methods see of a reward
         return settings | {"reward": reward}
+    judge = settings.get("judge", "")
+    others = [bool(reward), bool(judge), settings.get("grader", "auto") != "auto"]
+    if sum(others) > 1:
+        raise UserError("give one of a reward, a judge and a grader.")
+    if judge:
+        return settings | {"grader": judges.register(judge)}
     if not reward:
         return settings
-    if settings.get("grader", "auto") != "auto":
-        raise UserError("give a reward or a grader, not both.")
     return settings | {"grader": functions.register(reward)}
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raise UserError unless `out` can become a folder of its own."""
     if out.resolve() == Path.cwd():
         raise UserError("the adapted model needs a folder of its own, not the working directory.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.runs import lengths
+from nslora.runs import judge, lengths
 from nslora.runs.store import read_json
 from nslora.runs.verdict import Estimate, estimate, measure
 from nslora.tasks import functions, own, reading
@@ -34,13 +34,15 @@ class Bundle:
         return [reply.text for reply in self.backbone.generate(texts, longest)]
 
 
-def open_bundle(folder: str | Path, backbone: str = "") -> Bundle:
+def open_bundle(
+    folder: str | Path, backbone: str = "", dtype: str = "auto", device: str = "auto"
+) -> Bundle:
     """Load a bundle; `backbone` says where its weights are now, if they have moved.
 
-    Raises UserError for what is no bundle, and for weights that it was not made on.
+    `dtype` and `device` are those of `backbone.load`. Raises UserError for what is no bundle, and
+    for weights that it was not made on.
     """
-    cfg, weights = _receipt(Path(folder))
-    prompt = Prompt(**read_json(Path(folder) / "prompt.json"))
+    cfg, weights, prompt = read_bundle(Path(folder))
     name = backbone or cfg.backbone
     if checkpoints.identity(name) != weights:
         raise UserError(f"{folder} was made on other weights than those of {name}.")
@@ -49,18 +51,19 @@ def open_bundle(folder: str | Path, backbone: str = "") -> Bundle:
     from nslora.model.backbone import load
     from nslora.model.lora import Learner
 
-    loaded = load(name, threads=cfg.threads)
+    loaded = load(name, threads=cfg.threads, dtype=dtype, device=device)
     if (adapter := Path(folder) / "adapter").is_dir():
         Learner(loaded, cfg).load_weights(adapter)
     return Bundle(cfg, prompt, loaded)
 
 
-def _receipt(folder: Path) -> tuple[RunConfig, str]:
-    """Return the settings of a bundle's run, and what pins its weights; raises UserError."""
+def read_bundle(folder: Path) -> tuple[RunConfig, str, Prompt]:
+    """Return the settings of a bundle's run, what pins its weights, and its prompt; raises UserError."""
     try:
         receipt = read_json(folder / "record" / "run.json")
-        return RunConfig.of(receipt["config"]), receipt["weights"]
-    except (OSError, ValueError, KeyError) as error:
+        prompt = Prompt(**read_json(folder / "prompt.json"))
+        return RunConfig.of(receipt["config"]), receipt["weights"], prompt
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no folder that nslora adapt has written ({error}).") from None
 
 
@@ -82,9 +85,11 @@ def evaluate(
 
     Raises UserError for wrong input before any weights are loaded.
     """
-    cfg, _ = _receipt(Path(bundle))
+    cfg, _, _ = read_bundle(Path(bundle))
     if reward and grader:
         raise UserError("give a reward or a grader, not both.")
+    if cfg.judge and not (reward or grader):
+        grader = judge.register(cfg.judge)
     grader = functions.register(reward) if reward else grader or cfg.grader
     columns = cfg.columns if columns is None else columns
     path = reading.fetch(str(data))
@@ -93,7 +98,10 @@ def evaluate(
     items = checked.items
     longest = max(cfg.max_new_tokens, lengths.longest_reply(items))
     questions = [item.example.question for item in items]
-    replies = open_bundle(bundle, backbone).replies(questions, longest)
+    with judge.attached(cfg, grader):
+        replies = open_bundle(bundle, backbone).replies(questions, longest)
+        pairs = list(zip(items, replies, strict=True))
+        own.expect(pairs)
+        rewards = [own.reward(item, reply) for item, reply in pairs]
     by = measure(grader)
-    rewards = [own.reward(item, reply) for item, reply in zip(items, replies, strict=True)]
     return estimate([getattr(reward, by) for reward in rewards])

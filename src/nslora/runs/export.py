@@ -8,6 +8,7 @@ from typing import Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
+from nslora.runs.bundles import report
 from nslora.runs.store import Store, read_json, read_jsonl, write_json, write_text
 from nslora.runs.verdict import Verdict
 from nslora.types import Prompt, UserError
@@ -20,7 +21,7 @@ library_name: peft
 
 `prompt.json` holds the system prompt and the question template (`{{question}}` is the slot); `tokenizer/` has the chat
 format that it was adapted in; `adapter/`, when it is there, is a PEFT LoRA adapter; `metrics.json` says how good it
-is; `record/` is the receipt of the run.
+is, and `report.html` shows it; `record/` is the receipt of the run.
 
 ```python
 import json
@@ -30,20 +31,25 @@ from peft import PeftModel
 tokenizer = AutoTokenizer.from_pretrained("tokenizer")
 model = AutoModelForCausalLM.from_pretrained({base})
 model.generation_config = replies = GenerationConfig.from_pretrained(".")
-{adapter}prompt = json.load(open("prompt.json", encoding="utf-8"))
+{adapter}{reply}```
+
+Without the model hub, give `AutoModelForCausalLM.from_pretrained` the folder of the base model.
+With this library: `nslora chat .`, or `nslora evaluate . rows.jsonl`. For vLLM, llama.cpp or Ollama: `nslora export .`
+"""
+# asks a loaded model, and prints what it replies
+REPLY = """prompt = json.load(open("prompt.json", encoding="utf-8"))
 messages = [{{"role": "system", "content": prompt["system"]}}] if prompt["system"] else []
 messages.append({{"role": "user", "content": prompt["question"].replace("{{question}}", "your question")}})
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 tokens = model.generate(**inputs)[0][inputs["input_ids"].shape[1]:].tolist()
 tokens = [token for token in tokens if token not in replies.eos_token_id]
 print(tokenizer.decode(tokens, skip_special_tokens=True){cut}.strip())
-```
-
-With this library: `nslora chat .`, or `nslora evaluate . rows.jsonl`.
 """
 LOAD_ADAPTER = 'model = PeftModel.from_pretrained(model, "adapter")\n'
 # a base model goes on with a question of its own
 CUT = '.partition("\\nQuestion:")[0]'
+# and both as texts that end a reply, for servers that stop at texts
+PLAIN_ENDS = ("\n\n", "\nQuestion:")
 # the plain format of base models, as `model.backbone` writes it
 PLAIN = (
     "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n"
@@ -64,7 +70,7 @@ def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = No
     """Write a finished run's best candidate to `out`.
 
     These are prompt.json, the adapter (if weights were tuned), the tokenizer, README.md on how to
-    use them and how good they are, metrics.json, and the run's record. Raises UserError if the
+    use them and how good they are, metrics.json, report.html, and the run's record. Raises UserError if the
     run's checkpoint is not in this working folder, as for records that came with the repository,
     or its backbone not in the cache.
     """
@@ -89,6 +95,7 @@ def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = No
     text = card(cfg.backbone, bool(adapter), plain)
     if verdict:
         write_json(out / "metrics.json", verdict.metrics)
+        report.write(out / "report.html", out / "record", verdict)
         text += f"\n{verdict.card}"
     write_text(out / "README.md", text)
 
@@ -100,7 +107,7 @@ def card(backbone: str, tuned: bool, plain: bool) -> str:
         base_model="" if Path(base).is_absolute() else f"base_model: {base}\n",
         base=json.dumps(base) + option,
         adapter=LOAD_ADAPTER if tuned else "",
-        cut=CUT if plain else "",
+        reply=REPLY.format(cut=CUT if plain else ""),
     )
 
 
@@ -176,11 +183,9 @@ def base_model(backbone: str) -> tuple[str, str]:
     if backbone.startswith("hub:"):
         name, _, revision = backbone.removeprefix("hub:").partition("@")
         return name, f', revision="{revision}"'
+    if key := checkpoints.default_key(backbone):
+        return base_model(key)
     folder = Path(backbone).resolve()
-    for key in checkpoints.BACKBONES:
-        # a folder of our own cache
-        if folder == checkpoints.converted_path(key).resolve():
-            return base_model(key)
     if match := SNAPSHOT.search(folder.as_posix()):
         owner, name, revision = match.groups()
         return base_model(f"hub:{owner}/{name}@{revision}")

@@ -5,9 +5,14 @@ from collections.abc import Collection
 
 from nslora.cache import require_disk
 from nslora.config import RunConfig
+from nslora.editor.client import Editor
+from nslora.editor.ledger import Budget
 from nslora.model import checkpoints
 from nslora.model.download import Weights
 from nslora.runs import lengths
+from nslora.runs.store import Store
+from nslora.tasks import functions
+from nslora.types import UserError
 
 
 def check(configs: Collection[RunConfig]) -> None:
@@ -18,25 +23,44 @@ def check(configs: Collection[RunConfig]) -> None:
         if cfg.is_own:
             from nslora.tasks.build import build
 
+            if cfg.judge and functions.of(cfg.grader) is None:
+                raise UserError("a judge grades in nslora adapt and nslora.adapt only.")
+
             # reads the data and refuses what no run could use
             task = build(cfg)
             if how := lengths.measure(cfg.backbone):
                 lengths.require(task.items, cfg, how)
     # the file, its parts while they are joined, and the converted copy
     require_disk(3 * downloads(configs), "fetching the models")
-    # imports httpx, for which no other command should wait
-    from nslora.editor.client import Editor
-
     # last, since it spends something: one small call
     for model, url in {(c.editor_model, c.editor_url) for c in configs if asks_editor(c)}:
         with Editor(model, url) as editor:
             editor.check()
 
 
+def open_editor(cfg: RunConfig, place: Store | None = None) -> Editor:
+    """Open the run's external LLM, replaying from and recording to the results folder.
+
+    NSLORA_EDITOR_MODE says how (default: auto), NSLORA_EDITOR_BUDGET what all runs of the working
+    folder may spend together (default: anything). Without a `place` nothing is kept.
+    """
+    mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
+    return Editor(
+        cfg.editor_model,
+        cfg.editor_url,
+        mode,
+        recordings=place.results / "recordings" if place else None,
+        budget=Budget.from_environment(),
+        threads=cfg.threads,
+        engine=cfg.editor_engine,
+        spent=place.work / "editor-spent.json" if place else None,
+    )
+
+
 def asks_editor(cfg: RunConfig) -> bool:
     """Tell whether a run may call the external LLM: `frozen` makes no edits, a replay no calls."""
     replayed = os.environ.get("NSLORA_EDITOR_MODE") == "replay"
-    return cfg.row.decision != "stop" and not replayed
+    return (cfg.row.decision != "stop" or bool(cfg.judge)) and not replayed
 
 
 def weights(configs: Collection[RunConfig]) -> list[Weights]:

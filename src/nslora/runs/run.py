@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import warnings
@@ -20,11 +19,11 @@ from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
-from nslora.editor.ledger import Budget, Ledger
+from nslora.editor.ledger import Ledger
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
-from nslora.runs import lengths, store
-from nslora.runs.preflight import asks_editor
+from nslora.runs import judge, lengths, store
+from nslora.runs.preflight import asks_editor, open_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
 from nslora.tasks import functions
@@ -74,26 +73,8 @@ def make_run(
         if asks_editor(cfg):
             # before anything is loaded
             editor.check()
+        judge.attach(cfg.grader, editor)
         return _make(cfg, place, editor, backbone, watch)
-
-
-def open_editor(cfg: RunConfig, place: Store) -> Editor:
-    """Open the run's external LLM, replaying from and recording to the results folder.
-
-    NSLORA_EDITOR_MODE says how (default: auto), NSLORA_EDITOR_BUDGET what all runs of the working
-    folder may spend together (default: anything).
-    """
-    mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
-    return Editor(
-        cfg.editor_model,
-        cfg.editor_url,
-        mode,
-        recordings=place.results / "recordings",
-        budget=Budget.from_environment(),
-        threads=cfg.threads,
-        engine=cfg.editor_engine,
-        spent=place.work / "editor-spent.json",
-    )
 
 
 def _make(
@@ -220,7 +201,8 @@ class Progress:
     def _spent(self) -> Json:
         counters = {name: getattr(self.run, name) for name in COUNTERS}
         spent = {"wall_s": self.wall_s, "edits": asdict(self.edits), "counters": counters}
-        return spent | functions.calls(self.run.cfg.grader)
+        function = functions.of(self.run.cfg.grader)
+        return spent | {"reward": function.save() if function else {}}
 
     def _resume(self) -> State | None:
         """Return where the run stood, its files cut back to that; None if it is to begin."""
@@ -240,7 +222,8 @@ class Progress:
         self.earlier = Ledger(**spent["edits"])
         for name, value in spent["counters"].items():
             setattr(self.run, name, value)
-        functions.add_calls(self.run.cfg.grader, spent.get("reward_calls", 0))
+        if function := functions.of(self.run.cfg.grader):
+            function.restore(spent["reward"])
         # none of it belongs to the next move
         self.run.bill()
         for name in ("steps.jsonl", "clock.jsonl", "hidden.jsonl"):
@@ -397,6 +380,7 @@ def cost(
     `saved_s` of the seconds are theirs.
     """
     clock = store.read_jsonl(scratch / "clock.jsonl")
+    function = functions.of(run.cfg.grader)
     seconds = {row["step"]: row["seconds"] for row in clock}
     return {
         "wall_s": wall_s + run.saved_s,
@@ -406,6 +390,6 @@ def cost(
         "moves_s": sum(seconds[step.step] for step in history if step.move != "start"),
         "train_tokens": float(run.train_tokens),
         "generated_tokens": float(run.generated_tokens),
-        **functions.calls(run.cfg.grader),
+        **(function.costs if function else {}),
         "peak_mb": store.peak_megabytes(),
     }

@@ -97,6 +97,11 @@ class Task:
             return bigbench.grade(item, text)
         return own.reward(item, text)
 
+    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        """Tell what grades replies, if it wants to know, which ones come next."""
+        items = [Item(example, self.hidden[example.id]) for example in examples]
+        own.expect(zip(items, texts, strict=True))
+
     def knows(self, example: Example, text: str) -> bool:
         """Tell whether a reply names a right answer, in whatever form: for filling the splits."""
         return self.reward(example, text).parts["content"] == 1

@@ -10,20 +10,22 @@ import hashlib
 import inspect
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from nslora.types import Example, Reward, UserError
+from nslora.types import Example, Json, Reward, UserError
 
 # characters that a sentence shows of a text
 SHOWN = 60
+# the name of a judge (`runs.judge`)
+JUDGE = "judge"
 WANTED = "it must return a number from 0 to 1, (number, critique), or {'value': number, ...}"
 
 
@@ -32,11 +34,15 @@ class Function:
     """A reward function; it is called once for each row and reply.
 
     Attributes:
+        function: None where a subclass grades.
+        free: whether a call costs nothing.
         calls: how often it was called.
     """
 
+    free: ClassVar[bool] = True
+
     name: str
-    function: Callable[..., Any]
+    function: Callable[..., Any] | None = None
     calls: int = 0
     rewards: dict[tuple[Example, str], Reward] = field(default_factory=dict)
 
@@ -47,7 +53,24 @@ class Function:
             self.rewards[key] = self._ask(example, reply)
         return self.rewards[key]
 
+    def expect(self, pairs: Sequence[tuple[Example, str]]) -> None:
+        """Learn of replies that are graded next: what grades several at once does so now."""
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What it has cost so far, by name."""
+        return {"reward_calls": self.calls}
+
+    def save(self) -> Json:
+        """Return what a run that goes on in another process has to know."""
+        return {"reward_calls": self.calls}
+
+    def restore(self, saved: Json) -> None:
+        """Count what earlier processes of the run have saved."""
+        self.calls += saved.get("reward_calls", 0)
+
     def _ask(self, example: Example, reply: str) -> Reward:
+        assert self.function
         self.calls += 1
         where = f" for the reply {reply[:SHOWN]!r}"
         with naming(f"reward {self.name}", where):
@@ -79,20 +102,16 @@ def find(argument: str) -> Function:
     """Return the function of a grader's argument; raises UserError where it is not loaded."""
     if argument not in FUNCTIONS:
         name, _, _ = argument.rpartition(":")
+        if name == JUDGE:
+            raise UserError("replies are graded by a judge: give its criterion with --judge.")
         raise UserError(f"replies are graded by {name}: give it with --reward file.py:function.")
     return FUNCTIONS[argument]
 
 
-def calls(grader: str) -> dict[str, int]:
-    """Return how often a run's function was called, as {"reward_calls": n}; {} where it has none."""
+def of(grader: str) -> Function | None:
+    """Return the function of a run's grader; None where a name grades."""
     name, _, argument = grader.partition(":")
-    return {"reward_calls": find(argument).calls} if name == "function" else {}
-
-
-def add_calls(grader: str, earlier: int) -> None:
-    """Count the calls of an interrupted run's earlier processes."""
-    if earlier:
-        find(grader.partition(":")[2]).calls += earlier
+    return find(argument) if name == "function" else None
 
 
 def naming(what: str, where: str = "") -> ExitStack:

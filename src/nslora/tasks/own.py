@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -369,6 +369,17 @@ def reward(item: Item, reply: str) -> Reward:
         raise UserError(f"{item.hidden.group.replace(':', ' ')}: {error}") from error
 
 
+def expect(pairs: Iterable[tuple[Item, str]]) -> None:
+    """Tell the functions that grade replies which come next: a judge grades them together."""
+    asked: dict[str, list[tuple[Example, str]]] = {}
+    for item, reply in pairs:
+        if _by_function(item):
+            _, argument = graders.of(item)
+            asked.setdefault(argument, []).append((item.example, reply))
+    for argument, replies in asked.items():
+        functions.find(argument).expect(replies)
+
+
 def is_test(item: Item) -> bool:
     """Tell whether an item is of the file of test rows."""
     return item.hidden.group.startswith(TEST)
@@ -393,6 +404,8 @@ def _chooser(rows: list[Row], grader: str) -> Callable[[str], str]:
 def _unsatisfiable(item: Item) -> str:
     """Return why no reply can satisfy a row; "" if one can."""
     answer, asked = item.example.answer, item.hidden.rules
+    if _is_dear(item):
+        return ""
     try:
         content = grade(item, answer).parts["content"]
     except UserError as error:
@@ -417,13 +430,22 @@ def _doubtful(item: Item) -> str:
     broken = sorted(rule.name for rule in asked if not rules.follows(rule, reply))
     if broken:
         return f"the bare answer cannot be written to keep rule {' and '.join(broken)}"
-    if _by_function(item) and not grade(item, item.example.answer).parts["content"]:
+    if (
+        _by_function(item)
+        and not _is_dear(item)
+        and not grade(item, item.example.answer).parts["content"]
+    ):
         return "the bare answer earns nothing from the reward"
     return ""
 
 
 def _by_function(item: Item) -> bool:
     return graders.of(item)[0] == graders.FUNCTION
+
+
+def _is_dear(item: Item) -> bool:
+    """Tell whether a grade costs something: then it is not asked for before a run."""
+    return _by_function(item) and not functions.find(graders.of(item)[1]).free
 
 
 # ---- what a run does with it
@@ -515,6 +537,9 @@ def _about_graders(data: Data) -> list[str]:
     for name, item in first.items():
         answer = item.example.answer
         place = f"in {data.unit} {line(item)}"
+        if _is_dear(item):
+            lines.append(f"judge ({counts[name]} rows): the external LLM grades each reply.")
+            continue
         if _by_function(item):
             value = grade(item, answer).value
             who = f"reward {functions.find(graders.of(item)[1]).name} ({counts[name]} rows)"
