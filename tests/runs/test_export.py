@@ -13,6 +13,7 @@ from tinymodel import CHAT
 from toy import finish
 
 from nslora.config import RunConfig
+from nslora.disk import write_sums
 from nslora.model import checkpoints
 from nslora.model.backbone import load
 from nslora.model.lora import Learner
@@ -36,6 +37,7 @@ def publish(store, cfg: RunConfig, adapter: str | None) -> None:
     record = finish(store, cfg, best={"step": 1})
     for step in (start, first, start, best):
         append_json(record / "steps.jsonl", step)
+    write_sums(record)
 
 
 def code(readme: str) -> str:
@@ -161,7 +163,7 @@ def test_a_bundle_holds_what_is_needed_and_no_path_of_its_maker(tiny, tmp_path):
     out = tmp_path / "out"
     bundle(cfg, store, out)
     names = {path.name for path in (out / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "SHA256SUMS"}
     for path in (out / "adapter").iterdir():
         assert path.stat().st_mode & 0o777 == 0o644
     adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
