@@ -247,7 +247,7 @@ class Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore:the saved state|ignore:.*is damaged or missing")
+@pytest.mark.filterwarnings("ignore:.*The run begins anew")
 def test_a_damaged_state_is_not_gone_on_from(damage, tiny, tmp_path: Path) -> None:
     """Whatever of an interrupted run is damaged: it ends with the undisturbed one's record."""
     settings = {"method": "fixed:SN", "moves": 2, "rule": "lower_case", "seed": 1}

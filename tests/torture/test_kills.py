@@ -45,6 +45,8 @@ def record(folder: Path) -> dict[str, Any]:
     # what an interrupted process was answered is replayed
     asked = editor.pop("calls") + editor.pop("replayed")
     receipt["editor"] = editor | {"seconds": 0, "requests": asked}
+    # own data have a folder
+    receipt["config"]["task"] = Path(receipt["config"]["task"]).name
     steps = [row["step"] for row in read_jsonl(folder / "clock.jsonl")]
     return {name: (folder / name).read_bytes() for name in SAME} | {"run": receipt, "clock": steps}
 

@@ -104,17 +104,14 @@ def load(folder: Path | str | None = None, split: str | None = None) -> Trees:
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read one tree, its nodes in the order of length and letters; raises UserError when it is damaged."""
     try:
-        path = folder / "nodes.jsonl"
-        content = [
-            read_json(folder / "instance.json"),
-            *(read_jsonl(path) if path.exists() else []),
-        ]
-        # trees of before have no checksums at all
-        if any(SEAL in part for part in content):
-            content = list(map(unsealed, content))
-        instance, *nodes = content
+        instance = read_json(folder / "instance.json")
         if instance["schema"] != SCHEMA:
             raise UserError(f"the tree {folder} has schema {instance['schema']}, not {SCHEMA}.")
+        path = folder / "nodes.jsonl"
+        nodes = read_jsonl(path) if path.exists() else []
+        # trees of before have no checksums at all
+        if any(SEAL in part for part in (instance, *nodes)):
+            instance, *nodes = map(unsealed, (instance, *nodes))
         rows = {row["schedule"]: row for row in nodes}
         rows = [rows.pop(schedule) for schedule in schedules(instance["depth"]) if schedule in rows]
         if {len(row["test_items"]) for row in rows} - {len(instance["facts"])}:
