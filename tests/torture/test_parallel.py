@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,33 +132,42 @@ def assert_one_sentence(victim: Victim, task: dict[str, Any], status: list[int])
         assert "cannot write" in last and last.endswith("."), said
 
 
+@pytest.fixture
+def public(model: Path) -> Iterator[Path]:
+    """A folder that nobody can look into, which pytest's own are not, with the tiny model."""
+    folder = Path(tempfile.mkdtemp(prefix="nslora-torture-"))
+    folder.chmod(0o755)
+    shutil.copytree(model, folder / "tiny")
+    for path in (folder / "tiny").iterdir():
+        path.chmod(0o644)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("what", ["run", "tree", "adapt"])
-def test_a_folder_of_somebody_else_is_one_sentence(
-    kind, nursery, model, editor, tmp_path, what
-) -> None:
+def test_a_folder_of_somebody_else_is_one_sentence(kind, nursery, public, editor, what) -> None:
     """The root user may write anywhere, so its process becomes nobody's."""
     trial = kind("a full disk, a folder that cannot be written")
     settings = {"run": RUN, "tree": TREE, "adapt": ADAPT}[what]
-    victim = Victim(nursery, tmp_path, task_of(what, settings, model, editor), of_run)
-    root = os.geteuid() == 0
+    task = task_of(what, settings, public / "tiny", editor)
+    victim = Victim(nursery, public, task, of_run)
+    user = {"user": NOBODY} if os.geteuid() == 0 else {}
 
     def check(closed: str) -> None:
-        task = victim.prepare(f"closed-{closed or 'all'}")
+        task = victim.prepare(f"{what}-{closed}")
         folder = Path(task["folder"])
+        # all but one folder are everybody's
+        for path in (folder, folder / "tmp"):
+            path.chmod(0o777)
         place = folder / closed
         place.mkdir(exist_ok=True)
-        for parent in (folder, *folder.parents):
-            if parent.is_relative_to(tmp_path.parents[1]):
-                parent.chmod(0o777)
         place.chmod(0o555)
-        try:
-            status = nursery.run(task | ({"user": NOBODY} if root else {}))
-            assert status == [2], victim.said(task)
-            assert_one_sentence(victim, task, status)
-        finally:
-            place.chmod(0o755)
+        status = nursery.run(task | user)
+        place.chmod(0o755)
+        assert status == [2], victim.said(task)
+        assert_one_sentence(victim, task, status)
 
-    places = {"run": ("results", "runs"), "tree": ("results", "runs", "work"), "adapt": ("",)}
+    places = {"run": ("results", "runs"), "tree": ("results", "runs", "work"), "adapt": (".",)}
     trial.each(places[what], check)
 
 
