@@ -89,5 +89,7 @@ class Project:
         assert not self.alive(), "a process outlives the one that was killed"
         profile = grid.load("t", self.root)
         for job in grid.jobs(profile):
-            assert not jobs.private_folder(job).exists()
-        assert not list((self.root / "tmp").iterdir())
+            private = jobs.private_folder(job)
+            assert not private.exists(), f"{private} is left, with {list(private.iterdir())}"
+        left = list((self.root / "tmp").iterdir())
+        assert not left, f"left in the temporary directory: {left}"

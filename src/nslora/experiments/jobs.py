@@ -39,7 +39,7 @@ Run = Callable[[list[Job]], list[str]]
 
 # environment variable carried by every process of a job
 TOKEN = "NSLORA_JOB"
-# names the folder of a job's Jupyter, and of its sockets
+# names the folder of a job's Jupyter, of its sockets and of all that is temporary
 PRIVATE = "IPYTHONDIR"
 # prctl(2)
 SUBREAPER = 36
@@ -185,8 +185,9 @@ def _spawn(job: Job, private: Path, token: str) -> subprocess.Popen[bytes]:
         **os.environ,
         "JUPYTER_PREFER_ENV_PATH": "1",
         PRIVATE: str(private),
-        # the kernel's connection file
+        # a kernel that is killed leaves its connection file
         "JUPYTER_RUNTIME_DIR": str(private),
+        "TMPDIR": str(private),
         TOKEN: token,
     }
     # kernels of this interpreter only, with the settings of nobody
@@ -281,9 +282,19 @@ def marked(token: str) -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         # it may have ended meanwhile, or wait for its parent to collect it
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(TOKEN) == token:
+            if _environment(process).get(TOKEN) == token:
                 processes.append(process)
     return processes
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Return the environment of a process, which shows none while it becomes another program."""
+    for _ in range(100):
+        environment = process.environ()
+        if environment or process.status() == psutil.STATUS_ZOMBIE:
+            return environment
+        time.sleep(0.01)
+    return {}
 
 
 def kill_tree(token: str, process: subprocess.Popen[bytes] | None = None) -> None:
@@ -346,9 +357,12 @@ def _die_with_parent(token: str) -> bool:
     adopt()
 
     def stop(*_: object) -> None:
-        kill_tree(token)
-        # the parent may be gone, who would do it
-        remove_private_folder()
+        # again, for another thread may just be starting a kernel
+        for _ in range(5):
+            kill_tree(token)
+            # the parent may be gone, who would do it
+            remove_private_folder()
+            time.sleep(POLL_S / 2)
         # 128 + SIGTERM; at once, for this is a signal handler
         os._exit(143)
 
