@@ -341,6 +341,9 @@ def main(profile: str, notebook: str, backbone: str, seed: str) -> int:
         cell = f"cell {error.cell_index} of {notebook} failed"
         print(f"{cell}: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1
+    finally:
+        # a signal that comes now would find nobody to do it
+        remove_private_folder()
     return 0
 
 
