@@ -6,6 +6,7 @@ PROFILE ?= quick
 JOBS ?= 2
 REUSE ?=
 CLUSTER ?=
+FACTOR ?= 1
 
 # Asked for by a range, pip would take the newest build with gigabytes of CUDA packages. The exact version takes a CPU
 # build where one is at hand, so its hash differs by machine and it stays out of requirements.lock.
@@ -26,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan schedules figures verify table bench check pure test lint lab paper lock clean
+.PHONY: help reproduce plan schedules figures verify table bench check pure test torture lint lab paper lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +63,9 @@ pure: .venv/ready ## the tests that need no model and no other process
 
 test: lint ## lint, then all tests, JOBS files at a time
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+torture: .venv/ready ## kill, damage, confuse and starve everything, FACTOR times half an hour; writes results/reliability.json
+	NSLORA_TORTURE=$(FACTOR) NSLORA_RELIABILITY=results/reliability.json $(PY) -m pytest -q -p no:xdist tests/torture
 
 lint: .venv/ready ## ruff, pyright, and notebooks without outputs
 	$(PY) -m ruff check .

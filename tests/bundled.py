@@ -11,6 +11,7 @@ from tinymodel import CHAT
 from toy import finish
 
 from nslora.config import RunConfig
+from nslora.disk import write_sums
 from nslora.model import checkpoints
 from nslora.model.backbone import load
 from nslora.model.lora import Learner
@@ -84,3 +85,4 @@ def publish(store, cfg: RunConfig, adapter: str | None) -> None:
     record = finish(store, cfg, best={"step": 1}, weights=weights)
     for step in (start, first, start, best):
         append_json(record / "steps.jsonl", step)
+    write_sums(record)

@@ -14,10 +14,11 @@ import pytest
 pytestmark = pytest.mark.pure
 
 SOURCE = Path(__file__).parent.parent / "src" / "nslora"
-# A package imports only from packages to its left (types, config and cache are modules of the library itself).
+# A package imports only from packages to its left (types, config, disk and cache are modules of the library itself).
 ORDER = [
     "types",
     "config",
+    "disk",
     "cache",
     "tasks",
     "model",

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,10 @@ def test_the_readme_shows_what_the_records_say() -> None:
     profiles = [grid.load(name, ROOT) for name in ("smoke", "quick", "tuning", "full")]
     assert between(README, "sizes").startswith(forecast.sizes(profiles).strip())
     assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
+    sys.path.append(str(ROOT / "tests" / "torture"))
+    from harness import table
+
+    assert between(README, "reliability") == table(ROOT / "results" / "reliability.json")
 
 
 def test_every_file_the_readme_links_to_is_there() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import html
 import os
 import re
@@ -18,6 +17,7 @@ import httpx
 from filelock import FileLock
 from tqdm import tqdm
 
+from nslora.disk import sha256
 from nslora.types import UserError
 
 # where pip looks unless it is told otherwise
@@ -28,6 +28,8 @@ SECTIONS = ("global", "download", ":env:")
 ATTEMPTS = 3
 # seconds without a byte
 TIMEOUT = 60
+# what opening a connection may raise: settings of proxies and certificates cannot be used, either
+NO_CONNECTION = (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,19 @@ def cache_dir() -> Path:
 
 
 def lock(key: str) -> FileLock:
-    """Return the lock under which one process at a time fetches `key`; it ends with its process."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    return FileLock(cache_dir() / f"{key}.lock")
+    """Return the lock under which one process at a time fetches `key`; it ends with its process.
+
+    Raises UserError where the cache cannot be written.
+    """
+    path = cache_dir() / f"{key}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"the cache {path.parent} cannot be used ({error.strerror}); set NSLORA_CACHE to another folder."
+        ) from None
+    return FileLock(path)
 
 
 def require_disk(need: int, what: str, where: Path | None = None) -> None:
@@ -66,12 +78,6 @@ def require_disk(need: int, what: str, where: Path | None = None) -> None:
         raise UserError(
             f"{what} needs {need / 1e9:.1f} GB in {where}, which has {free / 1e9:.1f} GB free."
         )
-
-
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def fetch_sdist(sdist: Sdist, path: Path) -> None:
@@ -87,8 +93,8 @@ def fetch_sdist(sdist: Sdist, path: Path) -> None:
         try:
             with _client(settings) as client:
                 _download(client, settings, sdist, part)
-        except (httpx.HTTPError, _RefusedError) as error:
-            problems.append(str(error) or type(error).__name__)
+        except (*NO_CONNECTION, _RefusedError) as error:
+            problems.append(" ".join(str(error).split()) or type(error).__name__)
             continue
         if part.stat().st_size < sdist.bytes:
             problems.append("truncated")

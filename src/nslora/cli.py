@@ -3,7 +3,9 @@
 Wrong input ends with one sentence and exit status 2, before anything is downloaded or spent.
 """
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +33,11 @@ Command = Callable[[Namespace], int]
 # by name, what argparse takes
 Options = dict[str, Json]
 DEFAULT = RunConfig()
+# what a machine answers where a file cannot be read or written
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.command(args)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        # of this machine, not of this library
+        if error.errno not in REFUSALS:
+            raise
+        print(f"{error.filename or 'the disk'}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("\ninterrupted; the same command goes on from the last finished move.")
@@ -306,10 +319,13 @@ def schedules(args: Namespace) -> int:
         raise UserError(f"profile {args.profile!r} has no schedules in experiments.toml.")
     preflight.check(list(profile.schedules))
     from nslora.experiments import schedules as trees
+    from nslora.experiments.jobs import end_with
 
     # each process takes the next tree that nobody grows
     command = [sys.executable, "-m", "nslora.cli", "schedules", "--profile", args.profile]
-    others = [subprocess.Popen(command) for _ in range(args.jobs - 1)]
+    # killed or not, this process leaves none behind
+    with_us = partial(end_with, os.getpid())
+    others = [subprocess.Popen(command, preexec_fn=with_us) for _ in range(args.jobs - 1)]
     try:
         trees.grow_all(profile, say)
         statuses = [other.wait() for other in others]

@@ -165,7 +165,7 @@ class RunConfig(BaseModel):
     editor_engine: Literal["auto", "own", "llama.cpp"] = "auto"  # of the local one; auto: what fits
     threads: PositiveInt = 2  # other counts give other bits, so they belong to a run's identity
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         """Check every value; raises UserError with one sentence."""
         try:
             super().__init__(**settings)

@@ -12,6 +12,12 @@ from typing import Any
 # an object of JSON
 Json = dict[str, Any]
 SLOT = "{question}"
+# what chat formats end a turn or begin one with
+CONTROL = re.compile(
+    r"<\|.*?\|>|<｜.*?｜>|</?s>|<[be]os>|<(?:start|end)_of_\w+>"
+    r"|\[/?INST\]|<</?SYS>>|</?think>",
+    re.IGNORECASE,
+)
 
 
 class UserError(Exception):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from toy import RUNS, edit, finish, make, notebook
 
+from nslora.disk import write_sums
 from nslora.experiments import grid
 from nslora.runs.store import write_json, write_text
 from nslora.types import UserError
@@ -78,6 +79,8 @@ def test_a_run_belongs_to_one_study(tmp_path):
         ('study = "main"', 'study = "mine"', "unknown study 'mine'; choose from main"),
         ("notebooks.good", "notebooks.bad", "notebooks/bad.ipynb, which is missing"),
         ("[settings]", "[settings", "not valid TOML"),
+        ("seeds = [0]", 'seeds = ["0"]', r"good\.0\.seeds\.0: input should be a valid integer"),
+        ("job_minutes = 5", "job_minutes = 0", "job_minutes: input should be greater than 0"),
     ],
 )
 def test_wrong_experiments_get_one_sentence(tmp_path, old, new, words):
@@ -98,11 +101,15 @@ def test_a_job_is_done_until_what_it_made_or_is_made_of_changes(tmp_path):
         write_text(one.executed, "")
         assert one.done()
     (records[0] / "run.json").write_text('{"new": 1}')
+    assert not job.done()
+    write_sums(records[0])
     assert job.done()
     assert not report.done()
     (records[0] / "scores.csv").unlink()
     assert not job.done()
-    (records[0] / "scores.csv").touch()
+    (records[0] / "scores.csv").write_text("more")
+    assert not job.done()
+    (records[0] / "scores.csv").write_text("")
     assert job.done()
     notebook(tmp_path, "good", RUNS + "pass")
     assert not job.done()

@@ -242,7 +242,7 @@ def test_killed_at_any_point_nothing_survives_and_the_job_goes_on_from_its_last_
     third.kill()
     ended(third, -9)
     wait_for(lambda: not alive(tmp_path), 20)
-    assert jobs.private_folder(job).exists(), "nobody was left to remove it"
+    assert not jobs.private_folder(job).exists()
 
     (tmp_path / "go.txt").touch()
     reproduce(tmp_path)

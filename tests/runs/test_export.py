@@ -117,7 +117,7 @@ def test_a_bundle_holds_what_is_needed_and_no_path_of_its_maker(tiny, tmp_path):
     out = tmp_path / "out"
     bundle(cfg, store, out)
     names = {path.name for path in (out / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "SHA256SUMS"}
     for path in (out / "adapter").iterdir():
         assert path.stat().st_mode & 0o777 == 0o644
     adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())

@@ -13,6 +13,7 @@ from toy import finish
 from nslora.config import RunConfig
 from nslora.runs import store as module
 from nslora.runs.store import FILES, Store
+from nslora.types import UserError
 
 pytestmark = pytest.mark.pure
 
@@ -46,7 +47,7 @@ def test_what_is_not_whole_is_not_published(store: Store) -> None:
     finish(store, CFG, value=1)
     folder = store.begin(CFG)
     module.write_json(folder / "run.json", {"value": 2})
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="No such file"):
         store.publish(CFG)
     assert value(store) == 1
     assert not store.done(CFG)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from synthetic import write_record
 
+from nslora.runs.store import FILES
 from nslora.study import records
 from nslora.types import UserError
 
@@ -80,7 +81,7 @@ def test_damaged_record_is_one_sentence_naming_the_run(
         records.load(tmp_path)
 
 
-@pytest.mark.parametrize("file", records.FILES)
+@pytest.mark.parametrize("file", FILES)
 def test_a_record_that_lost_a_file_does_not_vanish(tmp_path: Path, file: str) -> None:
     folder = write_record(tmp_path, task="facts", method="lora")
     (folder / file).unlink()
@@ -98,7 +99,9 @@ def test_a_record_of_another_schema_is_refused_with_what_to_do(
         # the first edition named none
         del run["schema"]
     (folder / "run.json").write_text(json.dumps(run))
-    with pytest.raises(UserError, match=f"{folder.name} has schema {schema or 1}, not 2: delete"):
+    with pytest.raises(
+        UserError, match=f"{folder.name} has schema {schema or 1}, not 2: make its run again"
+    ):
         records.load(tmp_path)
 
 

@@ -339,3 +339,9 @@ def test_any_reply_is_judged(reply: str, grader: str) -> None:
     reward = grade(item(grader, answer), reply)
     assert (reward.critique == "") == (reward.value == 1)
     assert reward.parts["content_strict"] <= reward.parts["content"]
+
+
+def test_a_number_is_not_read_out_of_an_answer_that_is_none() -> None:
+    """It ended in a traceback of decimal."""
+    for answer in ("Person 73", "7 of 9", "seven"):
+        assert graders.grade(item("number", answer), answer) == (False, False)

@@ -11,9 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nslora.algorithm.session import Session, State
-from nslora.algorithm.textgrad_compat import CONTROL, leaks, masked
+from nslora.algorithm.textgrad_compat import copies, leaks, masked
 from nslora.editor.client import EditorError, Request
-from nslora.types import SLOT, Edit, Example, Prompt, Scored, UserError, diff
+from nslora.types import (
+    CONTROL,
+    SLOT,
+    Edit,
+    Example,
+    Prompt,
+    Scored,
+    UserError,
+    diff,
+)
 
 REFLECTION_TOKENS = 256  # longest reply of the editor to a reflection
 TEMPERATURE = 0.7  # of the editor, as in our own edits
@@ -69,6 +78,9 @@ def problem(run: Session, prompt: Prompt) -> str:
         return f"The texts must be shorter than {run.cfg.prompt_tokens} tokens together."
     if CONTROL.search(prompt.both):
         return "The texts must hold no token of a chat format."
+    questions = [example.question for example in run.task.train]
+    if copies(prompt.both, questions, run.task.initial_prompt.both):
+        return "The texts must not repeat a question."
     if leaks(prompt.both, answers, run.task.initial_prompt.both):
         return "The texts must not hold the answer to any question."
     return ""

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nslora.algorithm.editor_prompts import ANSWER, ANSWER_TOKENS
 from nslora.algorithm.session import Session, State, Targets
-from nslora.algorithm.textgrad_compat import CONTROL, quote, unescape
+from nslora.algorithm.textgrad_compat import quote, unescape
 from nslora.editor.client import EditorError, Request
 from nslora.tasks.grading import is_problem
-from nslora.types import Example, Generation, Pair, Prompt, Scored
+from nslora.types import CONTROL, Example, Generation, Pair, Prompt, Scored
 
 REWRITES = 6  # answers that the editor rewrites per move at most, until one has a form for the rest
 TEMPERATURE = 0.8  # of sampled replies

@@ -7,14 +7,16 @@ here mend what version 0.1.8 does to small models: hidden middles of texts, unor
 
 from __future__ import annotations
 
+import logging.handlers
 import os
 import re
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TypeVar
+from unittest.mock import patch
 
 from nslora.algorithm.editor_prompts import (
     CONSTRAINTS,
@@ -30,12 +32,21 @@ from nslora.algorithm.editor_prompts import (
 )
 from nslora.config import RunConfig
 from nslora.editor.client import Editor, EditorError, Request
-from nslora.types import SLOT, Edit, Prompt, Scored, diff
+from nslora.types import CONTROL, SLOT, Edit, Prompt, Scored, diff
 
-with (
-    tempfile.TemporaryDirectory() as _folder
-):  # its import opens a log of every prompt and fetches a price list
-    os.environ["TEXTGRAD_LOG_DIR"] = _folder
+
+class NoFile(logging.NullHandler):
+    """Stands for a log: textgrad opens one of every prompt when it is imported."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+
+# nothing on disk, so that nothing stays where the process is killed meanwhile
+with patch.object(logging, "FileHandler", NoFile):
+    # a folder that is there
+    os.environ["TEXTGRAD_LOG_DIR"] = os.sep
+    # else a price list is fetched
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import textgrad
     from textgrad.autograd.function import BackwardContext, Function
@@ -43,19 +54,13 @@ with (
     from textgrad.engine import EngineLM
     from textgrad.optimizer import TextualGradientDescent
 
-    for _handler in textgrad.logger.handlers[:]:
-        textgrad.logger.removeHandler(_handler)
-        _handler.close()
     textgrad.logger.disabled = True
 
 GRADIENT_TOKENS, EDIT_TOKENS = 64, 128  # longest replies of the editor
-# what chat formats end a turn or begin one with
-CONTROL = re.compile(
-    r"<\|.*?\|>|<｜.*?｜>|</?s>|<[be]os>|<(?:start|end)_of_\w+>"
-    r"|\[/?INST\]|<</?SYS>>|</?think>",
-    re.IGNORECASE,
-)
 SHORTEST = 3  # characters of an answer that can leak: shorter ones are in many words and rules
+COPIED = (
+    3  # words in a row that are one row's own: no prompt takes them from data
+)
 MASK = "…"  # stands for the right answer in the critic's words
 T = TypeVar("T")
 SHOWN = 400  # longest piece of data shown to the editor, in characters
@@ -317,12 +322,15 @@ def propose_edits(
     feedback = ask_gradients(prompt, shown, editor, seed)
     proposals = ask_proposals(prompt, feedback, editor, cfg.candidates, seed)
     answers = (forbidden | {s.example.answer for s in failures}) - labels
+    questions = [s.example.question for s in failures]
     ordinary = " ".join([prompt.both, *by_critique])
     edits = []
     for parts in proposals:
         for new, problem in assemble(prompt, parts):
             if leaks(new.both, answers, ordinary):
                 problem = "leak"
+            elif copies(new.both, questions, ordinary):
+                problem = "copy"
             elif count(new.system) + count(new.question) > cfg.prompt_tokens:
                 problem = "long"
             changed = Edit(new, diff=diff(prompt.both, new.both))
@@ -446,3 +454,23 @@ def leaks(text: str, answers: Iterable[str], ordinary: str) -> bool:
     named = {a.strip() for a in answers if len(a.strip()) >= SHORTEST}
     patterns = map(_whole, named)
     return any(p.search(text) and not p.search(ordinary) for p in patterns)
+
+
+def copies(text: str, questions: Iterable[str], ordinary: str) -> bool:
+    """Whether `text` holds COPIED words in a row of a single question, which `ordinary` text does not.
+
+    A row of the data may hold an order to whoever reads it; the prompt is not its to choose.
+    """
+    rows = Counter(
+        phrase for question in questions for phrase in phrases(question)
+    )
+    own = {phrase for phrase, count in rows.items() if count == 1}
+    return bool(own & phrases(text) - phrases(ordinary))
+
+
+def phrases(text: str) -> set[tuple[str, ...]]:
+    """All COPIED words in a row of a text."""
+    words = re.findall(r"\w+", text.casefold())
+    return {
+        tuple(words[i : i + COPIED]) for i in range(len(words) - COPIED + 1)
+    }

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
 
+from nslora.disk import saving, sealed, unsealed
 from nslora.editor.replay import Reply
 from nslora.types import UserError
 
@@ -169,22 +170,25 @@ class Spending:
         if self.path is None:
             yield self._own
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with saving(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{self.path}.lock").touch()
         with FileLock(f"{self.path}.lock"):
             totals = self._read(self.path)
             yield totals
             part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(totals), encoding="utf-8")
-            part.replace(self.path)
+            with saving(self.path):
+                part.write_text(json.dumps(sealed(totals)), encoding="utf-8")
+                part.replace(self.path)
 
     def _read(self, path: Path) -> dict[str, float]:
         """Return the totals of a file; raises UserError for a damaged one."""
         if not path.exists():
             return dict(self._own)
         try:
-            totals = TypeAdapter(dict[str, NonNegativeFloat]).validate_json(path.read_bytes())
-            return {name: totals[name] for name in self._own}
-        except (ValidationError, KeyError) as error:
+            totals = unsealed(json.loads(path.read_bytes()))
+            return {name: float(totals[name]) for name in self._own}
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path} does not say what the editor has spent; delete it to count anew."
             ) from error

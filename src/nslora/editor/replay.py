@@ -1,7 +1,8 @@
 """Record and replay replies of the external LLM.
 
 One JSON file per request, named by the SHA-256 of the whole request. It holds the request, what
-answered it (engine, model, checksum of the weights) and the reply, or why there is none.
+answered it (engine, model, checksum of the weights) and the reply, or why there is none, and its own
+checksum (recordings of before have none).
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter
 
+from nslora.disk import SEAL, saving, sealed, unsealed
 from nslora.types import Json, UserError
 
 MODES = ("auto", "record", "replay", "live")
@@ -122,15 +124,16 @@ class Recordings:
         """Write the recording at once and whole: a killed run loses at most the calls in flight."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self.folder, request)
         # processes may record the same request
         part = path.with_suffix(f".{os.getpid()}.part")
-        content = asdict(Recording(self._fields(request), reply, self.weights))
+        content = sealed(asdict(Recording(self._fields(request), reply, self.weights)))
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        # half a surrogate pair becomes its own JSON escape
-        part.write_bytes(text.encode(errors="backslashreplace"))
-        part.replace(path)
+        with saving(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # half a surrogate pair becomes its own JSON escape
+            part.write_bytes(text.encode(errors="backslashreplace"))
+            part.replace(path)
 
     def _problem(self, request: Request, recording: Recording | None) -> str:
         """Say why a recording must not be replayed; empty if it can be."""
@@ -164,7 +167,11 @@ class Recordings:
 def _load(path: Path) -> Recording | None:
     """Return the recording in a file; None if it is not one."""
     try:
-        recording = TypeAdapter(Recording).validate_python(json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        # a misspelt checksum is refused as any other unknown key
+        if isinstance(content, dict) and SEAL in content:
+            content = unsealed(content)
+        recording = TypeAdapter(Recording).validate_python(content)
     except (OSError, ValueError, RecursionError):
         return None
     # either a reply or the reason why there is none

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nslora.config import RunConfig
+from nslora.disk import SUMS, damaged
 from nslora.experiments.grid import Job, Profile, jobs
 from nslora.runs import preflight
 from nslora.runs.store import read_json, write_text
@@ -60,12 +61,24 @@ def total(costs: Iterable[Cost | None]) -> Cost:
 def history(profile: Profile, *folders: str) -> list[Json]:
     """Return the receipts of the finished runs in `folders` of the project, of any profile.
 
-    Incomplete ones are left out.
+    Those that cannot be read are left out: what they cost is a guess, and their runs are made anew.
     """
     paths = [sorted(profile.root.glob(f"{folder}/records/*/run.json")) for folder in folders]
     # folders may overlap
-    receipts = map(read_json, dict.fromkeys(chain(*paths)))
+    receipts = map(_receipt, dict.fromkeys(chain(*paths)))
     return [receipt for receipt in receipts if set(receipt) >= RECEIPT]
+
+
+def _receipt(path: Path) -> Json:
+    """Return a receipt; an empty one where it is damaged."""
+    # all records have checksums but those of before
+    if (path.parent / SUMS).exists() and damaged(path.parent):
+        return {}
+    try:
+        receipt = read_json(path)
+    except ValueError:
+        return {}
+    return receipt if isinstance(receipt, dict) else {}
 
 
 def expected(cfg: RunConfig, past: list[Json]) -> Cost | None:

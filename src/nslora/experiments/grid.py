@@ -11,13 +11,17 @@ import time
 import tomllib
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, PositiveFloat, ValidationError
 
 from nslora.config import RunConfig
-from nslora.model.download import sha256
-from nslora.runs.store import Store, append_json, read_json, read_jsonl
+from nslora.disk import sha256
+from nslora.runs.store import Store, append_json, read_json
 from nslora.types import Json, UserError
 
 STUDIES = (
@@ -32,6 +36,41 @@ STUDIES = (
 )
 REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
 OPTIONAL = {"rules", "settings", "variants"}
+Settings = dict[str, Any]
+
+
+class Block(BaseModel):
+    """What a block of experiments.toml may hold; which keys, `_check_block` knows."""
+
+    study: str = ""
+    backbones: list[str] = []
+    tasks: list[str] = []
+    methods: list[str] = []
+    seeds: list[int] = []
+    rules: list[str] = []
+    settings: Settings = {}
+    variants: list[Settings] = []
+
+
+class Section(BaseModel):
+    """What a profile of experiments.toml may hold."""
+
+    results: str = ""
+    job_minutes: PositiveFloat = 1
+    settings: Settings = {}
+    notebooks: dict[str, list[Block]] = {}
+    schedules: list[Block] = []
+
+
+class Experiments(BaseModel):
+    """What experiments.toml may hold; values are checked by RunConfig."""
+
+    reports: list[str] = []
+    settings: Settings = {}
+    backbones: dict[str, Settings] = {}
+    profiles: dict[str, Section] = {}
+
+
 # tasks that have a style rule
 RULED = ("style", "mixed", "stream")
 
@@ -70,7 +109,13 @@ class Profile:
     def finished(self) -> list[Json]:
         """Runs finished in this working folder, oldest first: run, job, seconds, success."""
         path = self.work / "progress.jsonl"
-        return read_jsonl(path) if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        entries = []
+        for line in lines.split("\n"):
+            # half a line of a process that was killed tells nothing
+            with suppress(ValueError):
+                entries.append(json.loads(line))
+        return entries
 
 
 @dataclass(frozen=True)
@@ -139,7 +184,11 @@ class Job:
         """Tell whether this very job has finished here, and what it made is still there."""
         if not (self.record.exists() and self.executed.exists()):
             return False
-        same = read_json(self.record)["identity"] == self.identity()
+        try:
+            same = read_json(self.record)["identity"] == self.identity()
+        except (ValueError, KeyError, TypeError):
+            # a damaged record says nothing, and the job is done again
+            return False
         return same and all(map(self.profile.store.done, self.configs))
 
 
@@ -162,8 +211,14 @@ def load(name: str, root: Path | None = None) -> Profile:
     root = root or find_root()
     try:
         table = tomllib.loads((root / "experiments.toml").read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"experiments.toml is not valid TOML: {error}.") from None
+    try:
+        Experiments.model_validate(table, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"experiments.toml, {where}: {problem['msg'].lower()}.") from None
     profiles = table.get("profiles", {})
     if name not in profiles:
         raise UserError(f"unknown profile {name!r}; choose from {', '.join(profiles)}.")

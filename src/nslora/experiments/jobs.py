@@ -27,6 +27,7 @@ from typing import Any, cast
 import psutil
 from filelock import BaseFileLock, FileLock, Timeout
 
+from nslora.disk import saving
 from nslora.experiments.forecast import longest_first
 from nslora.experiments.grid import Job, Profile, jobs, load
 from nslora.experiments.notebook import work
@@ -38,6 +39,8 @@ Run = Callable[[list[Job]], list[str]]
 
 # environment variable carried by every process of a job
 TOKEN = "NSLORA_JOB"
+# names the folder of a job's Jupyter, of its sockets and of all that is temporary
+PRIVATE = "IPYTHONDIR"
 # prctl(2)
 SUBREAPER = 36
 # prctl(2)
@@ -154,9 +157,12 @@ class Running:
 
 def start(job: Job, reuse: bool) -> Running | None:
     """Start the process of `job`; None if another process of this folder is at it."""
-    for path in (job.record, job.log):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.record.with_suffix(".lock"))
+    path = job.record.with_suffix(".lock")
+    with saving(path):
+        for folder in (path.parent, job.log.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -166,8 +172,9 @@ def start(job: Job, reuse: bool) -> Running | None:
             job.profile.store.accept(cfg)
     private = private_folder(job)
     shutil.rmtree(private, ignore_errors=True)
-    # fails if somebody else's folder or link is there
-    private.mkdir(mode=0o700)
+    with saving(private):
+        # fails if somebody else's folder or link is there
+        private.mkdir(mode=0o700)
     token = f"{os.getpid()}:{job.profile.name}:{job.name}"
     return Running(job, _spawn(job, private, token), lock, private, token)
 
@@ -177,13 +184,16 @@ def _spawn(job: Job, private: Path, token: str) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "JUPYTER_PREFER_ENV_PATH": "1",
-        "IPYTHONDIR": str(private),
+        PRIVATE: str(private),
+        # a kernel that is killed leaves its connection file
+        "JUPYTER_RUNTIME_DIR": str(private),
+        "TMPDIR": str(private),
         TOKEN: token,
     }
     # kernels of this interpreter only, with the settings of nobody
     environment.pop("JUPYTER_PATH", None)
     key = (job.profile.name, job.notebook, job.backbone, str(job.seed))
-    with job.log.open("wb") as log:
+    with saving(job.log), job.log.open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "nslora.experiments.jobs", *key],
             cwd=job.profile.root,
@@ -198,7 +208,7 @@ def _spawn(job: Job, private: Path, token: str) -> subprocess.Popen[bytes]:
 def private_folder(job: Job) -> Path:
     """Return the job's folder for Jupyter's files and sockets.
 
-    Its name is the job's own: what a killed scheduler left behind is replaced, and does not pile up.
+    Its name is the job's own: what is left behind where scheduler and job are killed at once is replaced.
     """
     # a socket's path has at most 107 characters, and TMPDIR may be a deep folder
     parent = Path("/tmp") if os.path.isdir("/tmp") else Path(tempfile.gettempdir())
@@ -272,9 +282,19 @@ def marked(token: str) -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         # it may have ended meanwhile, or wait for its parent to collect it
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(TOKEN) == token:
+            if _environment(process).get(TOKEN) == token:
                 processes.append(process)
     return processes
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Return the environment of a process, which shows none while it becomes another program."""
+    for _ in range(100):
+        environment = process.environ()
+        if environment or process.status() == psutil.STATUS_ZOMBIE:
+            return environment
+        time.sleep(0.01)
+    return {}
 
 
 def kill_tree(token: str, process: subprocess.Popen[bytes] | None = None) -> None:
@@ -303,6 +323,7 @@ def main(profile: str, notebook: str, backbone: str, seed: str) -> int:
 
     # else the job would go on without anybody who sees its limit
     if not _die_with_parent(os.environ[TOKEN]):
+        remove_private_folder()
         return 143
     try:
         work(Job(load(profile), notebook, backbone, int(seed)))
@@ -310,13 +331,25 @@ def main(profile: str, notebook: str, backbone: str, seed: str) -> int:
         print(error, file=sys.stderr)
         return 2
     except PapermillExecutionError as error:
+        # a sentence that is meant for the user, in a cell
+        if error.ename == UserError.__name__:
+            print(error.evalue, file=sys.stderr)
+            return 2
         # without the colours of a terminal
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         print(traceback, file=sys.stderr)
         cell = f"cell {error.cell_index} of {notebook} failed"
         print(f"{cell}: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1
+    finally:
+        # a signal that comes now would find nobody to do it
+        remove_private_folder()
     return 0
+
+
+def remove_private_folder() -> None:
+    """Remove the folder that this job's process was given for Jupyter."""
+    shutil.rmtree(os.environ[PRIVATE], ignore_errors=True)
 
 
 def _die_with_parent(token: str) -> bool:
@@ -327,16 +360,26 @@ def _die_with_parent(token: str) -> bool:
     adopt()
 
     def stop(*_: object) -> None:
-        kill_tree(token)
+        # again, for another thread may just be starting a kernel
+        for _ in range(5):
+            kill_tree(token)
+            # the parent may be gone, who would do it
+            remove_private_folder()
+            time.sleep(POLL_S / 2)
         # 128 + SIGTERM; at once, for this is a signal handler
         os._exit(143)
 
     signal.signal(signal.SIGTERM, stop)
+    return end_with(int(token.split(":")[0]))
+
+
+def end_with(parent: int) -> bool:
+    """Have this process get SIGTERM when its parent ends (Linux); False if that is already gone."""
     if sys.platform != "linux":
         return True
     ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    # the parent may have died before we asked to be told
-    return os.getppid() == int(token.split(":")[0])
+    # it may have died before we asked to be told
+    return os.getppid() == parent
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nslora.disk import saving
 from nslora.experiments.grid import Job
 from nslora.runs.store import write_json, write_text
 from nslora.types import UserError
@@ -72,7 +73,8 @@ def _execute(job: Job) -> Any:
         )
     # papermill writes here after each cell; what is published is another file
     unfinished = job.profile.work / "notebooks" / f"{job.name}.ipynb"
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with saving(unfinished):
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
     # sockets in a private folder: ports could be taken by another job
     ipc = {"transport": "ipc", "ip": f"{os.environ['IPYTHONDIR']}/k"}
     return execute_notebook(

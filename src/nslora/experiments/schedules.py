@@ -27,6 +27,7 @@ from nslora.algorithm.needs import ESTIMATORS
 from nslora.algorithm.router import Choice
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
+from nslora.disk import SEAL, saving, sealed, unsealed
 from nslora.editor.client import Editor
 from nslora.experiments.grid import Profile
 from nslora.model.backbone import Backbone, load
@@ -38,9 +39,8 @@ from nslora.runs.store import (
     code,
     environment,
     read_json,
-    read_jsonl,
     write_json,
-    write_text,
+    write_jsonl,
 )
 from nslora.study.schedules import trees
 from nslora.tasks.build import build
@@ -63,7 +63,9 @@ def grow_all(profile: Profile, say: Say = print) -> None:
     results = profile.root / "results" / "schedules"
     for cfg in profile.schedules:
         work = profile.work / "schedules" / cfg.run_id
-        work.mkdir(parents=True, exist_ok=True)
+        with saving(work):
+            work.mkdir(parents=True, exist_ok=True)
+            (work / "lock").touch()
         try:
             with FileLock(work / "lock", timeout=0):
                 grow(cfg, results / cfg.run_id, profile.store, work, say)
@@ -84,7 +86,7 @@ def grow(
 
     `folder` gets the records, `work` holds states and adapters while they are needed.
     """
-    nodes = read_nodes(folder)
+    nodes = read_nodes(folder, say)
     if finished(nodes, "", cfg.moves):
         return
     if editor is None:
@@ -116,10 +118,26 @@ def finished(nodes: dict[str, Node], schedule: str, depth: int) -> bool:
     return nodes.keys() >= below(schedule, depth)
 
 
-def read_nodes(folder: Path) -> dict[str, Node]:
-    """Return the nodes of a tree by schedule; none where there is no file."""
+def read_nodes(folder: Path, say: Say = print) -> dict[str, Node]:
+    """Return the nodes of a tree by schedule; none where there is no file.
+
+    A damaged node is named and left out, to be made anew.
+    """
     path = folder / "nodes.jsonl"
-    return {node["schedule"]: node for node in read_jsonl(path)} if path.exists() else {}
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    # trees of before have no checksums at all
+    strict = any(f'"{SEAL}"'.encode() in line for line in lines)
+    nodes: dict[str, Node] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            node = json.loads(line) if line else None
+            node = unsealed(node) if node and strict else node
+        except ValueError as problem:
+            say(f"{path}, line {number} is damaged ({problem}): making its node anew")
+            continue
+        if node:
+            nodes[node["schedule"]] = node
+    return nodes
 
 
 @dataclass
@@ -150,10 +168,16 @@ class Tree:
         self.abilities = runs.frozen_abilities(self.session)
         path = self.folder / "instance.json"
         if self.nodes:
-            maker = read_json(path)["environment"]["code"]
+            try:
+                about = read_json(path)
+                maker = (unsealed(about) if SEAL in about else about)["environment"]["code"]
+            except (OSError, ValueError, KeyError, TypeError) as problem:
+                raise UserError(
+                    f"{path} is damaged ({problem}): delete {self.folder} to grow the tree anew."
+                ) from None
             if maker != code():
                 raise UserError(f"the tree {self.folder} is of other code: finish it with that.")
-        write_json(path, instance(self.session, self.abilities))
+        write_json(path, sealed(instance(self.session, self.abilities)))
 
     def wants(self, schedule: str) -> bool:
         """Tell whether a node is to be made: for itself, or for nodes below it that need its state."""
@@ -171,8 +195,8 @@ class Tree:
         save(self._state(schedule), run, state)
         parent = self.nodes[schedule[:-1]] if schedule else None
         self.nodes[schedule] = self._node(schedule, state, seconds, parent)
-        lines = [json.dumps(self.nodes[key], ensure_ascii=False) for key in by_length(self.nodes)]
-        write_text(self.folder / "nodes.jsonl", "\n".join(lines) + "\n")
+        rows = [sealed(self.nodes[key]) for key in by_length(self.nodes)]
+        write_jsonl(self.folder / "nodes.jsonl", rows)
 
     def prune(self) -> None:
         """Remove the states that no missing node starts from."""

@@ -1,8 +1,10 @@
 """A backbone: a language model with its tokenizer and chat format, loaded from the local cache."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nslora.model import checkpoints
 from nslora.model.fast import attention, decode, packing
-from nslora.types import Generation, Prompt, UserError
+from nslora.types import CONTROL, Generation, Prompt, UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# stands within what data hold of the letters of a control token, lest it become one: U+FDD0, which is no character
+BREAK = "\ufdd0"
+# what stands for a character that is none
+REPLACEMENT = "\ufffd"
 
 
 @dataclass
@@ -39,8 +45,14 @@ class Backbone:
     stop: set[int]
 
     def text(self, prompt: Prompt, question: str) -> str:
-        """Return the whole model input for `question` under `prompt`, up to where the answer starts."""
-        return _chat(self.tokenizer, prompt.messages(question))
+        """Return the whole model input for `question` under `prompt`, up to where the answer starts.
+
+        Control tokens are the chat format's own: where prompt or question hold the letters of one, a BREAK is put in.
+        """
+        messages = prompt.messages(question)
+        return _chat(
+            self.tokenizer, [m | {"content": self._as_data(m["content"])} for m in messages]
+        )
 
     def count(self, text: str) -> int:
         """Return the number of tokens of `text`."""
@@ -50,7 +62,7 @@ class Backbone:
         """Return the token ids of the input `text`, and of `answer` with the end-of-turn token."""
         # the plain format ends in "Answer:"
         separator = "" if self.tokenizer.chat_template else " "
-        answer_ids = self._ids(separator + answer)
+        answer_ids = self._ids(separator + self._as_data(answer))
         return self._ids(text), [*answer_ids, self.end]
 
     def generate(
@@ -81,8 +93,25 @@ class Backbone:
         self._require_context(longest)
         return packing.mean_nll(self.model, rows)
 
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
+        """What begins a control token of the tokenizer: its first letter, whatever follows."""
+        tokens = control_tokens(self.tokenizer)
+        # nothing, where there is none
+        names = "|".join(map(re.escape, tokens)) or "(?!)"
+        return re.compile(f"(?=(?:{names}))(.)", re.DOTALL)
+
+    def _as_data(self, text: str) -> str:
+        """Return a text in which no control token is left whole."""
+        return self._controls.sub(rf"\1{BREAK}", text.replace(BREAK, REPLACEMENT))
+
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # both parts of what is broken are read as letters
+        parts = [
+            self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in text.split(BREAK)
+        ]
+        return [token for part in parts for token in part]
 
     def _reply(self, ids: list[int]) -> str:
         """Return the text of new tokens, without the token that ended them."""
@@ -206,6 +235,14 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         # some formats know no system role: it then opens the user's turn
         whole = "\n\n".join(message["content"] for message in messages)
         return tokenizer.apply_chat_template([{"role": "user", "content": whole}], **options)
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Return the tokens that are no letters of a text: special ones, and those that look it (`<|tool|>`)."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = {token.content for token in added if token.special or CONTROL.fullmatch(token.content)}
+    # nothing breaks one letter
+    return sorted(name for name in names | set(tokenizer.all_special_tokens) if len(name) > 1)
 
 
 def _end_of_turn(tokenizer: Any) -> int:

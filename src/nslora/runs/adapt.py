@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from nslora.config import RunConfig
+from nslora.disk import saving
 from nslora.model import checkpoints
 from nslora.runs import judge as judges
 from nslora.runs import lengths, preflight
@@ -95,16 +99,25 @@ def adapt(
         raise UserError("a labelled sample is for a judge: give its criterion, too.")
     labelled = judges.samples(checked.path, judge_sample, cfg.columns) if cfg.judge else []
     preflight.check([cfg])
-    work = _make_work(out)
-    for line in own.describe(checked):
+    with _alone(out) as work:
+        _tell(own.describe(checked))
+        store = Store(work / "record", work / "runs")
+        _tell(judges.agreement(cfg, store, labelled))
+        return _adapt(cfg, store, out, work, watch)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
         print(line, file=sys.stderr, flush=True)
 
+
+def _adapt(
+    cfg: RunConfig, store: Store, out: Path, work: Path, watch: Callable[[StepRecord], None]
+) -> Result:
+    """Make the run in the folder `work`, and write its bundle to `out`."""
     # only now: it takes seconds to import, and wrong input is answered at once
     from nslora.runs.run import make_run
 
-    store = Store(work / "record", work / "runs")
-    for line in judges.agreement(cfg, store, labelled):
-        print(line, file=sys.stderr, flush=True)
     record = make_run(cfg, store, watch=watch)
     run = read_json(record / "run.json")
     step = best_step(record)
@@ -113,8 +126,9 @@ def adapt(
     verdict = Verdict.of(cfg, record, changed)
     # renamed when it is whole: `out` holds an adapted model or nothing
     bundle(cfg, store, work / "bundle", verdict)
-    (work / "bundle").replace(out)
-    shutil.rmtree(work)
+    with saving(out):
+        (work / "bundle").replace(out)
+        shutil.rmtree(work)
     return Result(out, prompt, run["final"], verdict)
 
 
@@ -172,15 +186,32 @@ def check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a new folder.")
     if out.exists() and any(out.iterdir()):
+        # where a try was killed that had only this left to do
+        shutil.rmtree(_work(out), ignore_errors=True)
         raise UserError(f"folder {out} is not empty; choose a new one.")
 
 
-def _make_work(out: Path) -> Path:
-    """Make the folder of the run beside `out`; an interrupted try of the same data and settings goes on."""
-    work = out.with_name(f".{out.name}.part")
-    shutil.rmtree(work / "bundle", ignore_errors=True)
-    try:
+def _work(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[Path]:
+    """Yield the folder of the run beside `out`; an interrupted try of the same data and settings goes on.
+
+    Raises UserError where another process adapts to `out`.
+    """
+    work = _work(out)
+    with saving(out):
         work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {out} cannot be written ({error.strerror}).") from None
-    return work
+        (work / "lock").touch()
+    try:
+        # it goes with the folder, once the bundle is there
+        with FileLock(work / "lock", timeout=0):
+            check_out(out)
+            shutil.rmtree(work / "bundle", ignore_errors=True)
+            yield work
+    except Timeout:
+        raise UserError(
+            f"another process adapts to {out}; wait for it, or choose another folder."
+        ) from None

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from nslora.config import RunConfig
+from nslora.disk import require_whole
 from nslora.model import checkpoints
 from nslora.runs import judge, lengths
+from nslora.runs.export import best_step
 from nslora.runs.store import read_json
 from nslora.runs.verdict import Estimate, estimate, measure
 from nslora.tasks import functions, own, reading
-from nslora.types import Prompt, UserError
+from nslora.types import SLOT, Prompt, UserError
 
 if TYPE_CHECKING:
     from nslora.model.backbone import Backbone
@@ -52,19 +56,31 @@ def open_bundle(
     from nslora.model.lora import Learner
 
     loaded = load(name, threads=cfg.threads, dtype=dtype, device=device)
-    if (adapter := Path(folder) / "adapter").is_dir():
-        Learner(loaded, cfg).load_weights(adapter)
+    if best_step(Path(folder) / "record")["adapter"]:
+        Learner(loaded, cfg).load_weights(Path(folder) / "adapter")
     return Bundle(cfg, prompt, loaded)
 
 
 def read_bundle(folder: Path) -> tuple[RunConfig, str, Prompt]:
     """Return the settings of a bundle's run, what pins its weights, and its prompt; raises UserError."""
+    record = folder / "record"
+    if not record.is_dir():
+        raise UserError(f"{folder} is no folder that nslora adapt has written.")
+    require_whole(record, "make the bundle again with nslora adapt")
+    receipt = read_json(record / "run.json")
+    prompt = _prompt(folder / "prompt.json")
+    return RunConfig.of(receipt["config"]), receipt["weights"], prompt
+
+
+def _prompt(path: Path) -> Prompt:
+    """Return the prompt of a bundle, which its owner may have changed; raises UserError."""
     try:
-        receipt = read_json(folder / "record" / "run.json")
-        prompt = Prompt(**read_json(folder / "prompt.json"))
-        return RunConfig.of(receipt["config"]), receipt["weights"], prompt
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no folder that nslora adapt has written ({error}).") from None
+        prompt = Prompt(**TypeAdapter(dict[str, str]).validate_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no prompt ({' '.join(str(error).split())}).") from None
+    if prompt.question.count(SLOT) != 1:
+        raise UserError(f"{path} must hold {SLOT} once, where the question goes.")
+    return prompt
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nslora.config import RunConfig
+from nslora.disk import require_whole, saving, write_sums
 from nslora.model import checkpoints
 from nslora.runs.bundles import report
 from nslora.runs.store import Store, read_json, read_jsonl, write_json, write_text
@@ -62,17 +63,18 @@ MERGED = (
 )
 # a folder of the hub's own cache
 SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})")
-# what only training needs, and PEFT's card, which names a local folder
-LEFT_OUT = ("optimizer.safetensors", "README.md")
+# what only training needs, checksums of it, and PEFT's card, which names a local folder
+LEFT_OUT = ("optimizer.safetensors", "SHA256SUMS", "README.md")
 
 
 def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = None) -> None:
     """Write a finished run's best candidate to `out`.
 
     These are prompt.json, the adapter (if weights were tuned), the tokenizer, README.md on how to
-    use them and how good they are, metrics.json, report.html, and the run's record. Raises UserError if the
-    run's checkpoint is not in this working folder, as for records that came with the repository,
-    or its backbone not in the cache.
+    use them and how good they are, metrics.json, report.html, and the run's record. Raises
+    UserError if the run's checkpoint is not in this working folder, as for records that came with
+    the repository, or is damaged, if its backbone is not in the cache, or if `out` cannot be
+    written.
     """
     step = best_step(store.record(cfg))
     adapter = step["adapter"]
@@ -86,12 +88,14 @@ def bundle(cfg: RunConfig, store: Store, out: Path, verdict: Verdict | None = No
         raise UserError(f"{cfg.backbone} is not in the cache, and a bundle needs its tokenizer.")
     # readable without this library
     write_json(out / "prompt.json", step["prompt"])
-    shutil.copytree(store.record(cfg), out / "record", dirs_exist_ok=True)
-    # an earlier bundle in the same folder may have had one
-    shutil.rmtree(out / "adapter", ignore_errors=True)
-    if adapter:
-        _copy_adapter(store.scratch(cfg) / adapter, out / "adapter", base_model(cfg.backbone)[0])
-    plain = _save_tokenizer(cfg, base, out)
+    with saving(out):
+        shutil.copytree(store.record(cfg), out / "record", dirs_exist_ok=True)
+        # an earlier bundle in the same folder may have had one
+        shutil.rmtree(out / "adapter", ignore_errors=True)
+        if adapter:
+            source = store.scratch(cfg) / adapter
+            _copy_adapter(source, out / "adapter", base_model(cfg.backbone)[0])
+        plain = _save_tokenizer(cfg, base, out)
     text = card(cfg.backbone, bool(adapter), plain)
     if verdict:
         write_json(out / "metrics.json", verdict.metrics)
@@ -113,12 +117,14 @@ def card(backbone: str, tuned: bool, plain: bool) -> str:
 
 def _copy_adapter(source: Path, folder: Path, base: str) -> None:
     """Copy an adapter for whoever may read the folder, and name its base."""
+    require_whole(source, f"delete {source.parent} to make the run again")
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
     for path in folder.iterdir():
         path.chmod(0o644)
     path = folder / "adapter_config.json"
     # where PEFT looks for the base
     write_json(path, read_json(path) | {"base_model_name_or_path": base})
+    write_sums(folder)
 
 
 def _save_tokenizer(cfg: RunConfig, base: Path, out: Path) -> bool:

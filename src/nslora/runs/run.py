@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import warnings
@@ -18,6 +17,7 @@ from nslora.algorithm.loop import adapt_phases
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
+from nslora.disk import saving
 from nslora.editor.client import Editor
 from nslora.editor.ledger import Ledger
 from nslora.model import checkpoints
@@ -70,11 +70,18 @@ def make_run(
     with place.alone(cfg):
         if place.done(cfg):
             return place.record(cfg)
+        _say_damaged(place.record(cfg))
         if asks_editor(cfg):
             # before anything is loaded
             editor.check()
         judge.attach(cfg.grader, editor)
         return _make(cfg, place, editor, backbone, watch)
+
+
+def _say_damaged(record: Path) -> None:
+    """Name what is wrong with a record that is there and is made anew."""
+    if record.is_dir() and (name := store.missing_or_damaged(record)):
+        warnings.warn(f"{record / name} is damaged or missing: making it anew", stacklevel=3)
 
 
 def _make(
@@ -83,7 +90,8 @@ def _make(
     """Make the run, from its last finished move if it was interrupted, and publish its record."""
     started = time.perf_counter()
     scratch = place.scratch(cfg)
-    scratch.mkdir(parents=True, exist_ok=True)
+    with saving(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
     backbone = backbone or load(cfg.backbone, threads=cfg.threads)
     task = build(cfg)
     require_lengths(cfg, task, backbone)
@@ -104,8 +112,7 @@ def _make(
     remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
 
     store.write_scores(scratch / "scores.csv", map(columns, chain(*graded.values())))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in remade]
-    store.write_text(scratch / "remade.jsonl", "".join(lines))
+    store.write_jsonl(scratch / "remade.jsonl", remade)
     store.write_json(
         scratch / "run.json",
         {
@@ -128,7 +135,7 @@ def _make(
             },
             "editor": asdict(progress.edits),
             "remade": len(remade),
-            "cost": cost(run, history, scratch, progress.wall_s),
+            "cost": cost(run, history, progress),
         },
     )
     return place.publish(cfg)
@@ -155,10 +162,12 @@ class Progress:
     """Records a run's moves as they come, and saves where it stands: an interrupted run goes on.
 
     steps.jsonl is the same whenever and wherever the run is made. clock.jsonl holds seconds, and
-    hidden.jsonl what no method sees: the reward's parts and the needs, for reports.
+    hidden.jsonl what no method sees: the reward's parts and the needs, for reports. All rows are
+    saved with the state: what an interrupted run left of the files is never read.
 
     Attributes:
         state: where the interrupted run stood; None for a run that begins.
+        rows: lines of these files so far, by their names.
     """
 
     def __init__(self, run: Session, started: float, watch: Watch) -> None:
@@ -169,6 +178,7 @@ class Progress:
         self.run, self.started, self.watch = run, started, watch
         # what the editor had spent before, and what this run had spent on it in other processes
         self.before_us, self.earlier = replace(run.editor.ledger), Ledger()
+        self.rows: dict[str, list[Json]] = {name: [] for name in store.LINES}
         self.state = self._resume()
         self.before = self.state.train if self.state else ()
         self.ended, self.saved = time.perf_counter(), run.saved_s
@@ -189,10 +199,11 @@ class Progress:
         now = time.perf_counter()
         # memoised replies count as if this run had made them
         seconds = now - self.ended + self.run.saved_s - self.saved
-        store.append_json(folder / "steps.jsonl", asdict(step))
-        store.append_json(folder / "clock.jsonl", {"step": step.step, "seconds": seconds})
-        store.append_json(folder / "hidden.jsonl", self._hidden(state, needs))
-        # last: a move whose state is saved has its lines
+        clock = {"step": step.step, "seconds": seconds}
+        rows = (asdict(step), clock, self._hidden(state, needs))
+        for name, row in zip(store.LINES, rows, strict=True):
+            self.rows[name].append(row)
+            store.write_jsonl(folder / name, self.rows[name])
         save(folder / store.STATE, self.run, state, self._spent())
         self.before = state.train
         self.watch(step)
@@ -202,10 +213,11 @@ class Progress:
         counters = {name: getattr(self.run, name) for name in COUNTERS}
         spent = {"wall_s": self.wall_s, "edits": asdict(self.edits), "counters": counters}
         function = functions.of(self.run.cfg.grader)
+        spent |= {"rows": self.rows}
         return spent | {"reward": function.save() if function else {}}
 
     def _resume(self) -> State | None:
-        """Return where the run stood, its files cut back to that; None if it is to begin."""
+        """Return where the run stood, its rows put back; None if it is to begin."""
         folder = self.run.scratch
         state = None
         if (folder / store.STATE).exists():
@@ -226,11 +238,9 @@ class Progress:
             function.restore(spent["reward"])
         # none of it belongs to the next move
         self.run.bill()
-        for name in ("steps.jsonl", "clock.jsonl", "hidden.jsonl"):
-            # a killed process may have written a line of a move that is not saved
-            lines = (folder / name).read_text(encoding="utf-8").split("\n")
-            kept = lines[: len(state.whole)]
-            store.write_text(folder / name, "".join(line + "\n" for line in kept))
+        self.rows = spent["rows"]
+        for name, rows in self.rows.items():
+            store.write_jsonl(folder / name, rows)
         return state
 
     def _hidden(self, state: State, needs: Needs | None) -> Json:
@@ -371,19 +381,16 @@ def remade_rows(cfg: RunConfig, initial: Prompt, pairs: Sequence[Pair]) -> list[
     ]
 
 
-def cost(
-    run: Session, history: Sequence[StepRecord], scratch: Path, wall_s: float
-) -> dict[str, float]:
+def cost(run: Session, history: Sequence[StepRecord], progress: Progress) -> dict[str, float]:
     """Return what the run cost: seconds in all and in moves, tokens, peak memory in MB.
 
     Replies of the frozen weights that an earlier run has made count as if this run had made them;
     `saved_s` of the seconds are theirs.
     """
-    clock = store.read_jsonl(scratch / "clock.jsonl")
     function = functions.of(run.cfg.grader)
-    seconds = {row["step"]: row["seconds"] for row in clock}
+    seconds = {row["step"]: row["seconds"] for row in progress.rows["clock.jsonl"]}
     return {
-        "wall_s": wall_s + run.saved_s,
+        "wall_s": progress.wall_s + run.saved_s,
         "saved_s": run.saved_s,
         "work_s": run.work_s,
         # the start is scored, not made

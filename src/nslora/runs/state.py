@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nslora.algorithm.session import Losses, Session, State
+from nslora.disk import sealed, unsealed
 from nslora.runs.store import code, read_json, write_text
 from nslora.tasks.build import build
 from nslora.types import Generation, Prompt, UserError
@@ -62,7 +63,8 @@ def save(path: Path, run: Session, state: State, spent: dict[str, Any] | None = 
     bare = replace(state, memory=memory)
     saved = Saved(bare, tuple(losses), replies, (code(), run.backbone.identity), spent or {})
     # sets become sorted lists: equal states make equal files
-    write_text(path, json.dumps(asdict(saved), default=sorted, ensure_ascii=False) + "\n")
+    text = json.dumps(sealed(asdict(saved)), default=sorted, ensure_ascii=False)
+    write_text(path, text + "\n")
 
 
 def restore(path: Path, run: Session) -> tuple[State, dict[str, Any]]:
@@ -73,7 +75,7 @@ def restore(path: Path, run: Session) -> tuple[State, dict[str, Any]]:
     """
     try:
         # JSON with NaN, which losses may be
-        saved = TypeAdapter(Saved).validate_python(read_json(path))
+        saved = TypeAdapter(Saved).validate_python(unsealed(read_json(path)))
     except (OSError, ValueError, ValidationError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"the saved state {path} is missing or damaged: {reason}") from error

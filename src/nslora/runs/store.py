@@ -15,6 +15,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock
 
 from nslora.config import RunConfig
+from nslora.disk import SUMS, damaged, saving, sealed, unsealed, write_sums
 
 # of a record; other ones are not read
 SCHEMA = 2
@@ -44,6 +46,9 @@ FILES = (
     # reusable training pairs
     "remade.jsonl",
 )
+# those that a run writes move by move
+LINES = ("steps.jsonl", "clock.jsonl", "hidden.jsonl")
+# a record holds SHA256SUMS, too; those of before have none
 # of scores.csv
 COLUMNS: tuple[str, ...] = (
     "split",
@@ -103,13 +108,15 @@ class Store:
         return True
 
     def _whole(self, cfg: RunConfig) -> bool:
-        record = self.record(cfg)
-        return all((record / name).exists() for name in FILES)
+        return not missing_or_damaged(self.record(cfg))
 
     def alone(self, cfg: RunConfig) -> BaseFileLock:
         """Return the run's lock: two notebooks may share a run, and one at a time makes it."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.work / f"{cfg.run_id}.lock")
+        path = self.work / f"{cfg.run_id}.lock"
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return FileLock(path)
 
     def begin(self, cfg: RunConfig) -> Path:
         """Make an empty scratch folder for a run from its beginning."""
@@ -124,17 +131,19 @@ class Store:
         record = self.record(cfg)
         # beside records/, where nobody reads a copy that was cut short
         staged = self.results / f"{cfg.run_id}.part"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        for name in FILES:
-            shutil.copy2(scratch / name, staged / name)
-        # killed from here on, the run is not done, and begins again
-        shutil.rmtree(record, ignore_errors=True)
-        record.parent.mkdir(exist_ok=True)
-        staged.rename(record)
-        # whoever deletes the record wants the run to be made anew
-        (scratch / STATE).unlink(missing_ok=True)
-        (scratch / "done").touch()
+        with saving(record):
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+            for name in FILES:
+                shutil.copy2(scratch / name, staged / name)
+            write_sums(staged)
+            # killed from here on, the run is not done, and begins again
+            shutil.rmtree(record, ignore_errors=True)
+            record.parent.mkdir(exist_ok=True)
+            staged.rename(record)
+            # whoever deletes the record wants the run to be made anew
+            (scratch / STATE).unlink(missing_ok=True)
+            (scratch / "done").touch()
         return record
 
     def memo(self, key: str, compute: Callable[[], Any]) -> Any:
@@ -144,21 +153,37 @@ class Store:
         """
         path = self.work / "memo" / f"{key}.json"
         try:
-            return read_json(path)
+            return unsealed(read_json(path))["value"]
         except (FileNotFoundError, ValueError):
             pass
-        write_json(path, compute())
+        write_json(path, sealed({"value": compute()}))
         # read back, so that the first caller gets what all others get (lists for tuples)
-        return read_json(path)
+        return unsealed(read_json(path))["value"]
+
+
+def missing_or_damaged(record: Path) -> str:
+    """Return the name of a file of a record that cannot be used; "" if all can."""
+    for name in FILES:
+        if not (record / name).exists():
+            return name
+    # records of before have no checksums
+    return damaged(record) if (record / SUMS).exists() else ""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text so that the file is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write text so that the file is either the old one or the whole new one; or raise UserError."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    # one step for whoever reads it
-    part.replace(path)
+    with saving(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(text, encoding="utf-8")
+            # one step for whoever reads it
+            part.replace(path)
+        except OSError:
+            # half a file must not fill the disk
+            with suppress(OSError):
+                part.unlink()
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -172,9 +197,14 @@ def read_json(path: Path) -> Any:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
+    """Append one JSON line; or raise UserError."""
+    with saving(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON lines so that the file is either the old one or the whole new one."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -188,7 +218,7 @@ def read_jsonl(path: Path) -> list[Any]:
 
 def write_scores(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one CSV row per scored item; keys of a row are COLUMNS, a missing one stays empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with saving(path), path.open("w", encoding="utf-8", newline="") as file:
         # all text in quotes: a bare carriage return in a reply would end its row
         quoting = csv.QUOTE_NONNUMERIC
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n", quoting=quoting)

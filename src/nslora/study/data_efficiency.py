@@ -25,8 +25,8 @@ from nslora.study.figures import (
     spread,
     styled,
 )
-from nslora.study.records import Records, estimates, graded
-from nslora.types import Json
+from nslora.study.records import REMEDY, Records, estimates, graded
+from nslora.types import Json, UserError
 
 # `targets` of the study's runs in the order of the legend: what is trained on, colour, line.
 ARMS = {
@@ -154,9 +154,17 @@ def collect(results: Path) -> list[Json]:
     """Return the verified pairs that all runs left behind, each question and answer of a backbone once."""
     rows: dict[tuple[str, str, str], Json] = {}
     for path in sorted(results.glob("records/*/remade.jsonl")):
-        for row in read_jsonl(path):
+        for row in _pairs(path):
             rows.setdefault((row["backbone"], row["question"], row["answer"]), row)
     return list(rows.values())
+
+
+def _pairs(path: Path) -> list[Json]:
+    """Return the pairs of a run; raises UserError where they cannot be read."""
+    try:
+        return read_jsonl(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {REMEDY}.") from error
 
 
 def save_dataset(results: Path, out: Path) -> list[Path]:

@@ -13,12 +13,14 @@ import pandas as pd
 from pandas import DataFrame
 
 from nslora.config import METHODS, TASKS
-from nslora.runs.store import COLUMNS, FILES, SCHEMA, read_json, read_jsonl
+from nslora.runs.store import COLUMNS, SCHEMA, missing_or_damaged, read_json, read_jsonl
 from nslora.study import schedules, stats
 from nslora.study.schedules import Trees
 from nslora.study.stats import SHARE, Bounds
 from nslora.types import Json, UserError
 
+# What helps where a record cannot be used.
+REMEDY = "make its run again with `make reproduce`, or delete the folder to go on without it"
 # The columns that every frame has. `instance` numbers what is the same task under the same settings: two methods of one
 # study are compared where they share it.
 IDENTITY = ["task", "rule", "backbone", "method", "seed"]
@@ -100,26 +102,20 @@ def read_run(folder: Path) -> tuple[Json, list[Json], DataFrame]:
 
     Raises UserError when a file is missing or damaged, or when the record was made under another schema.
     """
-    missing = [name for name in FILES if not (folder / name).exists()]
-    if missing:
-        raise UserError(
-            f"the run record {folder} has no {missing[0]}: delete the folder and make the run again."
-        )
+    if name := missing_or_damaged(folder):
+        raise UserError(f"the run record {folder} has no {name}, or a damaged one: {REMEDY}.")
     try:
         run = read_json(folder / "run.json")
         schema = run.get("schema", 1)
         if schema != SCHEMA:
-            raise UserError(
-                f"the run record {folder} has schema {schema}, not {SCHEMA}: delete the folder and "
-                "make the run again with `make reproduce`."
-            )
+            raise UserError(f"the run record {folder} has schema {schema}, not {SCHEMA}: {REMEDY}.")
         # a damaged record lacks one of them
         _ = run["run_id"], run["study"], run["final"], run["best"]["prompt_diff"]
         _ = [run["config"][name] for name in IDENTITY]
         return run, read_moves(folder), read_scores(folder / "scores.csv")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the run record {folder} cannot be read ({type(error).__name__}: {error})."
+            f"the run record {folder} cannot be read ({type(error).__name__}: {error}): {REMEDY}."
         ) from error
 
 

@@ -258,13 +258,14 @@ def _contains(argument: str, example: Example, reply: str) -> Grades:
 
 
 def _number(argument: str, example: Example, reply: str) -> Grades:
-    text = fold(rules.json_values(reply))
+    text, answer = fold(rules.json_values(reply)), fold(example.answer)
     numbers = list(NUMBER.finditer(text))
-    if not numbers:
+    # an answer that is no number has no value
+    if not numbers or not NUMBER.fullmatch(answer):
         return False, False
     last = numbers[-1]
     hedged = CHOICE.search(text[: last.start()])
-    right = _value(last[0]) == _value(fold(example.answer))
+    right = _value(last[0]) == _value(answer)
     return right and not hedged, NUMBER.fullmatch(bare(fold(reply))) is not None
 
 

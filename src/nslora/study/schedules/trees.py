@@ -22,6 +22,7 @@ import pandas as pd
 
 from nslora.algorithm.router import Choice
 from nslora.config import RunConfig
+from nslora.disk import SEAL, unsealed
 from nslora.runs.store import read_json, read_jsonl
 from nslora.study import stats
 from nslora.study.stats import DIFFERENCE, Bounds
@@ -107,14 +108,19 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if instance["schema"] != SCHEMA:
             raise UserError(f"the tree {folder} has schema {instance['schema']}, not {SCHEMA}.")
         path = folder / "nodes.jsonl"
-        rows = {row["schedule"]: row for row in (read_jsonl(path) if path.exists() else [])}
+        nodes = read_jsonl(path) if path.exists() else []
+        # trees of before have no checksums at all
+        if any(SEAL in part for part in (instance, *nodes)):
+            instance, *nodes = map(unsealed, (instance, *nodes))
+        rows = {row["schedule"]: row for row in nodes}
         rows = [rows.pop(schedule) for schedule in schedules(instance["depth"]) if schedule in rows]
         if {len(row["test_items"]) for row in rows} - {len(instance["facts"])}:
             raise UserError(f"the nodes of {folder} have different numbers of test items.")
         return instance, rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the tree {folder} cannot be read ({type(error).__name__}: {error})."
+            f"the tree {folder} cannot be read ({type(error).__name__}: {error}): "
+            "grow it again with `nslora schedules`, which makes damaged nodes anew, or delete it."
         ) from error
 
 

@@ -124,13 +124,38 @@ def torture(server: Faulty, folder: Path, plan: list[list[str]], caplog: Any) ->
     return sum(min(len(faults), attempts[seed]) for seed, faults in enumerate(plan))
 
 
-def test_two_hundred_faults_are_all_accounted_for(server: Faulty, tmp_path, caplog) -> None:
+def test_all_faults_are_accounted_for(kind, server: Faulty, tmp_path, caplog) -> None:
+    """Rounds of 60 requests, each with up to three faults before it is answered or lost."""
+    trial = kind("faulty calls of the editor")
     rng = np.random.default_rng(0)
-    faulty = 0
-    for round_ in range(3):
-        plan = [list(rng.choice(list(ALL), rng.integers(4))) for _ in range(60)]
-        faulty += torture(server, tmp_path / str(round_), plan, caplog)
-    assert faulty >= 200
+
+    def check(round_: int) -> None:
+        plan = [list(rng.choice(list(ALL), rng.integers(4))) for _ in range(20)]
+        # each call is a case, the round another
+        trial.tried += torture(server, tmp_path / str(round_), plan, caplog) - 1
+
+    trial.each(range(trial.number(12)), check)
+
+
+def test_slow_faults_are_accounted_for_too(kind, server: Faulty, quick_to_give_up) -> None:
+    """An endpoint that says nothing, or a byte now and then, is given up in time."""
+    trial = kind("faulty calls of the editor")
+    names = sorted(SLOW)
+
+    def check(n: int) -> None:
+        server.by_seed.clear()
+        server.by_seed[n].append(FAULTS[names[n % len(names)]])
+        with Editor("gpt", server.url, budget=quick_to_give_up) as editor:
+            assert editor.complete(replace(ASK, seed=n)) == f"reply {n}"
+        assert (editor.ledger.retries, editor.ledger.lost) == (1, 0)
+
+    trial.each(range(trial.number(6)), check)
+
+
+@pytest.fixture
+def quick_to_give_up() -> Budget:
+    """A budget of time that no slow answer keeps."""
+    return Budget(attempt_s=0.3)
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
