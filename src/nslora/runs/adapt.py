@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.runs import lengths, preflight
+from nslora.runs import lengths, preflight, show
 from nslora.runs.evaluate import Bundle, open_bundle
 from nslora.runs.export import best_step, bundle
-from nslora.runs.store import Store, read_json
+from nslora.runs.limits import Limits
+from nslora.runs.store import Store, read_json, read_jsonl
 from nslora.runs.verdict import Verdict
 from nslora.tasks import functions, graders, own, reading
-from nslora.types import Json, Prompt, StepRecord, UserError
+from nslora.types import Json, Prompt, UserError
+
+if TYPE_CHECKING:
+    from nslora.runs.plan import Plan
+    from nslora.runs.run import Watch
 
 # what a run starts from unless it is told another
 INITIAL = Prompt(RunConfig().system, RunConfig().template)
@@ -34,12 +41,14 @@ class Result:
         prompt: the adapted prompt.
         final: scores of the run's end, as in its receipt; `final["test"]["success"]` is a share.
         verdict: whether it is better than the start, and by how much.
+        stopped: which limit ended it, as in "10 minutes"; "" where none did.
     """
 
     folder: Path
     prompt: Prompt
     final: dict[str, Any]
     verdict: Verdict
+    stopped: str = ""
 
     def chat(self, text: str) -> str:
         """Return the adapted model's reply to a question; the first call loads the model."""
@@ -50,53 +59,71 @@ class Result:
     def _bundle(self) -> Bundle:
         return open_bundle(self.folder)
 
+    @property
+    def goes_on(self) -> str:
+        """Which limit ended it and how it goes on, in a sentence; "" where none did."""
+        if not self.stopped:
+            return ""
+        return (
+            f"stopped by the limit of {self.stopped} after {self.moves} moves; "
+            "called again with more room, it goes on from there."
+        )
 
-def print_step(step: StepRecord) -> None:
-    """Print one line per move to standard error."""
-    reason = f" ({step.reason})" if step.reason else ""
-    line = f"move {step.step}: {step.move}{reason}, dev {step.dev['value']:.2f}"
-    print(line, file=sys.stderr, flush=True)
+    @property
+    def moves(self) -> int:
+        """How many moves were made."""
+        return len(read_jsonl(self.folder / "record" / "steps.jsonl")) - 1
+
+    def _repr_html_(self) -> str:
+        """Show verdict, prompt and moves in a notebook."""
+        record = self.folder / "record"
+        steps, clock = (read_jsonl(record / name) for name in ("steps.jsonl", "clock.jsonl"))
+        moves = [
+            show.row(s["step"], s["move"], s["reason"], s["dev"]["value"], row["seconds"])
+            for s, row in zip(steps, clock, strict=True)
+        ]
+        said = (self.verdict.sentence, self.verdict.forgotten, self.goes_on)
+        texts = (("system", self.prompt.system), ("question", self.prompt.question))
+        parts = [f"<p>{escape(sentence)}</p>" for sentence in said if sentence]
+        return "".join([*parts, show.table(("prompt", ""), texts), show.table(show.HEAD, moves)])
 
 
 def adapt(
     data: str | Path,
     *,
     out: str | Path,
-    watch: Callable[[StepRecord], None] = print_step,
+    watch: Watch | None = None,
     reward: str | Callable[..., Any] = "",
+    limits: Limits | None = None,
     **settings: Any,
 ) -> Result:
     """Adapt a backbone to the questions and answers of a file; write a bundle to `out`.
 
     Args:
         data: a file as `tasks.reading` takes it, or `hub:<owner>/<name>` of the model hub.
-        out: a new or empty folder.
-        watch: is called after each move.
+        out: a new or empty folder, or one where a limit has ended the same run, which goes on.
+        watch: is called after each move; without one, they are shown.
         reward: grades replies in place of `grader`: a function `(question, answer, reply)` that
             returns a number in [0, 1], or (number, critique), or {"value": number, "critique": text,
             and numbers as parts}; or "file.py:function". `RunConfig`'s setting of that name, too.
+        limits: what it may take; what was found until then is evaluated and written.
         settings: of `RunConfig`, such as backbone, method, seed, editor_url, test (a file of other
             rows to test on), or system and template (the prompt to start from).
 
     Raises UserError, before anything is downloaded or spent, for wrong input.
     """
+    limits = replace(limits or Limits(), since=time.perf_counter())
     out = Path(out).absolute()
-    # cheap checks first, then those that read the data
-    if "task" in settings:
-        raise UserError("setting task cannot be given here: the task is your data.")
-    _check_out(out)
-    cfg, checked = check(data, reward, **settings)
-    own.require(checked.problems)
-    preflight.check([cfg])
+    cfg, checked = _ready(data, out, reward, limits, settings)
+    preflight.ask_editors([cfg])
     work = _make_work(out)
-    for line in own.describe(checked):
-        print(line, file=sys.stderr, flush=True)
+    _say(checked)
 
     # only now: it takes seconds to import, and wrong input is answered at once
     from nslora.runs.run import make_run
 
     store = Store(work / "record", work / "runs")
-    record = make_run(cfg, store, watch=watch)
+    record = make_run(cfg, store, watch=watch or show.watcher(), limits=limits)
     run = read_json(record / "run.json")
     step = best_step(record)
     prompt = Prompt(**step["prompt"])
@@ -104,9 +131,69 @@ def adapt(
     verdict = Verdict.of(cfg, record, changed)
     # renamed when it is whole: `out` holds an adapted model or nothing
     bundle(cfg, store, work / "bundle", verdict)
+    if out.exists():
+        out.replace(work / "before")
     (work / "bundle").replace(out)
-    shutil.rmtree(work)
-    return Result(out, prompt, run["final"], verdict)
+    shutil.rmtree(work / "before", ignore_errors=True)
+    if not run["stopped"]:
+        shutil.rmtree(work)
+    return Result(out, prompt, run["final"], verdict, run["stopped"])
+
+
+def foresee(
+    data: str | Path,
+    *,
+    out: str | Path,
+    reward: str | Callable[..., Any] = "",
+    limits: Limits | None = None,
+    **settings: Any,
+) -> tuple[RunConfig, Plan]:
+    """Return the settings of an adaptation and what it will take at most; arguments as of `adapt`.
+
+    Nothing is fetched, asked for or written. Raises UserError for wrong input.
+    """
+    limits = limits or Limits()
+    cfg, checked = _ready(data, Path(out).absolute(), reward, limits, settings)
+    _say(checked)
+
+    # only now: it takes seconds to import
+    from nslora.runs.plan import measure, plan
+    from nslora.tasks.build import build
+
+    task = build(cfg)
+    # what cannot be known is said before anything is measured
+    unmeasured = plan(cfg, task, limits.known_price, None)
+    rates = measure(cfg, task)
+    return cfg, plan(cfg, task, limits.known_price, rates) if rates else unmeasured
+
+
+def _ready(
+    data: str | Path,
+    out: Path,
+    reward: str | Callable[..., Any],
+    limits: Limits,
+    settings: Json,
+) -> tuple[RunConfig, own.Data]:
+    """Return the settings of an adaptation whose input is sound, and its rows; raises UserError."""
+    # cheap checks first, then those that read the data
+    if "task" in settings:
+        raise UserError("setting task cannot be given here: the task is your data.")
+    goes_on = _check_out(out)
+    cfg, checked = check(data, reward, **settings)
+    own.require(checked.problems)
+    if goes_on not in ("", cfg.run_id):
+        raise UserError(
+            f"folder {out} holds another run, which a limit has ended; choose a new one."
+        )
+    limits.require_price(cfg)
+    preflight.check([cfg], ask=False)
+    return cfg, checked
+
+
+def _say(checked: own.Data) -> None:
+    """Print what is in the data, and how replies will be graded, to standard error."""
+    for line in own.describe(checked):
+        print(line, file=sys.stderr, flush=True)
 
 
 def check(
@@ -152,20 +239,31 @@ def _graded(reward: str | Callable[..., Any], settings: Json) -> Json:
     return settings | {"grader": functions.register(reward)}
 
 
-def _check_out(out: Path) -> None:
-    """Raise UserError unless `out` can become a folder of its own."""
+def _check_out(out: Path) -> str:
+    """Return the run that a limit has ended in `out`, by its id; "" for a new folder.
+
+    Raises UserError unless `out` holds one or the other, or can become a folder of its own.
+    """
     if out.resolve() == Path.cwd():
         raise UserError("the adapted model needs a folder of its own, not the working directory.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a new folder.")
-    if out.exists() and any(out.iterdir()):
+    if not out.exists() or not any(out.iterdir()):
+        return ""
+    try:
+        receipt = read_json(out / "record" / "run.json")
+    except (OSError, ValueError):
+        receipt = {}
+    if not isinstance(receipt, dict) or not receipt.get("stopped"):
         raise UserError(f"folder {out} is not empty; choose a new one.")
+    return receipt["run_id"]
 
 
 def _make_work(out: Path) -> Path:
-    """Make the folder of the run beside `out`; an interrupted try of the same data and settings goes on."""
+    """Make the folder of the run beside `out`; an interrupted or ended one of the same run goes on."""
     work = out.with_name(f".{out.name}.part")
-    shutil.rmtree(work / "bundle", ignore_errors=True)
+    for name in ("bundle", "before"):
+        shutil.rmtree(work / name, ignore_errors=True)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:

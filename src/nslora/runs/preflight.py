@@ -10,8 +10,8 @@ from nslora.model.download import Weights
 from nslora.runs import lengths
 
 
-def check(configs: Collection[RunConfig]) -> None:
-    """Raise UserError for an unknown backbone, bad data, a useless editor or a full disk."""
+def check(configs: Collection[RunConfig], ask: bool = True) -> None:
+    """Raise UserError for an unknown backbone, bad data, a full disk, or a useless editor (`ask`)."""
     for backbone in {cfg.backbone for cfg in configs}:
         checkpoints.check(backbone)
     for cfg in {cfg.task: cfg for cfg in configs}.values():
@@ -24,10 +24,16 @@ def check(configs: Collection[RunConfig]) -> None:
                 lengths.require(task.items, cfg, how)
     # the file, its parts while they are joined, and the converted copy
     require_disk(3 * downloads(configs), "fetching the models")
+    if ask:
+        # last, since it spends something
+        ask_editors(configs)
+
+
+def ask_editors(configs: Collection[RunConfig]) -> None:
+    """Make one small call to each editor; raises UserError for a useless one."""
     # imports httpx, for which no other command should wait
     from nslora.editor.client import Editor
 
-    # last, since it spends something: one small call
     for model, url in {(c.editor_model, c.editor_url) for c in configs if asks_editor(c)}:
         with Editor(model, url) as editor:
             editor.check()

@@ -8,22 +8,23 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from nslora.algorithm import monitor
-from nslora.algorithm.loop import adapt_phases
+from nslora.algorithm.loop import adapt_phases, best
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
-from nslora.editor.ledger import Budget, Ledger
+from nslora.editor.ledger import Ledger, Spent
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import lengths, store
+from nslora.runs.limits import CELLS, Limits, Room, Taken
 from nslora.runs.preflight import asks_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
@@ -49,7 +50,22 @@ COUNTERS = ("saved_s", "work_s", "train_tokens", "generated_tokens")
 
 # final rows by split
 Rows = dict[str, list[Scored]]
-Watch = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True)
+class Timed(StepRecord):
+    """A move as a watcher sees it.
+
+    Attributes:
+        seconds: that it took, scoring included.
+        left_s: seconds until the run ends, about, if it makes all moves that it may.
+    """
+
+    seconds: float = 0.0
+    left_s: float = 0.0
+
+
+Watch = Callable[[Timed], None]
 
 
 def make_run(
@@ -58,30 +74,33 @@ def make_run(
     editor: Editor | None = None,
     backbone: Backbone | None = None,
     watch: Watch = print,
+    limits: Limits | None = None,
 ) -> Path:
     """Make a run unless it is done, and return its record's folder.
 
-    Several runs of one process can share an editor and a backbone. Raises UserError for wrong input
-    before anything is made.
+    Several runs of one process can share an editor and a backbone. With `limits`, a run that has no
+    room for its next move is evaluated as it stands, is not done, and goes on when it is called
+    again with more. Raises UserError for wrong input before anything is made.
     """
     checkpoints.check(cfg.backbone)
     if editor is None:
-        with open_editor(cfg, place) as own:
-            return make_run(cfg, place, own, backbone, watch)
+        with open_editor(cfg, place, limits) as own:
+            return make_run(cfg, place, own, backbone, watch, limits)
     with place.alone(cfg):
         if place.done(cfg):
             return place.record(cfg)
         if asks_editor(cfg):
             # before anything is loaded
             editor.check()
-        return _make(cfg, place, editor, backbone, watch)
+        return _make(cfg, place, editor, backbone, watch, limits or Limits())
 
 
-def open_editor(cfg: RunConfig, place: Store) -> Editor:
+def open_editor(cfg: RunConfig, place: Store, limits: Limits | None = None) -> Editor:
     """Open the run's external LLM, replaying from and recording to the results folder.
 
     NSLORA_EDITOR_MODE says how (default: auto), NSLORA_EDITOR_BUDGET what all runs of the working
-    folder may spend together (default: anything).
+    folder may spend together (default: anything). A spent budget costs edits; with `limits`, it ends
+    the run.
     """
     mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
     return Editor(
@@ -89,15 +108,22 @@ def open_editor(cfg: RunConfig, place: Store) -> Editor:
         cfg.editor_url,
         mode,
         recordings=place.results / "recordings",
-        budget=Budget.from_environment(),
+        budget=(limits or Limits()).budget,
         threads=cfg.threads,
         engine=cfg.editor_engine,
         spent=place.work / "editor-spent.json",
+        price=limits and limits.price,
+        ends=limits is not None,
     )
 
 
 def _make(
-    cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None, watch: Watch
+    cfg: RunConfig,
+    place: Store,
+    editor: Editor,
+    backbone: Backbone | None,
+    watch: Watch,
+    limits: Limits,
 ) -> Path:
     """Make the run, from its last finished move if it was interrupted, and publish its record."""
     started = time.perf_counter()
@@ -108,36 +134,37 @@ def _make(
     require_lengths(cfg, task, backbone)
     run = Session(cfg, task, backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
-    progress = Progress(run, started, watch)
+    replies = CELLS * len(run.task.test) + sum(map(len, abilities.values()))
+    room = Room(limits, editor.room, replies, len(run.task.dev) + len(run.task.feedback))
+    progress = Progress(run, started, watch, room)
+    run.affords = room.affords
 
-    state, chosen = adapt_phases(run, progress, progress.state)
-    history = state.whole
+    try:
+        adapt_phases(run, progress, progress.state)
+    except Spent as limit:
+        # the move that was begun is made again by whoever goes on
+        room.stopped = str(limit)
+    state = progress.state
+    assert state is not None, "the start is scored before anything is asked"
+    chosen = best(state.history, cfg)
     candidate = Candidate(chosen.prompt, chosen.adapter)
     run.use(candidate)
     rows = {**state.tested, **final_rows(run, candidate, abilities)}
     factorial = weights_by_prompt(run, candidate)
+    remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in remade]
+    store.write_text(scratch / "remade.jsonl", "".join(lines))
     graded = {
         split: graded_rows(run, split, scored) for split, scored in (rows | factorial).items()
     }
-    means = {split: summary(items) for split, items in graded.items()}
-    remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
-
     store.write_scores(scratch / "scores.csv", map(columns, chain(*graded.values())))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in remade]
-    store.write_text(scratch / "remade.jsonl", "".join(lines))
+    means = {split: summary(items) for split, items in graded.items()}
     store.write_json(
         scratch / "run.json",
         {
-            "schema": store.SCHEMA,
-            "study": cfg.study,
-            "run_id": cfg.run_id,
-            "config": cfg.settings,
-            "weights": backbone.identity,
-            "environment": {
-                **store.environment(cfg.threads, backbone.device, backbone.dtype),
-                "editor_engine": editor.engine,
-            },
-            "schedule": monitor.schedule(history),
+            **about(run),
+            "schedule": monitor.schedule(state.whole),
+            "stopped": room.stopped,
             "final": {split: means[split] for split in rows},
             "factorial": {cell: means[cell] for cell in factorial},
             "best": {
@@ -147,10 +174,26 @@ def _make(
             },
             "editor": asdict(progress.edits),
             "remade": len(remade),
-            "cost": cost(run, history, scratch, progress.wall_s),
+            "cost": cost(run, state.whole, scratch, progress.wall_s),
         },
     )
-    return place.publish(cfg)
+    return place.publish(cfg, whole=not room.stopped)
+
+
+def about(run: Session) -> Json:
+    """Return the parts of a receipt that say what the run is, and what makes it."""
+    cfg, backbone = run.cfg, run.backbone
+    return {
+        "schema": store.SCHEMA,
+        "study": cfg.study,
+        "run_id": cfg.run_id,
+        "config": cfg.settings,
+        "weights": backbone.identity,
+        "environment": {
+            **store.environment(cfg.threads, backbone.device, backbone.dtype),
+            "editor_engine": run.editor.engine,
+        },
+    }
 
 
 def require_lengths(cfg: RunConfig, task: Task, backbone: Backbone) -> None:
@@ -177,15 +220,16 @@ class Progress:
     hidden.jsonl what no method sees: the reward's parts and the needs, for reports.
 
     Attributes:
-        state: where the interrupted run stood; None for a run that begins.
+        state: where the run stands; None before its start is scored.
+        room: is told what each move took.
     """
 
-    def __init__(self, run: Session, started: float, watch: Watch) -> None:
+    def __init__(self, run: Session, started: float, watch: Watch, room: Room) -> None:
         """Put the session back to where an interrupted run stood, if there is one.
 
         `started` is when this process began with the run, by `time.perf_counter()`.
         """
-        self.run, self.started, self.watch = run, started, watch
+        self.run, self.started, self.watch, self.room = run, started, watch, room
         # what the editor had spent before, and what this run had spent on it in other processes
         self.before_us, self.earlier = replace(run.editor.ledger), Ledger()
         self.state = self._resume()
@@ -213,9 +257,15 @@ class Progress:
         store.append_json(folder / "hidden.jsonl", self._hidden(state, needs))
         # last: a move whose state is saved has its lines
         save(folder / store.STATE, self.run, state, self._spent())
-        self.before = state.train
-        self.watch(step)
+        self.state, self.before = state, state.train
+        self._take(step, seconds)
+        left_s = self.room.until_end_s(self.run.cfg.most_moves - len(state.moves))
+        self.watch(Timed(**vars(step), seconds=seconds, left_s=left_s))
         self.ended, self.saved = time.perf_counter(), self.run.saved_s
+
+    def _take(self, step: StepRecord, seconds: float) -> None:
+        tokens = step.bill.get("editor_tokens", 0.0)
+        self.room.taken.append(Taken(step.move, seconds, tokens))
 
     def _spent(self) -> Json:
         counters = {name: getattr(self.run, name) for name in COUNTERS}
@@ -248,6 +298,9 @@ class Progress:
             lines = (folder / name).read_text(encoding="utf-8").split("\n")
             kept = lines[: len(state.whole)]
             store.write_text(folder / name, "".join(line + "\n" for line in kept))
+        self.room.earlier_s = spent["wall_s"]
+        for step, row in zip(state.whole, store.read_jsonl(folder / "clock.jsonl"), strict=True):
+            self._take(step, row["seconds"])
         return state
 
     def _hidden(self, state: State, needs: Needs | None) -> Json:
