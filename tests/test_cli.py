@@ -106,6 +106,7 @@ def refused(capsys, *argv: str) -> str:
         (("adapt", "x.jsonl", "--out", "a", "--price", "2"), "--price must be two numbers like"),
         (("compare", "tests", "smollm2-135m", "x.jsonl"), "folder tests "),
         (("compare", "smollm2-135m", "gpt-5", "x.jsonl"), "unknown backbone 'gpt-5'"),
+        (("advise", "missing.jsonl"), "there is no file missing.jsonl"),
         (("check", "missing.jsonl"), "there is no file missing.jsonl"),
         (("check", "README.md", "--backbone", "gpt-5"), "unknown backbone 'gpt-5'"),
         (("check", "README.md", "--grader", "fuzzy"), "unknown grader 'fuzzy'; choose from auto"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nslora.runs.adapt import Result, adapt
     from nslora.runs.evaluate import compare, evaluate
     from nslora.runs.limits import Limits
+    from nslora.study.advise import advise
     from nslora.types import Candidate, Prompt
 
 __version__ = "0.1.0"
@@ -25,12 +26,14 @@ __all__ = [
     "RunConfig",
     "__version__",
     "adapt",
+    "advise",
     "compare",
     "evaluate",
 ]
 
 HOME = {
     "adapt": "nslora.runs.adapt",
+    "advise": "nslora.study.advise",
     "Result": "nslora.runs.adapt",
     "compare": "nslora.runs.evaluate",
     "evaluate": "nslora.runs.evaluate",

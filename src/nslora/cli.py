@@ -187,6 +187,18 @@ def adapt_own(args: Namespace) -> int:
     return 0 if result.verdict.better else 3
 
 
+def advise_own(args: Namespace) -> int:
+    """Print what adapting to own data would bring, by which moves, and at what cost."""
+    # imports pandas and matplotlib
+    from nslora.study.advise import advise
+
+    editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
+    given: Json = editor | data_settings(args) | {"schedules": args.schedules}
+    advice = advise(args.data, price=price(args.price, "--price"), **given)
+    print("\n".join(advice.lines))
+    return 0
+
+
 def limits(args: Namespace) -> Limits:
     """Return the limits of a run as the command line gives them; raises UserError."""
     named = {name: getattr(args, name) for name in ("minutes", "tokens", "money")}
@@ -477,6 +489,14 @@ PAID: Options = {
         "help": "US dollars per million tokens in and out; default: NSLORA_EDITOR_PRICE",
     },
 }
+ADVISE: Options = {
+    **PAID,
+    "--schedules": {
+        "type": Path,
+        "default": Path("results/schedules"),
+        "help": "folder of schedule trees, for what moves brought elsewhere",
+    },
+}
 ADAPT: Options = {
     **PAID,
     "--out": {"type": Path, "required": True, "help": "new folder for the adapted model"},
@@ -531,6 +551,12 @@ COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
         "find all that is wrong with a data file, and say how its replies will be graded",
         "mine.jsonl --map question=ask,answer=reply",
         DATA,
+    ),
+    "advise": (
+        advise_own,
+        "say in minutes whether to tune weights, rewrite the prompt, both or neither, and what it costs",
+        "mine.jsonl --backbone qwen2.5-coder-0.5b",
+        ADVISE,
     ),
     "adapt": (
         adapt_own,
