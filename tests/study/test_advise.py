@@ -20,10 +20,10 @@ from nslora.config import RunConfig
 from nslora.editor.client import Request
 from nslora.runs.plan import Plan
 from nslora.runs.verdict import estimate
-from nslora.study.advise import Advice, Expected, Trial, expected
+from nslora.study.advise import Advice, Expected, Trial, expected, others
 from nslora.study.schedules import load
 from nslora.study.stats import Interval
-from nslora.types import UserError
+from nslora.types import Example, UserError
 
 # of a call of the endpoint below
 TOKENS = 59
@@ -31,6 +31,9 @@ GAINED = Trial(0.2, 0.4, 0.4, 9.0, loss=(3.0, 2.0))
 NOTHING = Trial(0.2, 0.2, 0.2, 9.0, loss=(3.0, 3.0))
 EDITED = Trial(0.2, 0.5, 0.5, 30.0, calls=6, tokens=4000)
 UNMOVED = replace(EDITED, after=0.2)
+# a loss that falls, of texts of that form or of the right ones
+LESS = replace(GAINED, after=0.2, content=Interval(0.1, 0.2, df=11, n=12))
+SURE = replace(LESS, content=Interval(0.9, 0.2, df=11, n=12, bounds=(-9, 9)))
 PLAN = Plan(6, {"loading": 2.0, "numerical move": 10.0, "evaluation": 8.0}, 48, 30000, 0.5)
 
 
@@ -42,7 +45,7 @@ def advised(**changes: Any) -> Advice:
     content = {
         "cfg": RunConfig(),
         "right": estimate([1.0] * 10 + [0.0] * 30),
-        "needs": {"asked": {"content": 0.4, "style": 0.3}, "recall": {"content": 0.5, "style": 0}},
+        "needs": {"recall": {"content": 0.4, "style": 0.3}, "asked": {"content": 0.5, "style": 0}},
         "followed": 18,
         "instructions": 24,
         "weights": GAINED,
@@ -56,8 +59,8 @@ def advised(**changes: Any) -> Advice:
     return Advice(**{**content, **changes})
 
 
-def asked(content: float, style: float) -> dict[str, dict[str, float]]:
-    return {"asked": {"content": content, "style": style}}
+def lacks(content: float, style: float) -> dict[str, dict[str, float]]:
+    return {"recall": {"content": content, "style": style}}
 
 
 def tree_data(first: float) -> Expected:
@@ -69,11 +72,15 @@ def tree_data(first: float) -> Expected:
     ("changes", "verdict", "rule"),
     [
         ({"right": estimate([1.0] * 39 + [0.0])}, "not worth it", "the base is right on 98%"),
-        ({"weights": NOTHING, "prompt": UNMOVED}, "not worth it", "neither move gained"),
-        ({"weights": NOTHING}, "prompt suffices", "tuned weights did not"),
-        ({"needs": asked(0.05, 0.6)}, "prompt suffices", "little content is missing (content 5%"),
-        ({"prompt": UNMOVED}, "weights", "the prompt did not"),
-        ({"needs": asked(0.6, 0.05)}, "weights", "little form is missing"),
+        (
+            {"weights": NOTHING, "prompt": UNMOVED},
+            "not worth it",
+            "gain nothing on other rows, and an edit gains nothing",
+        ),
+        ({"weights": NOTHING}, "prompt suffices", "tuned weights gain nothing"),
+        ({"needs": lacks(0.05, 0.6)}, "prompt suffices", "little content is missing (content 5%"),
+        ({"prompt": UNMOVED}, "weights", "and an edit gains nothing"),
+        ({"needs": lacks(0.6, 0.05)}, "weights", "little form is missing"),
         (
             {"expected": tree_data(0.2)},
             "both, prompt first",
@@ -83,11 +90,13 @@ def tree_data(first: float) -> Expected:
         # an interval around 0 says nothing
         ({"expected": tree_data(0.01)}, "both, prompt first", "75% of instructions are followed"),
         ({"followed": 6}, "both, weights first", "25% of instructions are followed, less than 50%"),
-        # a loss that falls is a gain that rewards do not show yet
-        ({"weights": replace(GAINED, after=0.2), "prompt": UNMOVED}, "weights", "gained"),
+        # what rewards do not show yet: the loss, where form is missing, and its content, where that is
+        ({"weights": LESS, "prompt": UNMOVED}, "weights", "gain on other rows"),
+        ({"weights": LESS, "needs": lacks(0.9, 0.0)}, "prompt suffices", "gain nothing on"),
+        ({"weights": SURE, "needs": lacks(0.9, 0.0)}, "weights", "little form is missing"),
         # without an editor, whether the backbone follows prompts
-        ({"prompt": None, "followed": 6, "untried": "not tried"}, "weights", "gained"),
-        ({"prompt": None, "weights": NOTHING}, "prompt suffices", "gained"),
+        ({"prompt": None, "followed": 6}, "weights", "25% of instructions are followed (50%"),
+        ({"prompt": None, "weights": NOTHING}, "prompt suffices", "75% of instructions are"),
     ],
 )
 def test_the_first_rule_that_holds_gives_the_verdict(changes, verdict: str, rule: str) -> None:
@@ -101,7 +110,7 @@ def test_what_was_measured_is_said() -> None:
     text = "\n".join(advised().lines)
     for words in (
         "base: right on 25% of 40 rows (95% interval 0.",
-        "misses: 40% of rows lack content, 30% form (estimated by asked).",
+        "misses: 40% of rows lack content, 30% form (estimated by recall).",
         "prompts: smollm2-135m follows 18 of 24 instructions.",
         "reward 0.20 to 0.40 on 12 other rows at most, loss 3.00 to 2.00 nats a token, in 9 s.",
         "reward 0.20 to 0.50 on 12 other rows at most, in 30 s, 6 calls, 4000 tokens.",
@@ -135,6 +144,16 @@ def test_what_schedules_brought_is_read_from_trees_that_are_alike(tmp_path: Path
     assert expected(trees, "new", 0.9, {"content": 0.3, "style": 0.3}) is None
     assert expected(trees, "smollm2-135m", 0.5, {"content": 0.0, "style": 0.0}) is None
     assert expected(load(tmp_path / "none"), "smollm2-135m", 0.5, {"content": 1.0}) is None
+
+
+@pytest.mark.pure
+def test_another_answer_is_that_of_the_next_row_that_has_another() -> None:
+    rows = [Example(str(i), f"q{i}", answer) for i, answer in enumerate("aabca")]
+    assert [e.answer for e in others(rows)] == ["b", "b", "c", "a", "b"]
+    assert [e.question for e in others(rows)] == [e.question for e in rows]
+    assert not {e.id for e in others(rows)} & {e.id for e in rows}
+    same = [Example(str(i), "q", "a") for i in range(3)]
+    assert [e.answer for e in others(same)] == ["a"] * 3
 
 
 # ---- measured
@@ -196,7 +215,7 @@ def test_without_an_editor_weights_are_tried_alone(data, tiny) -> None:
     assert advice.prompt is None
     assert advice.untried == "not tried: the editor qwen2.5-coder-1.5b is not in the cache"
     assert advice.right.n == 24 + 8
-    assert advice.needs["asked"].keys() == {"content", "style"} and advice.instructions == 24
+    assert advice.needs["recall"].keys() == {"content", "style"} and advice.instructions == 24
     assert advice.weights.loss is not None and advice.weights.calls == 0
     # eager enough to learn the one answer
     assert advice.weights.loss[1] < advice.weights.loss[0] and advice.weights_help

@@ -28,9 +28,9 @@ from nslora.runs.verdict import Estimate, estimate, measure
 from nslora.study.records import estimate as over_instances
 from nslora.study.schedules.answers import style_share
 from nslora.study.schedules.trees import NODE, Trees, chosen_on_dev, difference, load
-from nslora.study.stats import DIFFERENCE, Interval
+from nslora.study.stats import DIFFERENCE, Interval, seed_interval
 from nslora.tasks import own
-from nslora.types import Candidate, Scored, UserError
+from nslora.types import Candidate, Example, Scored, UserError
 
 if TYPE_CHECKING:
     from nslora.algorithm.needs import Needs
@@ -44,8 +44,9 @@ GRADED, DEV = 28, 12
 TUNED, PASSES = 12, 4
 # instructions that the base is given, of the questions of retention
 INSTRUCTIONS = 24
-# estimators of needs: the one that decides, and another
-ESTIMATORS = ("asked", "recall")
+# estimators of needs: the one that decides, and the methods' own, which takes a form that the bare
+# answer has for none
+ESTIMATORS = ("recall", "asked")
 # trees count as alike whose share of style needs, or of followed instructions, differs by no more
 NEAR = 0.25
 # share right from which there is little to gain
@@ -54,6 +55,8 @@ WELL = 0.9
 FLOOR = 0.1
 # share of instructions from which a backbone follows prompts
 FOLLOWS = 0.5
+# of a difference of log-likelihoods
+ANY = (-np.inf, np.inf)
 # relative fall of the loss on rows that were not trained on, from which weights learn what carries over
 FALL = 0.02
 
@@ -66,6 +69,8 @@ class Trial:
         before, after: mean reward.
         right: share right after it.
         loss: before and after, mean NLL of gold answers in nats per token; None for prompts.
+        content: how much more likely than another row's answer the gold answer became, in nats per
+            token: a form alone makes both likely. None for prompts.
         seconds, calls, tokens: what the move took; calls and tokens are the external LLM's.
     """
 
@@ -76,6 +81,7 @@ class Trial:
     calls: int = 0
     tokens: int = 0
     loss: tuple[float, float] | None = None
+    content: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -137,39 +143,51 @@ class Advice:
         return self.prompt.after > self.prompt.before
 
     @property
+    def content(self) -> float:
+        """Share of rows that lack content."""
+        return self.needs[ESTIMATORS[0]].get("content", 0.0)
+
+    @property
+    def style(self) -> float:
+        """Share of rows that lack form."""
+        return self.needs[ESTIMATORS[0]].get("style", 0.0)
+
+    @property
     def weights_help(self) -> bool:
-        """Whether a numerical move gained on rows that it did not train on."""
+        """Whether a numerical move gained on rows that it did not train on, in what they lack."""
         before, after = self.weights.loss or (0.0, 0.0)
-        return self.weights.after > self.weights.before or after < before * (1 - FALL)
+        form = self.style >= FLOOR and after < before * (1 - FALL)
+        content = self.weights.content is not None and self.weights.content.low > 0
+        return self.weights.after > self.weights.before or form or content
 
     @property
     def verdict(self) -> tuple[str, str]:
         """What to do, and the rule that says so with its numbers: the first that holds."""
-        content, style = (self.needs[ESTIMATORS[0]].get(need, 0.0) for need in ("content", "style"))
-        numbers = f"content {content:.0%}, form {style:.0%} of rows"
+        weights = f"tuned weights {'gain' if self.weights_help else 'gain nothing'} on other rows"
+        prompt = f"an edit {'gains' if self.prompts_help else 'gains nothing'}"
+        if self.prompt is None:
+            prompt = f"{self.follows:.0%} of instructions are followed ({FOLLOWS:.0%} would do)"
+        numbers = f"content {self.content:.0%}, form {self.style:.0%} of rows"
         if self.right.mean >= WELL:
             return "not worth it", f"the base is right on {self.right.mean:.0%}, {WELL:.0%} or more"
         if not self.prompts_help and not self.weights_help:
-            return "not worth it", "neither move gained on rows that it had not seen"
-        if self.prompts_help and not self.weights_help:
-            return "prompt suffices", "the prompt gained, and tuned weights did not"
-        if self.prompts_help and content < FLOOR:
-            return (
-                "prompt suffices",
-                f"the prompt gained, and little content is missing ({numbers})",
-            )
+            return "not worth it", f"{weights}, and {prompt}"
+        if not self.weights_help:
+            return "prompt suffices", f"{prompt}, and {weights}"
         if not self.prompts_help:
-            return "weights", "tuned weights gained, and the prompt did not"
-        if style < FLOOR:
-            return "weights", f"tuned weights gained, and little form is missing ({numbers})"
+            return "weights", f"{weights}, and {prompt}"
+        if self.content < FLOOR:
+            return "prompt suffices", f"{prompt}, and little content is missing ({numbers})"
+        if self.style < FLOOR:
+            return "weights", f"{weights}, and little form is missing ({numbers})"
         if self.expected and self.expected.prompt_first.low > 0:
             return "both, prompt first", f"schedule data: {said(self.expected.prompt_first)}"
         if self.expected and self.expected.prompt_first.high < 0:
             return "both, weights first", f"schedule data: {said(self.expected.prompt_first)}"
-        follows = f"{self.follows:.0%} of instructions are followed"
+        follows = f"both gain, and {self.follows:.0%} of instructions are followed"
         if self.follows >= FOLLOWS:
-            return "both, prompt first", f"both gained, and {follows}, {FOLLOWS:.0%} or more"
-        return "both, weights first", f"both gained, and {follows}, less than {FOLLOWS:.0%}"
+            return "both, prompt first", f"{follows}, {FOLLOWS:.0%} or more"
+        return "both, weights first", f"{follows}, less than {FOLLOWS:.0%}"
 
     @property
     def lines(self) -> list[str]:
@@ -214,6 +232,8 @@ def said(interval: Interval) -> str:
 def trial(tried: Trial) -> str:
     """Return what a move brought and took, in words."""
     loss = f", loss {tried.loss[0]:.2f} to {tried.loss[1]:.2f} nats a token" if tried.loss else ""
+    if tried.content:
+        loss += f", gold against others' answers {said(tried.content)}"
     asked = f", {tried.calls} calls, {tried.tokens} tokens" if tried.calls else ""
     gain = f"reward {tried.before:.2f} to {tried.after:.2f} on {DEV} other rows at most"
     return f"{gain}{loss}, in {tried.seconds:.0f} s{asked}"
@@ -347,11 +367,16 @@ def _try_weights(run: Session, state: State) -> tuple[Trial, float]:
     examples = tuple(s.example for s in rows)
     run.enter(replace(run.task, train=examples, feedback=examples))
     few, prompt, dev = replace(state, train=rows), state.candidate.prompt, run.task.dev
-    before = float(np.mean(run.nll(prompt, dev)))
+
+    def losses() -> tuple[np.ndarray, np.ndarray]:
+        gold = run.nll(prompt, dev)
+        return np.array(gold), np.array(run.nll(prompt, others(dev))) - gold
+
+    loss_before, margin_before = losses()
     started, worked, spent = time.perf_counter(), run.work_s, run.spent
     numerical(run, few, ESTIMATORS["none"](run, few))
     pair_s = (run.work_s - worked) / (PASSES * len(rows))
-    scored, after = run.score(prompt, dev), float(np.mean(run.nll(prompt, dev)))
+    scored, (loss, margin) = run.score(prompt, dev), losses()
     bill = run.spent - spent
     tried = _trial(
         state,
@@ -359,9 +384,20 @@ def _try_weights(run: Session, state: State) -> tuple[Trial, float]:
         time.perf_counter() - started,
         calls=int(bill.editor_calls),
         tokens=int(bill.editor_tokens),
-        loss=(before, after),
+        loss=(float(loss_before.mean()), float(loss.mean())),
+        content=seed_interval(margin - margin_before, bounds=ANY),
     )
     return tried, pair_s
+
+
+def others(examples: Sequence[Example]) -> list[Example]:
+    """Return the questions, each with the answer of the next row that has another one."""
+    turned = []
+    for i, example in enumerate(examples):
+        answers = [other.answer for other in [*examples[i:], *examples[:i]]]
+        other = next((a for a in answers if a != example.answer), example.answer)
+        turned.append(replace(example, id=f"{example.id}, another answer", answer=other))
+    return turned
 
 
 def _trial(state: State, dev: Sequence[Scored], seconds: float, **more: Any) -> Trial:
