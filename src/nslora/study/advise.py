@@ -66,6 +66,7 @@ class Trial:
     """One small move, and what it brought on dev rows.
 
     Attributes:
+        n: how many dev rows.
         before, after: mean reward.
         right: share right after it.
         loss: before and after, mean NLL of gold answers in nats per token; None for prompts.
@@ -74,6 +75,7 @@ class Trial:
         seconds, calls, tokens: what the move took; calls and tokens are the external LLM's.
     """
 
+    n: int
     before: float
     after: float
     right: float
@@ -234,8 +236,9 @@ def trial(tried: Trial) -> str:
     loss = f", loss {tried.loss[0]:.2f} to {tried.loss[1]:.2f} nats a token" if tried.loss else ""
     if tried.content:
         loss += f", gold against others' answers {said(tried.content)}"
-    asked = f", {tried.calls} calls, {tried.tokens} tokens" if tried.calls else ""
-    gain = f"reward {tried.before:.2f} to {tried.after:.2f} on {DEV} other rows at most"
+    calls = "1 call" if tried.calls == 1 else f"{tried.calls} calls"
+    asked = f", {calls}, {tried.tokens} tokens" if tried.calls else ""
+    gain = f"reward {tried.before:.2f} to {tried.after:.2f} on {tried.n} other rows"
     return f"{gain}{loss}, in {tried.seconds:.0f} s{asked}"
 
 
@@ -403,7 +406,7 @@ def others(examples: Sequence[Example]) -> list[Example]:
 def _trial(state: State, dev: Sequence[Scored], seconds: float, **more: Any) -> Trial:
     before, after = (float(np.mean([s.reward.value for s in rows])) for rows in (state.dev, dev))
     right = float(np.mean([s.reward.success for s in dev]))
-    return Trial(before, after, right, seconds, **more)
+    return Trial(len(dev), before, after, right, seconds, **more)
 
 
 # ---- what schedules brought elsewhere
