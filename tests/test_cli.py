@@ -102,6 +102,11 @@ def refused(capsys, *argv: str) -> str:
         ),
         (("evaluate", "tests", "x.jsonl"), "tests is no folder that nslora adapt has written"),
         (("chat", "tests", "--ask", "Who?"), "tests is no folder that nslora adapt has written"),
+        (("adapt", "x.jsonl", "--out", "a", "--minutes", "-1"), "minutes must be above 0, not -1"),
+        (("adapt", "x.jsonl", "--out", "a", "--price", "2"), "--price must be two numbers like"),
+        (("compare", "tests", "smollm2-135m", "x.jsonl"), "folder tests "),
+        (("compare", "smollm2-135m", "gpt-5", "x.jsonl"), "unknown backbone 'gpt-5'"),
+        (("advise", "missing.jsonl"), "there is no file missing.jsonl"),
         (("check", "missing.jsonl"), "there is no file missing.jsonl"),
         (("check", "README.md", "--backbone", "gpt-5"), "unknown backbone 'gpt-5'"),
         (("check", "README.md", "--grader", "fuzzy"), "unknown grader 'fuzzy'; choose from auto"),
@@ -180,7 +185,7 @@ def test_a_sound_file_passes_the_check_and_the_run_says_how_it_grades(
     graded = "grader labels (12 rows): in line 2 the reply 'yes' is right, 'no or unsure' is wrong."
     assert graded in capsys.readouterr().out.splitlines()
 
-    def stand_in(cfg, store, watch):
+    def stand_in(cfg, store, watch, limits):
         assert (cfg.columns, cfg.grader) == ("question=ask,answer=reply", "labels:yes|no|unsure")
         raise UserError("enough.")
 

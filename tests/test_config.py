@@ -111,6 +111,13 @@ def test_every_row_of_the_table_of_methods_names_what_there_is() -> None:
         assert row.needs in ESTIMATORS and row.targets in get_args(Targets)
 
 
+@pytest.mark.parametrize(
+    ("method", "most"), [("frozen", 0), ("gepa", 1), ("fixed:SN", 2), ("lora", 5), ("random", 5)]
+)
+def test_a_method_makes_the_moves_of_its_budget_or_of_its_schedule(method: str, most: int) -> None:
+    assert RunConfig(method=method, moves=5).most_moves == most
+
+
 def test_a_run_id_is_short_and_has_no_path_in_it() -> None:
     cfg = RunConfig(task=f"own:/data/{'x' * 280}.jsonl", backbone="hub:a/b@" + "0" * 40)
     assert len(cfg.run_id) < 150 and re.fullmatch(r"[\w.-]+", cfg.run_id)

@@ -12,16 +12,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nslora.config import RunConfig
     from nslora.runs.adapt import Result, adapt
-    from nslora.runs.evaluate import evaluate
+    from nslora.runs.evaluate import compare, evaluate
+    from nslora.runs.limits import Limits
+    from nslora.study.advise import advise
     from nslora.types import Candidate, Prompt
 
 __version__ = "0.1.0"
-__all__ = ["Candidate", "Prompt", "Result", "RunConfig", "__version__", "adapt", "evaluate"]
+__all__ = [
+    "Candidate",
+    "Limits",
+    "Prompt",
+    "Result",
+    "RunConfig",
+    "__version__",
+    "adapt",
+    "advise",
+    "compare",
+    "evaluate",
+]
 
 HOME = {
     "adapt": "nslora.runs.adapt",
+    "advise": "nslora.study.advise",
     "Result": "nslora.runs.adapt",
+    "compare": "nslora.runs.evaluate",
     "evaluate": "nslora.runs.evaluate",
+    "Limits": "nslora.runs.limits",
     "RunConfig": "nslora.config",
     "Prompt": "nslora.types",
     "Candidate": "nslora.types",

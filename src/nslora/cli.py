@@ -19,12 +19,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from nslora import __version__
 from nslora.config import TASKS, RunConfig, sentence
+from nslora.editor.ledger import price
 from nslora.experiments.grid import Profile, jobs, load
 from nslora.model import checkpoints
 from nslora.model.gguf import QUANTISATIONS
 from nslora.runs import evaluate, lengths, preflight
-from nslora.runs.adapt import adapt, check, print_step
+from nslora.runs.adapt import adapt, check, foresee
 from nslora.runs.bundles import forms
+from nslora.runs.limits import Limits
+from nslora.runs.show import print_step
 from nslora.runs.store import Store, read_json
 from nslora.tasks import graders, own
 from nslora.types import Json, Prompt, UserError
@@ -178,14 +181,46 @@ def check_data(args: Namespace) -> int:
 
 
 def adapt_own(args: Namespace) -> int:
-    """Adapt to own data; print whether the result is better, and where it is; exit status 3 if not."""
+    """Adapt to own data; print whether the result is better, and where it is; exit status 3 if not.
+
+    With `--plan`, print what that would take.
+    """
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
-    given = editor | {"judge_sample": args.judge_sample} | data_settings(args)
-    result = adapt(args.data, out=args.out, **given)
+    own_limits = limits(args)
+    given: Json = editor | data_settings(args)
+    given |= {"out": args.out, "limits": own_limits, "judge_sample": args.judge_sample}
+    if args.plan:
+        from nslora.runs.plan import describe
+
+        cfg, plan = foresee(args.data, **given)
+        print("\n".join(describe(plan, cfg)))
+        return 0
+    result = adapt(args.data, **given)
     print(result.verdict.sentence)
     print(result.verdict.forgotten)
+    if result.stopped:
+        print(result.goes_on)
     print(f"see {result.folder / 'README.md'}")
     return 0 if result.verdict.better else 3
+
+
+def advise_own(args: Namespace) -> int:
+    """Print what adapting to own data would bring, by which moves, and at what cost."""
+    # imports pandas and matplotlib
+    from nslora.study.advise import advise
+
+    editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
+    given: Json = editor | data_settings(args) | {"schedules": args.schedules}
+    advice = advise(args.data, price=price(args.price, "--price"), **given)
+    print("\n".join(advice.lines))
+    return 0
+
+
+def limits(args: Namespace) -> Limits:
+    """Return the limits of a run as the command line gives them; raises UserError."""
+    named = {name: getattr(args, name) for name in ("minutes", "tokens", "money")}
+    given = {name: limit for name, limit in named.items() if limit is not None}
+    return Limits(**given, price=price(args.price, "--price"))
 
 
 def evaluate_bundle(args: Namespace) -> int:
@@ -200,6 +235,22 @@ def evaluate_bundle(args: Namespace) -> int:
     )
     print(f"{score.mean:.2f} on {score.n} rows ({score})")
     return 0
+
+
+def compare_two(args: Namespace) -> int:
+    """Print whether the second model is better than the first, and on which rows; exit status 3 if not."""
+    compared = evaluate.compare(
+        args.first,
+        args.second,
+        args.data,
+        grader=args.grader,
+        columns=args.map,
+        reward=args.reward,
+        backbone=args.backbone,
+    )
+    print(compared.sentence)
+    print(compared.rows)
+    return 0 if compared.better else 3
 
 
 def chat(args: Namespace) -> int:
@@ -443,12 +494,18 @@ BUNDLE: Options = {
     "bundle": {"type": Path, "help": "a folder that nslora adapt has written"},
     "--backbone": {"default": "", "help": "where its weights are now, if they have moved"},
 }
-EVALUATE: Options = {
-    **BUNDLE,
+SCORED: Options = {
     **ROWS,
     # unless they are given, those that the bundle was adapted with
     "--grader": {**ROWS["--grader"], "default": ""},
     "--map": {**ROWS["--map"], "default": None},
+}
+EVALUATE: Options = {**BUNDLE, **SCORED}
+COMPARE: Options = {
+    "first": {"help": "a folder that nslora adapt has written, or a backbone"},
+    "second": {"help": "another one, or a backbone: is it better than the first?"},
+    **SCORED,
+    "--backbone": BUNDLE["--backbone"],
 }
 CHAT: Options = {
     **BUNDLE,
@@ -464,16 +521,40 @@ EXPORT: Options = {
         "help": f"gguf, ollama: {', '.join(QUANTISATIONS)}; merged: {', '.join(forms.DTYPES)}",
     },
 }
-ADAPT: Options = {
+PAID: Options = {
     **DATA,
+    "--editor-url": {"default": DEFAULT.editor_url},
+    "--editor-model": {"default": DEFAULT.editor_model},
+    "--price": {
+        "default": "",
+        "metavar": "IN,OUT",
+        "help": "US dollars per million tokens in and out; default: NSLORA_EDITOR_PRICE",
+    },
+}
+ADVISE: Options = {
+    **PAID,
+    "--schedules": {
+        "type": Path,
+        "default": Path("results/schedules"),
+        "help": "folder of schedule trees, for what moves brought elsewhere",
+    },
+}
+ADAPT: Options = {
+    **PAID,
     "--out": {"type": Path, "required": True, "help": "new folder for the adapted model"},
     "--judge-sample": {
         "default": "",
         "metavar": "FILE",
         "help": "labelled replies (columns reply and label) on which the judge is tried first",
     },
-    "--editor-url": {"default": DEFAULT.editor_url},
-    "--editor-model": {"default": DEFAULT.editor_model},
+    "--minutes": {
+        "type": float,
+        "metavar": "M",
+        "help": "end in that time; with more room, the same command goes on from the last move",
+    },
+    "--tokens": {"type": float, "metavar": "T", "help": "of the external LLM, in and out, at most"},
+    "--money": {"type": float, "metavar": "X", "help": "US dollars for those tokens, at most"},
+    "--plan": {"action": "store_true", "help": "say what it would take at most, and end"},
 }
 PROBE: Options = {
     **BACKBONE,
@@ -518,10 +599,16 @@ COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
         "mine.jsonl --map question=ask,answer=reply",
         DATA,
     ),
+    "advise": (
+        advise_own,
+        "say in minutes whether to tune weights, rewrite the prompt, both or neither, and what it costs",
+        "mine.jsonl --backbone qwen2.5-coder-0.5b",
+        ADVISE,
+    ),
     "adapt": (
         adapt_own,
         "adapt a backbone to your own data; exit status 0 if that is better than the start, else 3",
-        "mine.jsonl --reward score.py:score --test held_out.jsonl --out adapted",
+        "mine.jsonl --reward score.py:score --test held_out.jsonl --minutes 30 --out adapted",
         ADAPT,
     ),
     "evaluate": (
@@ -529,6 +616,12 @@ COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
         "score an adapted model on rows, with an interval",
         "adapted held_out.jsonl",
         EVALUATE,
+    ),
+    "compare": (
+        compare_two,
+        "tell whether a second model is better than a first on the same rows; exit status 0 if it is, else 3",
+        "qwen2.5-coder-0.5b adapted held_out.jsonl",
+        COMPARE,
     ),
     "chat": (chat, "ask an adapted model", 'adapted --ask "What is the capital of Peru?"', CHAT),
     "export": (

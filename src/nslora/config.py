@@ -85,6 +85,9 @@ METHODS = {
     "oracle": Method("signal and demand", needs="hidden"),
 }
 
+# of the decisions that do not use the whole budget
+FEW_MOVES = {"stop": 0, "once symbolic": 1}
+
 Targets = Literal[
     "method",
     "gold",
@@ -227,6 +230,13 @@ class RunConfig(BaseModel):
     def schedule(self) -> str:
         """The moves of a `fixed:` method as N and S; empty for the others."""
         return self.method.partition(":")[2]
+
+    @property
+    def most_moves(self) -> int:
+        """How many moves the method makes at most: of its schedule, or within the budget."""
+        if self.row.decision in FEW_MOVES:
+            return FEW_MOVES[self.row.decision]
+        return len(self.schedule) or self.moves
 
     @property
     def shares(self) -> tuple[int, int, int]:

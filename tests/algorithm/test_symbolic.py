@@ -134,7 +134,7 @@ def test_the_most_graded_replies_of_a_move_are_gepas_budget(opened, monkeypatch)
     outcome = symbolic.symbolic(run, state, unknown(state))
     assert len(outcome.evidence["edits"]) == 3 * 3
     # and train, which is scored once the move is made
-    assert graded + len(run.task.feedback) == symbolic.metric_calls(run)
+    assert graded + len(run.task.feedback) == symbolic.metric_calls(run.cfg, run.task)
 
 
 # ---- the gate

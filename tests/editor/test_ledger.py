@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faulty import ASK, FAULT, OK, Faulty
+from faulty import ASK, FAULT, OK, Faulty, completion
 
 from nslora.editor.client import Editor
-from nslora.editor.ledger import Budget, Ledger, Spending
+from nslora.editor.ledger import Budget, Ledger, Spending, Spent
 from nslora.editor.replay import Reply
 from nslora.types import UserError
 
@@ -81,14 +81,53 @@ def test_parallel_jobs_share_a_budget(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(job, range(6))) == 40
-    assert Spending(Budget(calls=40), path).admit() == "budget of 40 calls"
+    assert Spending(Budget(calls=40), path).admit() == "40 calls"
     # and what they cost
     spending = Spending(Budget(tokens=150), path)
     spending.charge(COST)
     assert spending.admit() == ""
     spending.charge(replace(COST, retries=2))
-    assert Spending(Budget(tokens=150), path).admit() == "budget of 150 tokens"
-    assert Spending(Budget(calls=43), path).admit() == "budget of 43 calls"
+    assert Spending(Budget(tokens=150), path).admit() == "150 tokens"
+    assert Spending(Budget(calls=43), path).admit() == "43 calls"
+
+
+def test_what_is_set_aside_for_calls_under_way_is_not_spent_twice() -> None:
+    spending = Spending(Budget(tokens=250, money=2))
+    assert spending.admit(120, 0.5) == spending.admit(120, 0.5) == ""
+    assert spending.admit(120, 0.5) == "250 tokens"
+    # a call that cost less leaves room for another
+    spending.charge(COST, 120, 0.5)
+    assert spending.left("tokens") == 150
+    assert spending.admit(20, 0.5) == ""
+    assert spending.admit(0, 0.7) == "2 dollars"
+
+
+def test_a_budget_that_ends_a_run_is_not_exceeded_by_calls_that_go_together(
+    endpoint: Faulty, tmp_path
+) -> None:
+    endpoint.reply = lambda body: (200, {}, completion("fine", prompt_tokens=40))
+    asks = [replace(ASK, seed=seed, max_tokens=20) for seed in range(4)]
+    budget = Budget(tokens=150)
+    with (
+        Editor("gpt", endpoint.url, recordings=tmp_path, budget=budget, ends=True) as editor,
+        pytest.raises(Spent, match="^150 tokens$"),
+    ):
+        editor.complete_all(asks)
+    # all four are asked for at once, and each may take some 70
+    assert len(endpoint.seen) == editor.ledger.calls == 2
+    # what was answered is there for whoever goes on
+    with Editor("gpt", endpoint.url, recordings=tmp_path, ends=True) as editor:
+        assert editor.complete_all(asks) == ["fine"] * 4
+    assert len(endpoint.seen) == 4
+
+
+def test_a_limit_of_money_needs_a_price(endpoint: Faulty, monkeypatch) -> None:
+    monkeypatch.delenv("NSLORA_EDITOR_PRICE", raising=False)
+    with pytest.raises(UserError, match="a limit of 2 dollars needs the price of the editor at"):
+        Editor("gpt", endpoint.url, budget=Budget(money=2))
+    Editor("gpt", endpoint.url, budget=Budget(money=2), price=(0.0, 0.0))
+    # our own server is free
+    Editor("smollm2-135m", budget=Budget(money=2))
 
 
 def test_without_a_limit_no_file_is_made(tmp_path: Path) -> None:

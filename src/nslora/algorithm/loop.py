@@ -42,7 +42,7 @@ def adapt(run: Session, state: State, watch: Watch) -> State:
     while len(state.moves) < cfg.moves:  # ------------ 2: while budget is left
         needs = estimate(run, state)  # --------- 3: what does each input need?
         choice = decide(state.moves, needs, cfg)  # ----- 4: weights or prompt?
-        if choice.move is Move.STOP:  # ------------------------------------- 5
+        if choice.move is Move.STOP or not run.affords(choice.move):  # ----- 5
             break
         move = MOVES[choice.move]
         outcome = move(run, state, needs)  # ----------------- 6: make the move

@@ -24,6 +24,7 @@ from nslora.types import (
     Candidate,
     Example,
     Generation,
+    Move,
     Pair,
     Prompt,
     Reward,
@@ -145,6 +146,7 @@ class Session:
         work_s: seconds in which the model computed or the editor was asked; the rest of a run's
             time is overhead.
         replies: greedy replies so far, by adapter and text.
+        affords: whether a limit of the run leaves room for a move of a kind.
     """
 
     cfg: RunConfig
@@ -159,6 +161,7 @@ class Session:
     train_tokens: int = 0
     generated_tokens: int = 0
     replies: dict[str, dict[str, Generation]] = field(default_factory=dict)
+    affords: Callable[[Move], bool] = lambda move: True
     learner: Learner = field(init=False)
     _nll: dict[tuple[str, Prompt, tuple[str, ...]], list[float]] = field(
         default_factory=dict

@@ -8,6 +8,8 @@ from nslora.algorithm import controls, gepa, monitor, textgrad_compat
 from nslora.algorithm.monitor import mean_value
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Outcome, Session, State
+from nslora.config import RunConfig
+from nslora.tasks.build import Task
 from nslora.types import Candidate, Edit, Prompt, Scored
 
 RUNGS = (
@@ -145,18 +147,19 @@ def describe(
 
 def gepa_edits(run: Session, state: State, needs: Needs) -> list[Edit]:
     """Return the prompt that GEPA finds with as many graded replies as all moves of textgrad."""
-    return gepa.edits(run, state, run.cfg.moves * metric_calls(run))
+    most = run.cfg.moves * metric_calls(run.cfg, run.task)
+    return gepa.edits(run, state, most)
 
 
-def metric_calls(run: Session) -> int:
+def metric_calls(cfg: RunConfig, task: Task) -> int:
     """Return the replies that one move of textgrad has graded at most.
 
     It compares 3 edits per candidate (system prompt, template, both) on the first rung and a third
     of them on the second, then scores one on dev and on train.
     """
-    edits = 3 * run.cfg.candidates
+    edits = 3 * cfg.candidates
     rungs = edits * RUNGS[0] + round(edits / 3) * RUNGS[1]
-    return rungs + len(run.task.dev) + len(run.task.feedback)
+    return rungs + len(task.dev) + len(task.feedback)
 
 
 PROPOSERS: Mapping[str, Callable[[Session, State, Needs], list[Edit]]] = {

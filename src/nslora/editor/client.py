@@ -14,12 +14,13 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from nslora.editor.endpoint import Endpoint, find_key
+from nslora.editor.endpoint import CHECK, Endpoint, find_key
 from nslora.editor.engine import EngineServer, fits
-from nslora.editor.ledger import Budget, Ledger, Spending, price
+from nslora.editor.ledger import Budget, Ledger, Price, Spending, Spent, known_price
 from nslora.editor.local import EditorError, LocalServer
 from nslora.editor.replay import Recordings, Reply, Request
 from nslora.model import checkpoints
@@ -27,6 +28,10 @@ from nslora.types import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+# bytes of a token: few, so that no more tokens come than were set aside
+BYTES = 3
+# tokens of a chat format
+MARKUP = 32
 
 
 class Editor:
@@ -37,17 +42,19 @@ class Editor:
     Args:
         url: "local" (a server on loopback, `model` a key of checkpoints.BACKBONES) or an
             OpenAI-compatible base URL, with the key in NSLORA_EDITOR_KEY (or OPENAI_API_KEY, for
-            api.openai.com only; none is needed on loopback) and, optionally, the price in
-            NSLORA_EDITOR_PRICE as "in,out" US dollars per million tokens.
+            api.openai.com only; none is needed on loopback).
         mode: "auto" (replay what is recorded, else call and record), "record" (call and record
             always), "replay" (never call) or "live" (no recordings).
         recordings: folder of the recordings; without one, "auto" is "live".
         budget: of this editor, or of all that share the file `spent`.
         engine: of the local server: "own" (bfloat16, batched), "llama.cpp", or "auto" (by the
             machine).
+        price: US dollars per million tokens in and out; that of NSLORA_EDITOR_PRICE where it is None.
+        ends: whether a spent budget raises Spent, once what it covers is answered, instead of costing
+            an edit. What a call may cost is then set aside, so that tokens and money are not exceeded.
 
-    Raises UserError for a wrong argument, an unknown model or a missing key, before anything is
-    spent.
+    Raises UserError for a wrong argument, an unknown model, a missing key or a missing price, before
+    anything is spent.
     """
 
     def __init__(
@@ -60,24 +67,30 @@ class Editor:
         threads: int = 2,
         engine: str = "auto",
         spent: Path | None = None,
+        price: Price | None = None,
+        ends: bool = False,
     ) -> None:
         self.model = model
         self.url = url
         self.ledger = Ledger()
         self.engine = _engine(model, engine) if url == "local" else "remote"
         self._server = self._endpoint = None
+        self._price: Price = (0.0, 0.0)
         if url == "local":
             self._server = _local_server(model, threads, self.engine, budget.attempt_s)
-            self._price = (0.0, 0.0)
             weights = checkpoints.identity(model)
         else:
             key = find_key(url, needed=mode != "replay")
             self._endpoint = Endpoint(model, url, key, budget.attempt_s)
-            self._price = price()
+            known = known_price(price)
+            budget.require_price(known, url)
+            self._price = known or self._price
             weights = ""
         # neither port nor price: recordings of one endpoint serve all that are like it
         self._recordings = Recordings(recordings, mode, self.engine, model, weights)
         self._spending = Spending(budget, spent)
+        # what is spent, once that ends the run
+        self._ends, self._ended = ends, ""
 
     def __enter__(self) -> Self:
         return self
@@ -98,12 +111,13 @@ class Editor:
         """
         if not self._endpoint or self._endpoint.settled or self._recordings.mode == "replay":
             return
-        if spent := self._spending.admit():
-            raise UserError(f"the editor's {spent} is spent.")
+        most = self._most(CHECK)
+        if spent := self._spending.admit(*most):
+            raise UserError(f"the editor's budget of {spent} is spent.")
         reply = self._priced(_run(self._endpoint.check()))
         self.ledger.calls += 1
         self.ledger.charge(reply)
-        self._spending.charge(reply)
+        self._spending.charge(reply, *most)
         if reply.error:
             raise UserError(f"{reply.error}; it was asked at {self.url} for model {self.model!r}.")
 
@@ -117,7 +131,7 @@ class Editor:
     def complete_all(self, requests: list[Request]) -> list[str | EditorError]:
         """Return replies or errors in the order of `requests`; equal requests are made once.
 
-        How they are asked is the backend's: together, or prompt by prompt.
+        How they are asked is the backend's: together, or prompt by prompt. Raises Spent (`ends`).
         """
         # requests of one prompt follow each other, so that the server reads it once
         prompts = list(dict.fromkeys((r.system, r.user) for r in requests))
@@ -130,18 +144,31 @@ class Editor:
             replies |= _run(self._make(missing))
         for reply in map(replies.__getitem__, unique):
             self.ledger.charge(reply)
-            if reply.error:
+            if reply.error and not self._ended:
                 logger.warning("a request to the editor is lost: %s", reply.error)
+        if self._ended:
+            # what was answered is recorded: whoever goes on has it for nothing
+            raise Spent(self._ended)
         ordered = [replies[request] for request in requests]
         return [EditorError(reply.error) if reply.error else reply.text for reply in ordered]
+
+    def room(self) -> tuple[float, str]:
+        """Return the tokens that the budget leaves, and which limit leaves no more, in words."""
+        spending, dearest = self._spending, max(self._price) / 1e6
+        tokens = spending.left("tokens")
+        affordable = spending.left("money") / dearest if dearest else inf
+        if affordable < tokens:
+            return affordable, spending.words("money")
+        return tokens, spending.words("tokens")
 
     def _known(self, request: Request) -> Reply | None:
         """Return what a recording or the budget answers; None for a call, which is counted."""
         if recorded := self._recordings.find(request):
             self.ledger.replayed += 1
             return recorded
-        if spent := self._spending.admit():
-            refusal = Reply(error=f"the editor's {spent} is spent")
+        if spent := self._spending.admit(*self._most(request)):
+            self._ended = spent if self._ends else ""
+            refusal = Reply(error=f"the editor's budget of {spent} is spent")
             self._recordings.save(request, refusal)
             return refusal
         self.ledger.calls += 1
@@ -164,7 +191,7 @@ class Editor:
             for request, reply in replies.items():
                 made[request] = self._priced(replace(reply, seconds=seconds))
                 self._recordings.save(request, made[request])
-                self._spending.charge(made[request])
+                self._spending.charge(made[request], *self._most(request))
 
         backend = self._endpoint or self._server
         assert backend
@@ -173,9 +200,25 @@ class Editor:
 
     def _priced(self, reply: Reply) -> Reply:
         """Return a reply with what its tokens cost."""
-        price_in, price_out = self._price
-        dollars = (reply.tokens_in * price_in + reply.tokens_out * price_out) / 1e6
-        return replace(reply, money=dollars)
+        return replace(reply, money=dollars(reply.tokens_in, reply.tokens_out, self._price))
+
+    def _most(self, request: Request) -> tuple[float, float]:
+        """Return the tokens and dollars that a first attempt may take, where that is set aside."""
+        if not self._ends:
+            return 0.0, 0.0
+        tokens_in = most_tokens(request)
+        return tokens_in + request.max_tokens, dollars(tokens_in, request.max_tokens, self._price)
+
+
+def most_tokens(request: Request) -> int:
+    """Return no fewer tokens than most tokenizers make of a request."""
+    return MARKUP + ceil(len((request.system + request.user).encode()) / BYTES)
+
+
+def dollars(tokens_in: float, tokens_out: float, price: Price) -> float:
+    """Return what tokens cost."""
+    price_in, price_out = price
+    return (tokens_in * price_in + tokens_out * price_out) / 1e6
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:

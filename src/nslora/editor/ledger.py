@@ -19,6 +19,13 @@ from nslora.types import UserError
 
 # what a budget limits
 LIMITED = ("calls", "tokens", "money")
+UNITS = {"money": "dollars"}
+# US dollars per million tokens in, and out
+Price = tuple[NonNegativeFloat, NonNegativeFloat]
+
+
+class Spent(Exception):
+    """A budget that ends a run is spent; the message names the part of it, as in "300 tokens"."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Budget:
     Attributes:
         calls: attempts that are sent to the endpoint.
         tokens: in and out.
-        money: US dollars, by NSLORA_EDITOR_PRICE.
+        money: US dollars, by a price.
         attempt_s: longest time of one attempt, in seconds.
     """
 
@@ -56,18 +63,31 @@ class Budget:
                 f"NSLORA_EDITOR_BUDGET must be like {example!r} (any of the four), not {text!r}."
             ) from error
 
+    def require_price(self, price: Price | None, url: str) -> None:
+        """Raise UserError where money is limited, and nobody knows what a call at `url` costs."""
+        if isfinite(self.money) and price is None and url != "local":
+            raise UserError(
+                f"a limit of {self.money:g} dollars needs the price of the editor at {url}: give "
+                "--price IN,OUT (dollars per million tokens), or NSLORA_EDITOR_PRICE."
+            )
 
-def price() -> tuple[float, float]:
-    """Return US dollars per million tokens in and out, from NSLORA_EDITOR_PRICE; 0 when unset."""
-    text = os.environ.get("NSLORA_EDITOR_PRICE", "0,0")
+
+def price(text: str, name: str = "NSLORA_EDITOR_PRICE") -> Price | None:
+    """Parse "2.5,10" as US dollars per million tokens in and out; None where nothing is given.
+
+    Raises UserError, which calls the price by `name`.
+    """
+    if not text:
+        return None
     try:
-        return TypeAdapter(tuple[NonNegativeFloat, NonNegativeFloat]).validate_python(
-            text.split(",")
-        )
+        return TypeAdapter(Price).validate_python(text.split(","))
     except ValidationError as error:
-        raise UserError(
-            f"NSLORA_EDITOR_PRICE must be two numbers like '2.5,10', not {text!r}."
-        ) from error
+        raise UserError(f"{name} must be two numbers like '2.5,10', not {text!r}.") from error
+
+
+def known_price(given: Price | None = None) -> Price | None:
+    """Return a price, or that of NSLORA_EDITOR_PRICE; None where there is none; raises UserError."""
+    return given or price(os.environ.get("NSLORA_EDITOR_PRICE", ""))
 
 
 @dataclass
@@ -138,7 +158,8 @@ COUNTS = [field.name for field in fields(Ledger)[:-1]]
 class Spending:
     """What calls have taken from a budget: in this process, or in all that share a file.
 
-    Calls under way are not seen yet, so each process may exceed tokens and money by those.
+    Calls under way that nothing is set aside for are not seen yet, so tokens and money may be
+    exceeded by those.
     """
 
     def __init__(self, budget: Budget, path: Path | None = None) -> None:
@@ -147,18 +168,40 @@ class Spending:
         # nothing to share without a limit
         self.path = path if limited else None
         self._own: dict[str, float] = dict.fromkeys(LIMITED, 0.0)
+        # for calls of this process that are under way
+        self._aside: dict[str, float] = dict.fromkeys(LIMITED, 0.0)
 
-    def admit(self) -> str:
-        """Take one call from the budget, or return which part of it is spent, in words."""
+    def admit(self, tokens: float = 0.0, money: float = 0.0) -> str:
+        """Take one call from the budget, or return which part of it is spent, as in "2 calls".
+
+        `tokens` and `money` are set aside for it, until `charge` gives them back.
+        """
+        wanted = {"calls": 0.0, "tokens": tokens, "money": money}
         with self._totals() as totals:
             for name, limit in self.limits.items():
-                if totals[name] >= limit:
-                    return f"budget of {limit:g} {name}"
+                taken = totals[name] + self._aside[name]
+                if taken >= limit or taken + wanted[name] > limit:
+                    return self.words(name)
             totals["calls"] += 1
+        self._set_aside(tokens, money)
         return ""
 
-    def charge(self, reply: Reply) -> None:
-        """Take what an admitted call cost beyond its first attempt."""
+    def words(self, name: str) -> str:
+        """Return a limit in words."""
+        return f"{self.limits[name]:.12g} {UNITS.get(name, name)}"
+
+    def left(self, name: str) -> float:
+        """Return what is left of a part of the budget."""
+        with self._totals() as totals:
+            return self.limits[name] - totals[name]
+
+    def _set_aside(self, tokens: float, money: float) -> None:
+        self._aside["tokens"] += tokens
+        self._aside["money"] += money
+
+    def charge(self, reply: Reply, tokens: float = 0.0, money: float = 0.0) -> None:
+        """Take what an admitted call cost beyond its first attempt; `tokens` and `money` as admitted."""
+        self._set_aside(-tokens, -money)
         with self._totals() as totals:
             totals["calls"] += reply.retries
             totals["tokens"] += reply.tokens_in + reply.tokens_out

@@ -361,7 +361,7 @@ def _die_with_parent(token: str) -> bool:
 
     def stop(*_: object) -> None:
         # again, for another thread may just be starting a kernel
-        for _ in range(5):
+        for _try in range(5):
             kill_tree(token)
             # the parent may be gone, who would do it
             remove_private_folder()

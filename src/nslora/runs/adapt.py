@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -17,13 +19,18 @@ from nslora.config import RunConfig
 from nslora.disk import saving
 from nslora.model import checkpoints
 from nslora.runs import judge as judges
-from nslora.runs import lengths, preflight
+from nslora.runs import lengths, preflight, show
 from nslora.runs.evaluate import Bundle, open_bundle
 from nslora.runs.export import best_step, bundle
-from nslora.runs.store import Store, read_json
+from nslora.runs.limits import Limits
+from nslora.runs.store import Store, read_json, read_jsonl
 from nslora.runs.verdict import Verdict
 from nslora.tasks import functions, graders, own, reading
-from nslora.types import Json, Prompt, StepRecord, UserError
+from nslora.types import Json, Prompt, UserError
+
+if TYPE_CHECKING:
+    from nslora.runs.plan import Plan
+    from nslora.runs.run import Watch
 
 # what a run starts from unless it is told another
 INITIAL = Prompt(RunConfig().system, RunConfig().template)
@@ -39,12 +46,14 @@ class Result:
         prompt: the adapted prompt.
         final: scores of the run's end, as in its receipt; `final["test"]["success"]` is a share.
         verdict: whether it is better than the start, and by how much.
+        stopped: which limit ended it, as in "10 minutes"; "" where none did.
     """
 
     folder: Path
     prompt: Prompt
     final: dict[str, Any]
     verdict: Verdict
+    stopped: str = ""
 
     def chat(self, text: str) -> str:
         """Return the adapted model's reply to a question; the first call loads the model."""
@@ -55,70 +64,90 @@ class Result:
     def _bundle(self) -> Bundle:
         return open_bundle(self.folder)
 
+    @property
+    def goes_on(self) -> str:
+        """Which limit ended it and how it goes on, in a sentence; "" where none did."""
+        if not self.stopped:
+            return ""
+        return (
+            f"stopped by the limit of {self.stopped} after {self.moves} moves; "
+            "called again with more room, it goes on from there."
+        )
 
-def print_step(step: StepRecord) -> None:
-    """Print one line per move to standard error."""
-    reason = f" ({step.reason})" if step.reason else ""
-    line = f"move {step.step}: {step.move}{reason}, dev {step.dev['value']:.2f}"
-    print(line, file=sys.stderr, flush=True)
+    @property
+    def moves(self) -> int:
+        """How many moves were made."""
+        return len(read_jsonl(self.folder / "record" / "steps.jsonl")) - 1
+
+    def _repr_html_(self) -> str:
+        """Show verdict, prompt and moves in a notebook."""
+        record = self.folder / "record"
+        steps, clock = (read_jsonl(record / name) for name in ("steps.jsonl", "clock.jsonl"))
+        moves = [
+            show.row(s["step"], s["move"], s["reason"], s["dev"]["value"], row["seconds"])
+            for s, row in zip(steps, clock, strict=True)
+        ]
+        said = (self.verdict.sentence, self.verdict.forgotten, self.goes_on)
+        texts = (("system", self.prompt.system), ("question", self.prompt.question))
+        parts = [f"<p>{escape(sentence)}</p>" for sentence in said if sentence]
+        return "".join([*parts, show.table(("prompt", ""), texts), show.table(show.HEAD, moves)])
 
 
 def adapt(
     data: str | Path,
     *,
     out: str | Path,
-    watch: Callable[[StepRecord], None] = print_step,
+    watch: Watch | None = None,
     reward: str | Callable[..., Any] = "",
     judge_sample: str = "",
+    limits: Limits | None = None,
     **settings: Any,
 ) -> Result:
     """Adapt a backbone to the questions and answers of a file; write a bundle to `out`.
 
     Args:
         data: a file as `tasks.reading` takes it, or `hub:<owner>/<name>` of the model hub.
-        out: a new or empty folder.
-        watch: is called after each move.
+        out: a new or empty folder, or one where a limit has ended the same run, which goes on.
+        watch: is called after each move; without one, they are shown.
         reward: grades replies in place of `grader`: a function `(question, answer, reply)` that
             returns a number in [0, 1], or (number, critique), or {"value": number, "critique": text,
             and numbers as parts}; or "file.py:function". `RunConfig`'s setting of that name, too.
         judge_sample: a file of labelled replies, on which a judge is tried before the run.
+        limits: what it may take; what was found until then is evaluated and written.
         settings: of `RunConfig`, such as backbone, method, seed, editor_url, test (a file of other
             rows to test on), judge (criteria by which the external LLM grades, one a line), or
             system and template (the prompt to start from).
 
     Raises UserError, before anything is downloaded or spent, for wrong input.
     """
+    limits = replace(limits or Limits(), since=time.perf_counter())
     out = Path(out).absolute()
-    # cheap checks first, then those that read the data
-    if "task" in settings:
-        raise UserError("setting task cannot be given here: the task is your data.")
-    check_out(out)
-    cfg, checked = check(data, reward, **settings)
-    own.require(checked.problems)
+    cfg, checked = _ready(data, out, reward, limits, settings)
     if judge_sample and not cfg.judge:
         raise UserError("a labelled sample is for a judge: give its criterion, too.")
     labelled = judges.samples(checked.path, judge_sample, cfg.columns) if cfg.judge else []
-    preflight.check([cfg])
+    preflight.ask_editors([cfg])
     with _alone(out) as work:
         _tell(own.describe(checked))
         store = Store(work / "record", work / "runs")
         _tell(judges.agreement(cfg, store, labelled))
-        return _adapt(cfg, store, out, work, watch)
+        return _adapt(cfg, store, out, work, watch or show.watcher(), limits)
 
 
 def _tell(lines: Sequence[str]) -> None:
+    """Print to standard error."""
     for line in lines:
         print(line, file=sys.stderr, flush=True)
 
 
 def _adapt(
-    cfg: RunConfig, store: Store, out: Path, work: Path, watch: Callable[[StepRecord], None]
+    cfg: RunConfig, store: Store, out: Path, work: Path, watch: Watch, limits: Limits
 ) -> Result:
     """Make the run in the folder `work`, and write its bundle to `out`."""
     # only now: it takes seconds to import, and wrong input is answered at once
     from nslora.runs.run import make_run
 
-    record = make_run(cfg, store, watch=watch)
+    record = make_run(cfg, store, watch=watch, limits=limits)
     run = read_json(record / "run.json")
     step = best_step(record)
     prompt = Prompt(**step["prompt"])
@@ -127,9 +156,65 @@ def _adapt(
     # renamed when it is whole: `out` holds an adapted model or nothing
     bundle(cfg, store, work / "bundle", verdict)
     with saving(out):
+        if out.exists():
+            out.replace(work / "before")
         (work / "bundle").replace(out)
-        shutil.rmtree(work)
-    return Result(out, prompt, run["final"], verdict)
+        shutil.rmtree(work / "before", ignore_errors=True)
+        if not run["stopped"]:
+            shutil.rmtree(work)
+    return Result(out, prompt, run["final"], verdict, run["stopped"])
+
+
+def foresee(
+    data: str | Path,
+    *,
+    out: str | Path,
+    reward: str | Callable[..., Any] = "",
+    limits: Limits | None = None,
+    **settings: Any,
+) -> tuple[RunConfig, Plan]:
+    """Return the settings of an adaptation and what it will take at most; arguments as of `adapt`.
+
+    Nothing is fetched, asked for or written. Raises UserError for wrong input.
+    """
+    limits = limits or Limits()
+    cfg, checked = _ready(data, Path(out).absolute(), reward, limits, settings)
+    _tell(own.describe(checked))
+
+    # only now: it takes seconds to import
+    from nslora.runs.plan import measure, plan
+    from nslora.tasks.build import build
+
+    task = build(cfg)
+    # what cannot be known is said before anything is measured
+    unmeasured = plan(cfg, task, limits.known_price, None)
+    rates = measure(cfg, task)
+    return cfg, plan(cfg, task, limits.known_price, rates) if rates else unmeasured
+
+
+def _ready(
+    data: str | Path,
+    out: Path,
+    reward: str | Callable[..., Any],
+    limits: Limits,
+    settings: Json,
+) -> tuple[RunConfig, own.Data]:
+    """Return the settings of an adaptation whose input is sound, and its rows; raises UserError."""
+    # cheap checks first, then those that read the data
+    if "task" in settings:
+        raise UserError("setting task cannot be given here: the task is your data.")
+    goes_on = _stopped(out)
+    if not goes_on:
+        check_out(out)
+    cfg, checked = check(data, reward, **settings)
+    own.require(checked.problems)
+    if goes_on not in ("", cfg.run_id):
+        raise UserError(
+            f"folder {out} holds another run, which a limit has ended; choose a new one."
+        )
+    limits.require_price(cfg)
+    preflight.check([cfg], ask=False)
+    return cfg, checked
 
 
 def check(
@@ -191,13 +276,22 @@ def check_out(out: Path) -> None:
         raise UserError(f"folder {out} is not empty; choose a new one.")
 
 
+def _stopped(out: Path) -> str:
+    """Return the run that a limit has ended in `out`, by its id; "" where there is none."""
+    try:
+        receipt = read_json(out / "record" / "run.json")
+    except (OSError, ValueError):
+        receipt = {}
+    return receipt["run_id"] if isinstance(receipt, dict) and receipt.get("stopped") else ""
+
+
 def _work(out: Path) -> Path:
     return out.with_name(f".{out.name}.part")
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[Path]:
-    """Yield the folder of the run beside `out`; an interrupted try of the same data and settings goes on.
+    """Yield the folder of the run beside `out`; an interrupted or ended run goes on.
 
     Raises UserError where another process adapts to `out`.
     """
@@ -208,8 +302,10 @@ def _alone(out: Path) -> Iterator[Path]:
     try:
         # it goes with the folder, once the bundle is there
         with FileLock(work / "lock", timeout=0):
-            check_out(out)
-            shutil.rmtree(work / "bundle", ignore_errors=True)
+            if not _stopped(out):
+                check_out(out)
+            for name in ("bundle", "before"):
+                shutil.rmtree(work / name, ignore_errors=True)
             yield work
     except Timeout:
         raise UserError(

@@ -6,17 +6,17 @@ from collections.abc import Collection
 from nslora.cache import require_disk
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
-from nslora.editor.ledger import Budget
 from nslora.model import checkpoints
 from nslora.model.download import Weights
 from nslora.runs import lengths
+from nslora.runs.limits import Limits
 from nslora.runs.store import Store
 from nslora.tasks import functions
 from nslora.types import UserError
 
 
-def check(configs: Collection[RunConfig]) -> None:
-    """Raise UserError for an unknown backbone, bad data, a useless editor or a full disk."""
+def check(configs: Collection[RunConfig], ask: bool = True) -> None:
+    """Raise UserError for an unknown backbone, bad data, a full disk, or a useless editor (`ask`)."""
     for backbone in {cfg.backbone for cfg in configs}:
         checkpoints.check(backbone)
     for cfg in {cfg.task: cfg for cfg in configs}.values():
@@ -32,17 +32,24 @@ def check(configs: Collection[RunConfig]) -> None:
                 lengths.require(task.items, cfg, how)
     # the file, its parts while they are joined, and the converted copy
     require_disk(3 * downloads(configs), "fetching the models")
-    # last, since it spends something: one small call
+    if ask:
+        # last, since it spends something
+        ask_editors(configs)
+
+
+def ask_editors(configs: Collection[RunConfig]) -> None:
+    """Make one small call to each editor; raises UserError for a useless one."""
     for model, url in {(c.editor_model, c.editor_url) for c in configs if asks_editor(c)}:
         with Editor(model, url) as editor:
             editor.check()
 
 
-def open_editor(cfg: RunConfig, place: Store | None = None) -> Editor:
+def open_editor(cfg: RunConfig, place: Store | None = None, limits: Limits | None = None) -> Editor:
     """Open the run's external LLM, replaying from and recording to the results folder.
 
     NSLORA_EDITOR_MODE says how (default: auto), NSLORA_EDITOR_BUDGET what all runs of the working
-    folder may spend together (default: anything). Without a `place` nothing is kept.
+    folder may spend together (default: anything). A spent budget costs edits; with `limits`, it ends
+    the run. Without a `place` nothing is kept.
     """
     mode = os.environ.get("NSLORA_EDITOR_MODE", "auto")
     return Editor(
@@ -50,10 +57,12 @@ def open_editor(cfg: RunConfig, place: Store | None = None) -> Editor:
         cfg.editor_url,
         mode,
         recordings=place.results / "recordings" if place else None,
-        budget=Budget.from_environment(),
+        budget=(limits or Limits()).budget,
         threads=cfg.threads,
         engine=cfg.editor_engine,
         spent=place.work / "editor-spent.json" if place else None,
+        price=limits and limits.price,
+        ends=limits is not None,
     )
 
 

@@ -6,23 +6,24 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from nslora.algorithm import monitor
-from nslora.algorithm.loop import adapt_phases
+from nslora.algorithm.loop import adapt_phases, best
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.disk import saving
 from nslora.editor.client import Editor
-from nslora.editor.ledger import Ledger
+from nslora.editor.ledger import Ledger, Spent
 from nslora.model import checkpoints
 from nslora.model.backbone import Backbone, load
 from nslora.runs import judge, lengths, store
+from nslora.runs.limits import CELLS, Limits, Room, Taken
 from nslora.runs.preflight import asks_editor, open_editor
 from nslora.runs.state import restore, save
 from nslora.runs.store import Store
@@ -48,7 +49,22 @@ COUNTERS = ("saved_s", "work_s", "train_tokens", "generated_tokens")
 
 # final rows by split
 Rows = dict[str, list[Scored]]
-Watch = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True)
+class Timed(StepRecord):
+    """A move as a watcher sees it.
+
+    Attributes:
+        seconds: that it took, scoring included.
+        left_s: seconds until the run ends, about, if it makes all moves that it may.
+    """
+
+    seconds: float = 0.0
+    left_s: float = 0.0
+
+
+Watch = Callable[[Timed], None]
 
 
 def make_run(
@@ -57,16 +73,18 @@ def make_run(
     editor: Editor | None = None,
     backbone: Backbone | None = None,
     watch: Watch = print,
+    limits: Limits | None = None,
 ) -> Path:
     """Make a run unless it is done, and return its record's folder.
 
-    Several runs of one process can share an editor and a backbone. Raises UserError for wrong input
-    before anything is made.
+    Several runs of one process can share an editor and a backbone. With `limits`, a run that has no
+    room for its next move is evaluated as it stands, is not done, and goes on when it is called
+    again with more. Raises UserError for wrong input before anything is made.
     """
     checkpoints.check(cfg.backbone)
     if editor is None:
-        with open_editor(cfg, place) as own:
-            return make_run(cfg, place, own, backbone, watch)
+        with open_editor(cfg, place, limits) as own:
+            return make_run(cfg, place, own, backbone, watch, limits)
     with place.alone(cfg):
         if place.done(cfg):
             return place.record(cfg)
@@ -75,7 +93,7 @@ def make_run(
             # before anything is loaded
             editor.check()
         judge.attach(cfg.grader, editor)
-        return _make(cfg, place, editor, backbone, watch)
+        return _make(cfg, place, editor, backbone, watch, limits or Limits())
 
 
 def _say_damaged(record: Path) -> None:
@@ -85,7 +103,12 @@ def _say_damaged(record: Path) -> None:
 
 
 def _make(
-    cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone | None, watch: Watch
+    cfg: RunConfig,
+    place: Store,
+    editor: Editor,
+    backbone: Backbone | None,
+    watch: Watch,
+    limits: Limits,
 ) -> Path:
     """Make the run, from its last finished move if it was interrupted, and publish its record."""
     started = time.perf_counter()
@@ -97,35 +120,36 @@ def _make(
     require_lengths(cfg, task, backbone)
     run = Session(cfg, task, backbone, editor, scratch, place.memo)
     abilities = frozen_abilities(run)
-    progress = Progress(run, started, watch)
+    replies = CELLS * len(run.task.test) + sum(map(len, abilities.values()))
+    room = Room(limits, editor.room, replies, len(run.task.dev) + len(run.task.feedback))
+    progress = Progress(run, started, watch, room)
+    run.affords = room.affords
 
-    state, chosen = adapt_phases(run, progress, progress.state)
-    history = state.whole
+    try:
+        adapt_phases(run, progress, progress.state)
+    except Spent as limit:
+        # the move that was begun is made again by whoever goes on
+        room.stopped = str(limit)
+    state = progress.state
+    assert state is not None, "the start is scored before anything is asked"
+    chosen = best(state.history, cfg)
     candidate = Candidate(chosen.prompt, chosen.adapter)
     run.use(candidate)
     rows = {**state.tested, **final_rows(run, candidate, abilities)}
     factorial = weights_by_prompt(run, candidate)
+    remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
     graded = {
         split: graded_rows(run, split, scored) for split, scored in (rows | factorial).items()
     }
-    means = {split: summary(items) for split, items in graded.items()}
-    remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
-
     store.write_scores(scratch / "scores.csv", map(columns, chain(*graded.values())))
     store.write_jsonl(scratch / "remade.jsonl", remade)
+    means = {split: summary(items) for split, items in graded.items()}
     store.write_json(
         scratch / "run.json",
         {
-            "schema": store.SCHEMA,
-            "study": cfg.study,
-            "run_id": cfg.run_id,
-            "config": cfg.settings,
-            "weights": backbone.identity,
-            "environment": {
-                **store.environment(cfg.threads, backbone.device, backbone.dtype),
-                "editor_engine": editor.engine,
-            },
-            "schedule": monitor.schedule(history),
+            **about(run),
+            "schedule": monitor.schedule(state.whole),
+            "stopped": room.stopped,
             "final": {split: means[split] for split in rows},
             "factorial": {cell: means[cell] for cell in factorial},
             "best": {
@@ -135,10 +159,26 @@ def _make(
             },
             "editor": asdict(progress.edits),
             "remade": len(remade),
-            "cost": cost(run, history, progress),
+            "cost": cost(run, state.whole, progress),
         },
     )
-    return place.publish(cfg)
+    return place.publish(cfg, whole=not room.stopped)
+
+
+def about(run: Session) -> Json:
+    """Return the parts of a receipt that say what the run is, and what makes it."""
+    cfg, backbone = run.cfg, run.backbone
+    return {
+        "schema": store.SCHEMA,
+        "study": cfg.study,
+        "run_id": cfg.run_id,
+        "config": cfg.settings,
+        "weights": backbone.identity,
+        "environment": {
+            **store.environment(cfg.threads, backbone.device, backbone.dtype),
+            "editor_engine": run.editor.engine,
+        },
+    }
 
 
 def require_lengths(cfg: RunConfig, task: Task, backbone: Backbone) -> None:
@@ -166,16 +206,17 @@ class Progress:
     saved with the state: what an interrupted run left of the files is never read.
 
     Attributes:
-        state: where the interrupted run stood; None for a run that begins.
+        state: where the run stands; None before its start is scored.
+        room: is told what each move took.
         rows: lines of these files so far, by their names.
     """
 
-    def __init__(self, run: Session, started: float, watch: Watch) -> None:
+    def __init__(self, run: Session, started: float, watch: Watch, room: Room) -> None:
         """Put the session back to where an interrupted run stood, if there is one.
 
         `started` is when this process began with the run, by `time.perf_counter()`.
         """
-        self.run, self.started, self.watch = run, started, watch
+        self.run, self.started, self.watch, self.room = run, started, watch, room
         # what the editor had spent before, and what this run had spent on it in other processes
         self.before_us, self.earlier = replace(run.editor.ledger), Ledger()
         self.rows: dict[str, list[Json]] = {name: [] for name in store.LINES}
@@ -205,9 +246,15 @@ class Progress:
             self.rows[name].append(row)
             store.write_jsonl(folder / name, self.rows[name])
         save(folder / store.STATE, self.run, state, self._spent())
-        self.before = state.train
-        self.watch(step)
+        self.state, self.before = state, state.train
+        self._take(step, seconds)
+        left_s = self.room.until_end_s(self.run.cfg.most_moves - len(state.moves))
+        self.watch(Timed(**vars(step), seconds=seconds, left_s=left_s))
         self.ended, self.saved = time.perf_counter(), self.run.saved_s
+
+    def _take(self, step: StepRecord, seconds: float) -> None:
+        tokens = step.bill.get("editor_tokens", 0.0)
+        self.room.taken.append(Taken(step.move, seconds, tokens))
 
     def _spent(self) -> Json:
         counters = {name: getattr(self.run, name) for name in COUNTERS}
@@ -241,6 +288,9 @@ class Progress:
         self.rows = spent["rows"]
         for name, rows in self.rows.items():
             store.write_jsonl(folder / name, rows)
+        self.room.earlier_s = spent["wall_s"]
+        for step, row in zip(state.whole, self.rows["clock.jsonl"], strict=True):
+            self._take(step, row["seconds"])
         return state
 
     def _hidden(self, state: State, needs: Needs | None) -> Json:

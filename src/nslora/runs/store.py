@@ -125,8 +125,11 @@ class Store:
         folder.mkdir(parents=True)
         return folder
 
-    def publish(self, cfg: RunConfig) -> Path:
-        """Move FILES of the scratch folder to the run's record at once, then mark the run done."""
+    def publish(self, cfg: RunConfig, whole: bool = True) -> Path:
+        """Copy FILES of the scratch folder to the run's record at once, then mark the run done.
+
+        A run that is not `whole` goes on later from its state.
+        """
         scratch = self.scratch(cfg)
         record = self.record(cfg)
         # beside records/, where nobody reads a copy that was cut short
@@ -141,6 +144,8 @@ class Store:
             shutil.rmtree(record, ignore_errors=True)
             record.parent.mkdir(exist_ok=True)
             staged.rename(record)
+            if not whole:
+                return record
             # whoever deletes the record wants the run to be made anew
             (scratch / STATE).unlink(missing_ok=True)
             (scratch / "done").touch()
