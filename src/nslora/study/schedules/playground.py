@@ -30,6 +30,8 @@ METHODS_TO_TRY = ("neurosymbolic", "monitor", "needs-only", "oracle")
 # of each slider: the least and greatest value, and a step
 THRESHOLDS = {"c1_eps": (0.0, 1.0, 0.05), "c2_eps": (0.0, 3.0, 0.1), "gain_eps": (0.0, 0.5, 0.01)}
 COUNTS = {"patience": (1, 3), "reserve": (0, 3)}
+# height of a schedule's name, as a share of the axis
+LINE = 0.06
 COLOUR = {"N": BLUE, "S": ORANGE}
 
 
@@ -73,7 +75,7 @@ def picture(trees: Trees, instance: str, method: str = "neurosymbolic", **settin
     name = here.schedule or "no move"
     ax.set_title(
         f"{method}: {name}, {100 * here.regret:.0f} points below the best; "
-        f"{100 * routed.regret.mean():.1f} over {len(routed)} instances",
+        f"{100 * routed.regret.mean():.1f} in the mean of all instances",
         fontsize=8,
     )
     marks = [Line2D([], [], color=colour, lw=2) for colour in COLOUR.values()]
@@ -82,7 +84,7 @@ def picture(trees: Trees, instance: str, method: str = "neurosymbolic", **settin
 
 
 def draw_edges(ax: Axes, nodes: pd.DataFrame, path: str) -> None:
-    """Draw the moves of a tree, those of `path` thick and those beside it pale; its nodes by their schedules."""
+    """Draw the moves of a tree, those of `path` thick and the others pale, and name its whole schedules."""
     for schedule, node in nodes.iterrows():
         if not schedule:
             continue
@@ -95,11 +97,14 @@ def draw_edges(ax: Axes, nodes: pd.DataFrame, path: str) -> None:
             lw=2.5 if taken else 0.9,
             alpha=1.0 if taken else 0.35,
         )
-        if node.moves == nodes.moves.max() or taken:
-            place = (node.moves, node["test.success"])
-            ax.annotate(
-                schedule, place, (6, 0), textcoords="offset points", fontsize=6, va="center"
-            )
+    leaves = nodes[nodes.moves == nodes.moves.max()].sort_values("test.success")
+    height = -1.0
+    for schedule, value in leaves["test.success"].items():
+        # equal ones above each other
+        height = max(height + LINE, value)
+        weight = "bold" if schedule == path else "normal"
+        place = (leaves.moves.max() + 0.06, height)
+        ax.text(*place, schedule, fontsize=6.5, va="center", weight=weight)
 
 
 def sliders(trees: Trees) -> ipywidgets.Widget:
