@@ -187,8 +187,8 @@ class Pair:
     Attributes:
         source: "gold" (given answer), "remade" (verified reply of the model), "rewritten" (verified
             rewrite of an answer by the editor), "sampled" (own sampled reply that the reward
-            verified), "unverified", "demonstrated", "replay" (the frozen model's own reply, whose
-            probabilities are kept) or "reformed" (its reply with a hint, under a refined prompt).
+            verified), "unverified", "demonstrated" or "replay" (the frozen model's own reply, whose
+            probabilities are kept).
         parent: id of the example behind it, empty for replay.
         refined: the prompt that brought the target, where it differs from `prompt` (baking).
     """

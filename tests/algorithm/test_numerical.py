@@ -9,7 +9,7 @@ import pytest
 from histories import needs, step
 from peft import get_peft_model_state_dict
 
-from nslora.algorithm import loop, numerical, remake
+from nslora.algorithm import loop, numerical
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Memory, Session, State
 from nslora.types import Candidate, Generation, Move, Pair, Prompt, Signal
@@ -160,8 +160,6 @@ def test_replay_is_half_under_the_current_prompt_and_half_under_instructions(
 ) -> None:
     run = opened(replay_pool=6)
     fixed_replies(run, monkeypatch, lambda text: "said")
-    # every reply counts as obedient
-    monkeypatch.setattr(type(run.task), "obeys", lambda task, example, text: True)
     initial = run.task.initial_prompt
     rng = np.random.default_rng(0)
     pairs = numerical.replay_pairs(run, initial, 7, rng)
@@ -174,22 +172,11 @@ def test_replay_is_half_under_the_current_prompt_and_half_under_instructions(
     assert len(numerical.replay_pairs(run, initial, 99, rng)) == len(run.task.replay)
 
 
-def test_under_a_refined_prompt_what_the_model_knows_is_answered_anew_in_its_form(
-    opened, monkeypatch
-) -> None:
+def test_under_a_refined_prompt_no_more_is_asked_than_is_needed(opened, monkeypatch) -> None:
     run = opened(replay_pool=6)
-    initial = run.task.initial_prompt
-    known, unknown = (e for p, e in run.task.replay[:2])
-    assert run.task.replay[0][0] == run.task.replay[1][0] == initial
-
-    def say(text: str) -> str:
-        return f"so: {known.answer}" if known.question in text else "nothing"
-
-    asked = fixed_replies(run, monkeypatch, say)
-    pairs = numerical.reformed(run, REFINED, [known, unknown], most=9)
-    assert pairs == [Pair(REFINED, known.question, f"so: {known.answer}", "reformed")]
-    under_initial, hinted = asked
-    assert len(under_initial) == 2 and len(hinted) == 1
-    assert remake.hint(known) in hinted[0]
-    assert REFINED.system in hinted[0]
-    assert numerical.reformed(run, REFINED, [known], most=0) == []
+    asked = fixed_replies(run, monkeypatch, lambda text: "said")
+    pairs = numerical.replay_pairs(run, REFINED, 4, np.random.default_rng(0))
+    assert [pair.prompt == REFINED for pair in pairs] == [True] * 2 + [False] * 2
+    under_refined, instructed = asked
+    assert len(under_refined) == 2 and len(instructed) == 6
+    assert all(REFINED.system in text for text in under_refined)

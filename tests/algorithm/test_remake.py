@@ -421,13 +421,12 @@ def test_arms_of_the_study_train_on_what_they_say() -> None:
         assert remake.ARMS[arm](raw, raw) == raw
 
 
-def test_replay_keeps_whole_replies_that_obey_their_prompt_right_or_wrong() -> None:
+def test_replay_keeps_whole_sentences_right_or_wrong() -> None:
     plain = Example("a", "What is the capital of Peru?", "Lima", "a")
     loud = Example("b", "What is the capital of Chad?", "N'Djamena", "b")
     prompt = Prompt("Write in CAPITAL LETTERS.")
-    replies = {"Peru": "Quito.", "Chad": "N'DJAMENA"}
+    replies = {"Peru": "Quito.", "Chad": "N'Djamena"}
     world = World([], frozen=lambda text: next(r for name, r in replies.items() if name in text))
-    world.task.obeys = lambda e, text: e is plain or text.isupper()
     asked = [(INITIAL, plain), (prompt, loud)]
 
     def kept() -> list[tuple[Prompt, str, str]]:
@@ -435,17 +434,13 @@ def test_replay_keeps_whole_replies_that_obey_their_prompt_right_or_wrong() -> N
         assert {(p.source, p.parent) for p in pairs} <= {("replay", "")}
         return [(p.prompt, p.question, p.target) for p in pairs]
 
-    assert kept() == [
-        (INITIAL, plain.question, "Quito."),
-        (prompt, loud.question, "N'DJAMENA"),
-    ]
-    replies["Chad"] = "N'Djamena"
-    assert kept() == [(INITIAL, plain.question, "Quito.")]
+    other = (prompt, loud.question, "N'Djamena")
+    assert kept() == [(INITIAL, plain.question, "Quito."), other]
     replies["Peru"] = ""
-    assert kept() == []
-    # a reply of the greatest length was cut short: its whole sentences stay
-    replies["Peru"] = "Lima, which is"
+    assert kept() == [other]
+    # replies of the greatest length were cut short: their whole sentences stay
     world.cfg = world.cfg.but(max_new_tokens=3)
+    replies["Peru"] = "Lima, which is"
     assert kept() == []
     replies["Peru"] = "Lima. Next to"
     assert kept() == [(INITIAL, plain.question, "Lima.")]

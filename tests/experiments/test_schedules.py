@@ -144,6 +144,13 @@ def test_a_rejected_edit_shares_its_parents_scores(tiny, tmp_path: Path) -> None
             assert node[key] == parent[key]
 
 
+def test_frozen_weights_have_forgotten_nothing(whole: Grown) -> None:
+    start = whole.nodes[0]
+    assert start["promptability"] == 1.0
+    # a random model knows nothing that it could forget
+    assert start["locality"] in (None, 1.0)
+
+
 def test_an_instance_says_what_it_is(whole: Grown) -> None:
     instance, nodes = whole.instance, whole.nodes
     assert instance["shares"] == pytest.approx({"content": 1 / 3, "style": 1 / 3, "both": 1 / 3})

@@ -38,7 +38,6 @@ REPLAY = [
     Pair(Prompt("Always answer in one word."), "What is the opposite of hot?", "cold", "replay"),
     Pair(Prompt("Be brief."), "Name a colour.", "A colour is blue.", "replay"),
 ]
-REFORMED = [replace(pair, source="reformed") for pair in REPLAY]
 TINY = {"llama": tiny.llama, "qwen2": tiny.qwen2, "gemma3": tiny.narrow}
 
 
@@ -286,6 +285,19 @@ def plain_gradients(model, rows, total: int) -> tuple[list[float], list[torch.Te
     return losses, gradients(model)
 
 
+def distilled_gradients(model, rows, total: int) -> list[torch.Tensor]:
+    """Gradients of the cross entropy with the frozen model's probabilities, rows one by one, over `total` tokens."""
+    for prompt, answer in rows:
+        ids = torch.tensor([prompt + answer])
+        of_answer = slice(len(prompt) - 1, -1)
+        with torch.no_grad(), model.disable_adapter():
+            frozen = model(input_ids=ids).logits[0, of_answer]
+        tuned = model(input_ids=ids).logits[0, of_answer]
+        loss = torch.nn.functional.cross_entropy(tuned, frozen.softmax(-1), reduction="sum")
+        (loss / total).backward()
+    return gradients(model)
+
+
 def check_packed_rows(learner, pairs, monkeypatch) -> int:
     """Compare `_backward` with rows one by one, in loss and gradients; the number of fused norms."""
     learner.epoch(pairs, rng())  # B is 0 at first, and A then has no gradient
@@ -326,8 +338,7 @@ def test_packed_rows_of_the_real_model_do_too(learner, monkeypatch) -> None:
 
 def test_the_signal_is_of_own_pairs_and_training_of_all(toy, monkeypatch) -> None:
     """One batch of own and replay pairs, against a plain step on the gradient of all."""
-    # "reformed": trained on by their words, as own pairs are
-    pairs = [PAIRS[0], REFORMED[0], PAIRS[1], REFORMED[1]]
+    pairs = [PAIRS[0], REPLAY[0], PAIRS[1], REPLAY[1]]
     learner = Learner(toy, CFG)
     learner.epoch(pairs, rng(0))
     before, state = adapter(learner), copy.deepcopy(learner.optimizer.state_dict())
@@ -347,8 +358,9 @@ def test_the_signal_is_of_own_pairs_and_training_of_all(toy, monkeypatch) -> Non
     assert epoch.loss == pytest.approx(sum(nll) / total, rel=1e-5)
     assert epoch.grad_norm == pytest.approx(norm(own), rel=1e-4)
 
-    _, everything = plain_gradients(learner.model, rows, total)
-    assert epoch.grad_norm < 0.9 * norm(everything)
+    kept = distilled_gradients(learner.model, [rows[1], rows[3]], total)
+    everything = [a + b for a, b in zip(own, kept, strict=True)]
+    assert epoch.grad_norm != pytest.approx(norm(everything), rel=1e-3)
     for weight, grad in zip(learner.weights, everything, strict=True):
         weight.grad = grad
     torch.nn.utils.clip_grad_norm_(learner.weights, lora.CLIP)
@@ -367,17 +379,8 @@ def test_replay_pulls_towards_the_frozen_probabilities(toy, monkeypatch) -> None
     total = sum(len(answer) for _, answer in rows)
     learner._backward(rows, total, frozen=True)
     ours = gradients(learner.model)
-
     unfuse(monkeypatch, learner.model)
-    for prompt, answer in rows:
-        ids = torch.tensor([prompt + answer])
-        of_answer = slice(len(prompt) - 1, -1)
-        with torch.no_grad(), learner.model.disable_adapter():
-            frozen = learner.model(input_ids=ids).logits[0, of_answer]
-        tuned = learner.model(input_ids=ids).logits[0, of_answer]
-        loss = torch.nn.functional.cross_entropy(tuned, frozen.softmax(-1), reduction="sum")
-        (loss / total).backward()
-    for fused, plain in zip(ours, gradients(learner.model), strict=True):
+    for fused, plain in zip(ours, distilled_gradients(learner.model, rows, total), strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-6)
 
 
@@ -398,15 +401,15 @@ def test_without_replay_a_step_is_one_pass_over_the_batch_to_the_bit(toy) -> Non
 
 
 def test_batches_of_replay_alone_train_and_leave_the_signal_out(toy) -> None:
-    for replay in (REPLAY, REFORMED):
-        learner = Learner(toy, CFG)
-        learner.epoch(PAIRS, rng())
-        before = adapter(learner)
-        assert math.isnan(learner.epoch(replay, rng()).grad_norm)
-        assert not equal(adapter(learner), before)
+    learner = Learner(toy, CFG)
+    # the frozen model itself has nothing to keep
+    learner.epoch(PAIRS, rng())
+    before = adapter(learner)
+    assert math.isnan(learner.epoch(REPLAY, rng()).grad_norm)
+    assert not equal(adapter(learner), before)
 
     # batches of one: the mean is over the two steps on own pairs
-    pairs = [PAIRS[0], REFORMED[0], PAIRS[1]]
+    pairs = [PAIRS[0], REPLAY[0], PAIRS[1]]
     norms = {}
     learner = Learner(toy, CFG.but(batch=1))
     for (i,) in batches(3, 1, rng()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,11 +19,9 @@ from nslora.algorithm.session import (
     Targets,
 )
 from nslora.model.lora import Epoch
-from nslora.types import Candidate, Example, Pair, Prompt
+from nslora.types import Candidate, Pair, Prompt
 
-REPLAY_REFORMED = (
-    64  # replay questions at most that are answered anew under a refined prompt
-)
+T = TypeVar("T")
 
 
 def numerical(run: Session, state: State, needs: Needs) -> Outcome:
@@ -121,53 +120,17 @@ def replay_pairs(
     """
     if not count:
         return []
-    initial = run.task.initial_prompt
-    plain = [example for p, example in run.task.replay if p == initial]
-    instructed = [
-        (p, example) for p, example in run.task.replay if p != initial
+    initial, half = run.task.initial_prompt, count - count // 2
+    plain = [
+        (prompt, example) for p, example in run.task.replay if p == initial
     ]
-    # replies to plain questions, and replies that obey an instruction
-    half = count - count // 2
-    if prompt == initial:
-        own = remake.replay(run, [(prompt, example) for example in plain])
-    else:
-        own = reformed(run, prompt, plain, min(REPLAY_REFORMED, 3 * half // 2))
-    obedient = remake.replay(run, instructed)
-    return _drawn(own, half, rng) + _drawn(obedient, count // 2, rng)
+    instructed = [pair for pair in run.task.replay if pair[0] != initial]
+    if prompt != initial:
+        # all runs share the replies under the initial prompt, these are new
+        plain = _drawn(plain, half, rng)
+    own = _drawn(remake.replay(run, plain), half, rng)
+    return own + _drawn(remake.replay(run, instructed), count // 2, rng)
 
 
-def _drawn(
-    pairs: list[Pair], count: int, rng: np.random.Generator
-) -> list[Pair]:
-    return [pairs[i] for i in rng.permutation(len(pairs))[:count]]
-
-
-def reformed(
-    run: Session, prompt: Prompt, questions: Sequence[Example], most: int
-) -> list[Pair]:
-    """Return replay pairs for a refined prompt, of at most `most` questions.
-
-    They are questions that the frozen model answers right under the initial prompt, answered anew
-    under the refined one with the gold answer as a hint, kept where the reward verifies them. A
-    refined prompt alone costs knowledge: asked for JSON, a small model names wrong capitals.
-    """
-    text = run.backbone.text
-    # only what is known can be kept
-    before = run.frozen(
-        [text(run.task.initial_prompt, e.question) for e in questions]
-    )
-    right = [
-        example
-        for example, reply in zip(questions, before, strict=True)
-        if run.reward(example, reply.text).success
-    ]
-    right = [
-        right[i] for i in run.cfg.rng("replay").permutation(len(right))[:most]
-    ]
-    hinted = run.frozen([text(prompt, remake.hint(e)) for e in right])
-    pairs = []
-    for example, reply in zip(right, hinted, strict=True):
-        text = remake.whole_sentences(reply, run.cfg.max_new_tokens)
-        if text and run.reward(example, text).success:
-            pairs.append(Pair(prompt, example.question, text, "reformed"))
-    return pairs
+def _drawn(rows: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
+    return [rows[i] for i in rng.permutation(len(rows))[:count]]

@@ -323,15 +323,15 @@ def spread(
 
 
 def replay(run: Session, asked: Sequence[tuple[Prompt, Example]]) -> list[Pair]:
-    """Return the frozen model's own replies as pairs, in whole sentences, where they obey their prompt.
+    """Return the frozen model's own replies as pairs, in whole sentences.
 
-    The others would teach to ignore prompts. Wrong content stays in: it is what the model knows.
+    Right or wrong, obedient or not: training keeps the frozen model's probabilities on them, which
+    are what it knows and how far it obeys.
     """
     texts = [run.backbone.text(prompt, e.question) for prompt, e in asked]
     pairs = []
     for (prompt, example), reply in zip(asked, run.frozen(texts), strict=True):
-        text = whole_sentences(reply, run.cfg.max_new_tokens)
-        if text and run.task.obeys(example, text):
+        if text := whole_sentences(reply, run.cfg.max_new_tokens):
             pairs.append(Pair(prompt, example.question, text, "replay"))
     return pairs
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
 from filelock import FileLock, Timeout
 
-from nslora.algorithm import loop, monitor
+from nslora.algorithm import loop
 from nslora.algorithm.needs import ESTIMATORS
 from nslora.algorithm.router import Choice
 from nslora.algorithm.session import Session, State
@@ -44,7 +44,7 @@ from nslora.runs.store import (
 )
 from nslora.study.schedules import trees
 from nslora.tasks.build import build
-from nslora.types import LETTERS, Candidate, Example, Json, Scored, UserError
+from nslora.types import LETTERS, Candidate, Example, Json, UserError
 
 # seeds from here on are for tuning
 TUNING = 100
@@ -276,19 +276,17 @@ def by_length(schedules: Iterable[str]) -> list[str]:
 def measure(run: Session, state: State, abilities: dict[str, list[Example]]) -> Node:
     """Score the weights in place on test, and on what the frozen weights could do."""
     rows = runs.final_rows(run, state.candidate, abilities)
-    test = rows["test"]
-    kept = {split: share(rows.get(split, [])) for split in ("locality", "promptability")}
-    successes = "".join(str(int(s.reward.success)) for s in test)
-    return {
-        "test": runs.summary(runs.graded_rows(run, "test", test)),
-        "test_items": successes,
-        **kept,
+    means = {
+        split: runs.summary(runs.graded_rows(run, split, scored)) for split, scored in rows.items()
     }
-
-
-def share(scored: Sequence[Scored]) -> float | None:
-    """Return the share of replies that are fully right; None of none."""
-    return monitor.summary(scored)["success"] if scored else None
+    successes = "".join(str(int(s.reward.success)) for s in rows["test"])
+    # what was obeyed was the rule, whatever else the reply said
+    kept = {"locality": "success", "promptability": "style"}
+    return {
+        "test": means["test"],
+        "test_items": successes,
+        **{split: means[split][part] if split in means else None for split, part in kept.items()},
+    }
 
 
 def instance(run: Session, abilities: dict[str, list[Example]]) -> Json:

@@ -37,8 +37,6 @@ ALPHA = 2
 # files of a checkpoint: PEFT's own, and ours beside it
 ADAPTER_FILE = "adapter_model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-# sources of pairs that are not the task's own
-REPLAY = ("replay", "reformed")
 # what AdamW keeps of each weight: number of steps, and the moments of the gradient
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -52,7 +50,7 @@ class Epoch:
             the pairs; each is measured with the weights before its batch's step.
         answer_tokens: number of tokens of each of these answers.
         grad_norm: mean of |g| before clipping, over the optimizer steps whose batch has pairs of the task's own
-            (`source` not in REPLAY). g is the gradient of the own pairs' nll in the batch, divided by the answer
+            (`source` is not "replay"). g is the gradient of the own pairs' nll in the batch, divided by the answer
             tokens of the whole batch: replay pairs shorten g by their share, and give it no direction. NaN if all
             pairs are replay.
         tokens: real (not padding) tokens of the pairs, prompts included.
@@ -139,13 +137,13 @@ class Learner:
         token_nll: list[Tensor] = []
         norms: list[Tensor] = []
         for batch in batches(len(rows), self.batch, rng):
-            own = [i for i in batch if pairs[i].source not in REPLAY]
-            reformed = [i for i in batch if pairs[i].source == "reformed"]
+            own = [i for i in batch if pairs[i].source != "replay"]
             replay = [i for i in batch if pairs[i].source == "replay"]
-            parts = [[rows[i] for i in part] for part in (own, reformed, replay)]
-            nll, own_norm = self._step(*parts)
+            own_rows = [rows[i] for i in own]
+            replay_rows = [rows[i] for i in replay]
+            nll, own_norm = self._step(own_rows, replay_rows)
             # terms come in the order of the step, not of the pairs
-            order += own + reformed + replay
+            order += own + replay
             token_nll += nll
             if own:
                 norms.append(own_norm)
@@ -213,25 +211,22 @@ class Learner:
         text = self.backbone.text(pair.prompt, pair.question)
         return self.backbone.encode(text, pair.target)
 
-    def _step(
-        self, own: list[Row], reformed: list[Row], replay: list[Row]
-    ) -> tuple[list[Tensor], Tensor]:
+    def _step(self, own: list[Row], replay: list[Row]) -> tuple[list[Tensor], Tensor]:
         """Make one optimizer step on the mean loss per answer token of a batch.
 
-        The loss of replay is its distance from the frozen model's probabilities, that of the others is the nll.
+        The loss of own rows is the nll, that of replay the cross entropy with the frozen model's probabilities.
 
         Returns:
-            nll of each answer token, in the order of the arguments, in parts (n,), and the norm of the gradient of the
-            own rows alone (0 if there are none).
+            nll of each answer token, own rows first, in parts (n,), and the norm of the gradient of the own rows alone
+            (0 if there are none).
         """
-        answer_tokens = sum(len(answer) for _, answer in own + reformed + replay)
+        answer_tokens = sum(len(answer) for _, answer in own + replay)
         own_norm = None
         nll = self._backward(own, answer_tokens)
-        if reformed or replay:
+        if replay:
             # the gradients are those of the own rows now; only a mixed batch pays for a second norm
             grads = [weight.grad for weight in self.weights if weight.grad is not None]
             own_norm = torch.nn.utils.get_total_norm(grads)
-            nll += self._backward(reformed, answer_tokens)
             nll += self._backward(replay, answer_tokens, frozen=True)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()

@@ -9,11 +9,12 @@ A router of your own is scored in five lines, without a model:
 
     print(route(mine, load("results/schedules"))[["instance", "schedule", "test", "regret"]])
 
-| module  | what                                                                              |
-| ------- | --------------------------------------------------------------------------------- |
-| trees   | the data set; where a router ends, what it returns, costs, and loses               |
-| routers | routers to compare with: fixed, tuned, learned, looking ahead, knowing the outcome |
-| answers | value of adaptivity, regret, test of the signal, the map of first moves            |
+| module     | what                                                                              |
+| ---------- | --------------------------------------------------------------------------------- |
+| trees      | the data set; where a router ends, what it returns, costs, and loses               |
+| routers    | routers to compare with: fixed, tuned, learned, looking ahead, knowing the outcome |
+| answers    | value of adaptivity, regret, test of the signal, the map of first moves            |
+| playground | a tree and the path that thresholds choose in it, with sliders                     |
 """
 
 from nslora.study.schedules.trees import Trees, load, route
