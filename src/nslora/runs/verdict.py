@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import stdtrit
 
 from nslora.config import RunConfig
 from nslora.runs.store import read_json
@@ -47,6 +46,9 @@ def estimate(values: Sequence[float], invented: Sequence[tuple[float, float]] = 
     The interval is that of the n rows and the invented ones, n + 2 in weight, with m their mean:
     m +- t sqrt(sum w (v - m)^2) / (n + 2). It has no width of zero.
     """
+    # takes a third of a second to import, for which no other command should wait
+    from scipy.special import stdtrit
+
     n = len(values)
     rows = np.concatenate([values, [value for value, _ in invented]])
     weights = np.concatenate([np.ones(n), [weight for _, weight in invented]])
