@@ -53,7 +53,7 @@ def scores(record: Path) -> list[dict[str, str]]:
 def test_a_record_tells_the_whole_run(cfg, store, tiny) -> None:
     cfg = cfg.but(study="ablations")
     record = make(cfg, store, tiny)
-    assert {path.name for path in record.iterdir()} == set(FILES)
+    assert {path.name for path in record.iterdir()} == {*FILES, "SHA256SUMS"}
     told = receipt(record)
     assert told["schema"] == 2 and told["study"] == "ablations"
     assert told["run_id"] == cfg.run_id == record.name

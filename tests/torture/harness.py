@@ -113,30 +113,41 @@ class Tally:
         return self.kinds.setdefault(name, Kind(name))
 
     def write(self, path: Path) -> None:
-        """Write what was tried and lost, and what tried it."""
+        """Write what was tried and lost, and what tried it; other kinds of the same revision stay."""
         dirty = store.git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/tests")
+        minutes = (time.monotonic() - self.started) / 60
+        maker = {"revision": store.git("rev-parse", "HEAD"), "dirty": bool(dirty)}
         rows = {
-            name: {"tried": kind.tried, "lost": len(kind.losses), "losses": kind.losses}
-            for name, kind in sorted(self.kinds.items())
+            name: {
+                "factor": factor(),
+                "tried": kind.tried,
+                "lost": len(kind.losses),
+                "losses": kind.losses,
+            }
+            for name, kind in self.kinds.items()
         }
-        content = {
-            "factor": factor(),
-            "revision": store.git("rev-parse", "HEAD"),
-            "dirty": bool(dirty),
-            "minutes": round((time.monotonic() - self.started) / 60, 1),
-            "kinds": rows,
-        }
+        before = store.read_json(path) if path.exists() else {}
+        if maker.items() <= before.items() and not dirty:
+            rows = before["kinds"] | rows
+            minutes += before["minutes"]
+        kinds = dict(sorted(rows.items()))
+        least = min(row["factor"] for row in rows.values())
+        content = {**maker, "factor": least, "minutes": round(minutes, 1), "kinds": kinds}
         store.write_json(path, content)
 
 
 def table(path: Path) -> str:
     """Return the Markdown table of a reliability.json."""
     content = store.read_json(path)
-    lines = ["| what is done to it | tried | lost |", "| :-- | --: | --: |"]
-    lines += [f"| {name} | {k['tried']} | {k['lost']} |" for name, k in content["kinds"].items()]
+    lines = ["| what is done to it | tried | lost | factor |", "| :-- | --: | --: | --: |"]
+    for name, row in content["kinds"].items():
+        lines.append(f"| {name} | {row['tried']} | {row['lost']} | {row['factor']:g} |")
     revision = content["revision"][:7] + " with changes" * content["dirty"]
-    made = f"`make torture` at factor {content['factor']:g}, revision {revision}"
-    return "\n".join([*lines, "", f"{made}, {content['minutes']:.0f} minutes on two cores."])
+    minutes = f"{content['minutes']:.0f} minutes on two cores, beside other work"
+    made = (
+        f"`make torture` at revision {revision}, {minutes}; at factor 1 a kind has all its cases."
+    )
+    return "\n".join([*lines, "", made])
 
 
 class Nursery:
