@@ -67,7 +67,9 @@ class Limits:
         budget = self.budget
         budget.require_price(self.known_price, cfg.editor_url)
         if cfg.judge and min(budget.calls, budget.tokens, budget.money) < inf:
-            raise UserError("a judge has to grade the evaluation too: limit its run by minutes only.")
+            raise UserError(
+                "a judge has to grade the evaluation too: limit its run by minutes only."
+            )
 
 
 @dataclass(frozen=True)
