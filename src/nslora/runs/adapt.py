@@ -20,8 +20,8 @@ from nslora.disk import saving
 from nslora.model import checkpoints
 from nslora.runs import judge as judges
 from nslora.runs import lengths, preflight, show
+from nslora.runs.bundles.bundle import best_step, bundle
 from nslora.runs.evaluate import Bundle, open_bundle
-from nslora.runs.export import best_step, bundle
 from nslora.runs.limits import Limits
 from nslora.runs.store import Store, read_json, read_jsonl
 from nslora.runs.verdict import Verdict

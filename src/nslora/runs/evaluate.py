@@ -14,7 +14,7 @@ from nslora.config import RunConfig
 from nslora.disk import require_whole
 from nslora.model import checkpoints
 from nslora.runs import judge, lengths
-from nslora.runs.export import best_step
+from nslora.runs.bundles.bundle import best_step
 from nslora.runs.store import read_json
 from nslora.runs.verdict import DIFFERENCE, WORDS, Estimate, estimate, measure
 from nslora.tasks import functions, own, reading

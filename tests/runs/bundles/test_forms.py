@@ -19,7 +19,7 @@ from tinymodel import save_tiny_model
 from nslora import cli
 from nslora.runs import evaluate
 from nslora.runs.bundles import forms
-from nslora.runs.export import bundle
+from nslora.runs.bundles.bundle import bundle
 from nslora.types import Prompt, UserError
 
 pytestmark = pytest.mark.filterwarnings(

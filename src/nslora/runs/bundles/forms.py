@@ -19,7 +19,7 @@ from nslora.model import checkpoints, gguf
 from nslora.runs import evaluate
 from nslora.runs.adapt import check_out
 from nslora.runs.bundles import ollama
-from nslora.runs.export import CUT, PLAIN_ENDS, REPLY, base_model
+from nslora.runs.bundles.bundle import CUT, PLAIN_ENDS, REPLY, base_model
 from nslora.runs.store import read_json, write_text
 from nslora.types import Json, UserError
 

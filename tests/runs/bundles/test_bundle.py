@@ -13,7 +13,7 @@ from tinymodel import CHAT
 
 from nslora.config import RunConfig
 from nslora.model import checkpoints
-from nslora.runs.export import base_model, bundle, card
+from nslora.runs.bundles.bundle import base_model, bundle, card
 from nslora.types import UserError
 
 pytestmark = pytest.mark.filterwarnings(
