@@ -106,6 +106,22 @@ def test_a_move_of_several_passes_counts_all_of_them_and_trains_further(opened) 
     assert thrice.evidence["loss"] < once.evidence["loss"]
 
 
+def test_a_rejected_edit_leaves_the_next_epoch_as_it_would_have_been(opened) -> None:
+    run = opened(targets="gold", batch=2)
+    first = moved(run, begun(run))
+    run = opened(targets="gold", batch=2)
+    state = begun(run)
+    rejected = step(1, Move.SYMBOLIC, Signal(gain=0.0))
+    second = moved(run, replace(state, history=(*state.history, rejected)))
+    assert second.memory == first.memory
+    assert second.evidence == first.evidence
+    # a second numerical move draws other numbers
+    trained = step(1, Move.NUMERICAL, Signal(c2=1.0))
+    run = opened(targets="gold", batch=2)
+    other = moved(run, replace(state, history=(*state.history, trained)))
+    assert other.evidence != first.evidence
+
+
 def test_a_move_leaves_its_weights_in_place_and_in_a_checkpoint(opened) -> None:
     run = opened(targets="gold", replay=0.0)
     outcome = moved(run, begun(run))

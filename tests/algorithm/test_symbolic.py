@@ -18,7 +18,7 @@ from nslora.algorithm.monitor import mean_value
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.editor.client import Request
-from nslora.types import Candidate, Edit, Example, Prompt, Reward, Scored
+from nslora.types import Candidate, Edit, Example, Move, Prompt, Reward, Scored
 
 
 def begun(run: Session) -> State:
@@ -201,15 +201,15 @@ def test_failures_that_only_lack_form_are_shown_first(opened) -> None:
         reply = example.answer if i % 2 else "No idea"
         rows.append(Scored(example, reply, run.reward(example, reply)))
     state = replace(begun(run), train=rows)
-    shown = symbolic.failures_to_show(run, state, unknown(state), step=1)
+    shown = symbolic.failures_to_show(run, state, unknown(state), nth=1)
     assert {s.example.id for s in shown} == {s.example.id for s in rows if s.reward.success < 1}
     only_form = [run.asks_form(s.example) and s.output != "No idea" for s in shown]
     assert only_form == sorted(only_form, reverse=True) and any(only_form)
     # those that ask for no form come last
     asks = [run.asks_form(s.example) for s in shown]
     assert asks == sorted(asks, reverse=True) and not all(asks)
-    assert shown == symbolic.failures_to_show(run, state, unknown(state), step=1)
-    assert shown != symbolic.failures_to_show(run, state, unknown(state), step=2)
+    assert shown == symbolic.failures_to_show(run, state, unknown(state), nth=1)
+    assert shown != symbolic.failures_to_show(run, state, unknown(state), nth=2)
 
 
 def test_only_examples_for_the_prompt_are_shown(opened) -> None:
@@ -251,7 +251,8 @@ def test_requests_of_one_step_repeat_themselves_and_other_steps_ask_otherwise(op
     run = opened(reply=reply)
     state = begun(run)
     requests = []
-    later = replace(state, history=(*state.history, replace(state.history[0], step=1)))
+    edited = replace(state.history[0], step=1, move=str(Move.SYMBOLIC))
+    later = replace(state, history=(*state.history, edited))
     for moment in (state, state, later):
         asked.clear()
         symbolic.textgrad_edits(run, moment, unknown(moment))

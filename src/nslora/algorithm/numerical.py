@@ -19,7 +19,7 @@ from nslora.algorithm.session import (
     Targets,
 )
 from nslora.model.lora import Epoch
-from nslora.types import Candidate, Pair, Prompt
+from nslora.types import Candidate, Move, Pair, Prompt
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
         pairs = [
             replace(pair, prompt=prompt, refined=refined) for pair in pairs
         ]
-    rng = cfg.rng(f"epoch-{step}")
+    rng = cfg.rng(f"epoch-{state.nth(Move.NUMERICAL)}")
     replayed = replay_pairs(run, prompt, round(cfg.replay * len(pairs)), rng)
     for _ in range(cfg.epochs):
         epoch = run.timed(lambda: run.learner.epoch([*pairs, *replayed], rng))

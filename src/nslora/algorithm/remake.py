@@ -18,7 +18,15 @@ from nslora.algorithm.session import Session, State, Targets
 from nslora.algorithm.textgrad_compat import quote, unescape
 from nslora.editor.client import EditorError, Request
 from nslora.tasks.grading import is_problem
-from nslora.types import CONTROL, Example, Generation, Pair, Prompt, Scored
+from nslora.types import (
+    CONTROL,
+    Example,
+    Generation,
+    Move,
+    Pair,
+    Prompt,
+    Scored,
+)
 
 REWRITES = 6  # answers that the editor rewrites per move at most, until one has a form for the rest
 TEMPERATURE = 0.8  # of sampled replies
@@ -208,7 +216,7 @@ def sample_verified(
         run.backbone.text(state.candidate.prompt, e.question) for e in asked
     ]
     # by the move: later moves draw other numbers
-    purpose = f"targets {state.history[-1].step + 1}"
+    purpose = f"targets {state.nth(Move.NUMERICAL)}"
     targets: dict[str, tuple[str, str]] = {}
     for example, reply in zip(
         asked, run.sample(texts, purpose, TEMPERATURE), strict=True
@@ -263,7 +271,7 @@ def rewritten(
     Verified, and asked for until one has a form that can be lent to the rest.
     """
     # other seeds at every move: what failed once may succeed
-    rng = run.cfg.rng(f"rewrite-{state.history[-1].step + 1}")
+    rng = run.cfg.rng(f"rewrite-{state.nth(Move.NUMERICAL)}")
     seeds = rng.integers(2**31, size=REWRITES)
     targets: dict[str, tuple[str, str]] = {}
     for example, seed in zip(examples, seeds, strict=False):

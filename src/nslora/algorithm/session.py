@@ -121,6 +121,14 @@ class State:
         """The history of all phases so far."""
         return self.past + self.history
 
+    def nth(self, move: Move) -> int:
+        """Return which move of its kind the next one would be, from 1, in all phases.
+
+        Moves draw random numbers by it: an edit that was rejected leaves the next numerical move as
+        it would have been without it, and schedules differ by their moves, not by their luck.
+        """
+        return 1 + sum(step.move == move for step in self.whole)
+
 
 @dataclass(frozen=True)
 class Outcome:

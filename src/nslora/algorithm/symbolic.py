@@ -10,7 +10,7 @@ from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Outcome, Session, State
 from nslora.config import RunConfig
 from nslora.tasks.build import Task
-from nslora.types import Candidate, Edit, Prompt, Scored
+from nslora.types import Candidate, Edit, Move, Prompt, Scored
 
 RUNGS = (
     6,
@@ -49,9 +49,9 @@ def passes_gate(run: Session, prompt: Prompt, dev: Sequence[Scored]) -> bool:
 
 def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:
     """Return the edits of one TextGrad step on the failing examples that are for the prompt."""
-    cfg, step = run.cfg, state.history[-1].step + 1
-    failures = failures_to_show(run, state, needs, step)
-    chance = cfg.rng(f"control-{step}")
+    cfg, nth = run.cfg, state.nth(Move.SYMBOLIC)
+    failures = failures_to_show(run, state, needs, nth)
+    chance = cfg.rng(f"control-{nth}")
     if cfg.control == "shuffled":
         failures = controls.shuffled(failures, chance)
     if not failures:
@@ -63,7 +63,7 @@ def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:
             run.editor,
             cfg,
             count=run.backbone.count,
-            seed=int(cfg.rng(f"edit-{step}").integers(2**31)),
+            seed=int(cfg.rng(f"edit-{nth}").integers(2**31)),
             forbidden=frozenset(example.answer for example in run.task.train),
             labels=run.task.labels,
         )
@@ -82,7 +82,7 @@ def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:
 
 
 def failures_to_show(
-    run: Session, state: State, needs: Needs, step: int
+    run: Session, state: State, needs: Needs, nth: int
 ) -> list[Scored]:
     """Return failing examples for the editor, those that only lack form first, else in random order.
 
@@ -92,7 +92,7 @@ def failures_to_show(
     rows = zip(state.train, needs.for_prompt(), strict=True)
     failing = [s for s, for_prompt in rows if for_prompt]
     # random first, so that equal ones differ from move to move
-    order = run.cfg.rng(f"feedback-{step}").permutation(len(failing))
+    order = run.cfg.rng(f"feedback-{nth}").permutation(len(failing))
 
     def lacks_content(s: Scored) -> tuple[bool, bool]:
         worth_gold = s.reward.value >= run.gold_reward(s.example).value
