@@ -188,8 +188,10 @@ class Nursery:
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin and self.process.stdout
+        # it holds nothing, and takes seconds to say goodbye
+        self.process.kill()
+        self.process.wait()
         self.process.stdin.close()
-        self.process.wait(30)
         self.process.stdout.close()
 
 
