@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 UNLOCKED = {"torch", "pycosat"}
 # What a distribution is imported as, where the names differ.
-IMPORTED_AS = {"scikit-learn": "sklearn"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "ipython": "IPython"}
 # Declared, but without an import statement: used by other packages, run as commands, or loaded by file.
 NOT_IMPORTED = {
     "gguf",
@@ -34,7 +34,6 @@ NOT_IMPORTED = {
     "jupyterlab",
     "if-verifiable",
     "tabulate",
-    "ipywidgets",
 }
 
 

@@ -188,14 +188,14 @@ def adapt_own(args: Namespace) -> int:
     editor = {"editor_url": args.editor_url, "editor_model": args.editor_model}
     own_limits = limits(args)
     given: Json = editor | data_settings(args)
-    given |= {"out": args.out, "limits": own_limits, "judge_sample": args.judge_sample}
+    given |= {"out": args.out, "limits": own_limits}
     if args.plan:
         from nslora.runs.plan import describe
 
         cfg, plan = foresee(args.data, **given)
         print("\n".join(describe(plan, cfg)))
         return 0
-    result = adapt(args.data, **given)
+    result = adapt(args.data, judge_sample=args.judge_sample, **given)
     print(result.verdict.sentence)
     print(result.verdict.forgotten)
     if result.stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tinymodel import SETTINGS
 
 import nslora
 from nslora import cli
+from nslora.disk import write_sums
 from nslora.runs import evaluate
 from nslora.types import UserError
 
@@ -88,6 +90,8 @@ def test_bundles_of_two_graders_need_one(adapted, tmp_path) -> None:
     receipt = json.loads((tmp_path / adapted / "record" / "run.json").read_text())
     receipt["config"]["grader"] = "contains"
     (other / "run.json").write_text(json.dumps(receipt))
+    shutil.copy(tmp_path / adapted / "prompt.json", other.parent)
+    write_sums(other)
     rows = put(tmp_path / "rows.jsonl", "Feel", ["aa"] * 3)
     with pytest.raises(UserError, match="graded by contains and exact: give one --grader"):
         nslora.compare(adapted, other.parent, rows)

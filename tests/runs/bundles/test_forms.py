@@ -281,8 +281,8 @@ def test_a_damaged_bundle_is_named_and_leaves_nothing(bundles, tmp_path: Path, c
         return said
 
     assert "adapter_model.safetensors is damaged" in export("adapter", "adapter_model.safetensors")
-    assert "is no folder that nslora adapt has written" in export("prompt.json")
-    assert "is no folder that nslora adapt has written" in export("record", "run.json")
+    assert "holds no prompt" in export("prompt.json")
+    assert "is damaged or missing" in export("record", "run.json")
     assert "has no tokenizer" in export("tokenizer")
     assert not list(tmp_path.iterdir())
 
