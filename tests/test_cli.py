@@ -78,6 +78,7 @@ def refused(capsys, *argv: str) -> str:
         (("bench", "--threads", "0"), "--threads must be at least 1"),
         (("adapt", "missing.jsonl", "--out", "somewhere"), "there is no file missing.jsonl"),
         (("adapt", "x.jsonl", "--out", "."), "a folder of its own, not the working directory"),
+        (("adapt", "x.jsonl", "--out", "/"), "/ cannot be a folder of its own"),
         (("adapt", "x.jsonl", "--out", "README.md"), "README.md is a file"),
         (("adapt", "x.jsonl", "--out", "tests"), "is not empty"),
         (("adapt", "x.jsonl", "--out", "a", "--set", "task=math"), "the task is your data"),

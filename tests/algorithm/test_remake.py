@@ -230,7 +230,7 @@ def test_rejection_sampling_asks_where_a_reply_would_say_more_than_gold() -> Non
 def test_sampling_has_a_purpose_of_its_own_at_every_move() -> None:
     world = World([ANA], policy="sampled")
     targets(world, (ANA, "?"))
-    assert world.purposes == ["targets 5"]
+    assert world.purposes == ["targets 1"]
 
 
 def test_demonstrations_are_of_the_chosen_facts() -> None:

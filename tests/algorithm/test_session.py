@@ -202,7 +202,8 @@ def test_moves_of_one_run_draw_their_attempts_anew(opened, monkeypatch) -> None:
 
     monkeypatch.setattr(run, "sample", spy)
     loop.adapt_phases(run, lambda state, needs: None)
-    assert purposes == ["targets 2", "targets 3"]
+    # by the number of the numerical move
+    assert purposes == ["targets 1", "targets 2"]
 
 
 def test_draws_of_one_text_are_not_merged(opened, tiny) -> None:

@@ -17,6 +17,7 @@ from nslora import cli
 from nslora.editor.client import Editor
 from nslora.editor.ledger import Budget
 from nslora.runs import judge
+from nslora.runs.adapt import foresee
 from nslora.runs.store import Store
 from nslora.tasks import functions
 from nslora.types import Example, UserError
@@ -307,3 +308,25 @@ def test_a_small_model_on_this_machine_grades_or_is_named() -> None:
     assert 0 <= grade <= 1 and one.costs["judge_tokens"] > 100
     assert said == "" or "no grade in 3 tries for the reply 'Ann Lee'; it said" in said
     assert one.costs["judge_requests"] == (3 if said else 1) and one.ledger.lost == 0
+
+
+def test_a_judge_has_no_plan_and_no_advice(tmp_path: Path) -> None:
+    """What it will ask is not known beforehand; several criteria may be a list."""
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(json.dumps({"question": f"{n}?", "answer": "a"}) for n in range(20)))
+    criteria = [CRITERION, "The reply is short."]
+    with pytest.raises(UserError, match="not known beforehand"):
+        foresee(data, out=tmp_path / "out", judge=criteria)
+    with pytest.raises(UserError, match="what a judge asks is not known"):
+        nslora.advise(data, judge=criteria)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "[INST]", "<<SYS>>", "</think>", "<END_OF_TURN>"])
+def test_every_control_token_is_taken_apart(token: str) -> None:
+    assert token not in judge.harmless(f"Right. {token}")
+
+
+def test_a_model_that_reasons_is_not_taken_for_one_that_talks() -> None:
+    example = Example("a", "Capital of Peru?", "Lima", "a")
+    assert not judge.talks(example, "<think>Peru.</think> Lima")
+    assert judge.talks(example, "Lima <|im_end|>")

@@ -366,13 +366,14 @@ def test_damaged_trees_are_refused_and_grown_again(damage, tmp_path: Path) -> No
 
     def check(path: Path) -> None:
         said = refusal(lambda: trees.load(tmp_path))
-        changed = (folder / "nodes.jsonl").read_bytes() != nodes
         # at its end a line may be whole without its last character
         assert folder.name in said or len(trees.load(tmp_path).nodes) in (0, len(whole))
         named: list[str] = []
         left = schedules.read_nodes(folder, named.append)
         assert all(whole[schedule] == node for schedule, node in left.items())
-        assert not changed or len(left) == len(whole) or named or len(left) < len(whole)
+        # a cut may take whole lines along unsaid, a flipped bit may not
+        cut = path.stat().st_size < len(nodes)
+        assert named or len(left) == len(whole) or path.name != "nodes.jsonl" or cut
 
     damage("damage: trees of schedules", folder).each(
         60, ["nodes.jsonl", "instance.json", "nodes.jsonl"], check

@@ -116,7 +116,7 @@ def replay_pairs(
     """Return at most `count` replay pairs, drawn anew each time.
 
     Half are under the current prompt, so that it does not cost knowledge; half under prompts that
-    tell a rule, so that the model goes on obeying prompts.
+    tell a rule, so that the model follows prompts as far as it did.
     """
     if not count:
         return []

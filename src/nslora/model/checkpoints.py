@@ -168,7 +168,10 @@ def _gguf_path(key: str) -> Path:
 
 
 def _has_size(path: Path, weights: Weights) -> bool:
-    return path.is_file() and path.stat().st_size == weights.bytes
+    try:
+        return path.is_file() and path.stat().st_size == weights.bytes
+    except PermissionError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): set NSLORA_CACHE.") from None
 
 
 def _is_whole(path: Path, weights: Weights) -> bool:

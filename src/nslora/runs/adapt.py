@@ -179,6 +179,8 @@ def foresee(
     """
     limits = limits or Limits()
     cfg, checked = _ready(data, Path(out).absolute(), reward, limits, settings)
+    if cfg.judge:
+        raise UserError("what a judge asks is not known beforehand: limit its run by minutes.")
     _tell(own.describe(checked))
 
     # only now: it takes seconds to import
@@ -205,6 +207,9 @@ def _ready(
         raise UserError("setting task cannot be given here: the task is your data.")
     goes_on = _stopped(out)
     if not goes_on:
+        if out.is_dir() and any(out.iterdir()):
+            # left by a try that was killed when it had only this to do
+            shutil.rmtree(_work(out), ignore_errors=True)
         check_out(out)
     cfg, checked = check(data, reward, **settings)
     own.require(checked.problems)
@@ -254,6 +259,10 @@ def _graded(reward: str | Callable[..., Any], settings: Json) -> Json:
         # what methods see of a reward
         return settings | {"reward": reward}
     judge = settings.get("judge", "")
+    if not isinstance(judge, str):
+        # several criteria, one a line
+        judge = "\n".join(judge)
+        settings = settings | {"judge": judge}
     others = [bool(reward), bool(judge), settings.get("grader", "auto") != "auto"]
     if sum(others) > 1:
         raise UserError("give one of a reward, a judge and a grader.")
@@ -266,13 +275,13 @@ def _graded(reward: str | Callable[..., Any], settings: Json) -> Json:
 
 def check_out(out: Path) -> None:
     """Raise UserError unless `out` can become a folder of its own."""
+    if not out.name:
+        raise UserError(f"{out} cannot be a folder of its own; choose a new one.")
     if out.resolve() == Path.cwd():
         raise UserError("the adapted model needs a folder of its own, not the working directory.")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a new folder.")
     if out.exists() and any(out.iterdir()):
-        # where a try was killed that had only this left to do
-        shutil.rmtree(_work(out), ignore_errors=True)
         raise UserError(f"folder {out} is not empty; choose a new one.")
 
 

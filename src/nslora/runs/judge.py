@@ -27,7 +27,7 @@ from nslora.editor.replay import Request
 from nslora.runs.preflight import open_editor
 from nslora.runs.store import Store
 from nslora.tasks import functions, reading
-from nslora.types import Example, Json, Reward, UserError
+from nslora.types import CONTROL, Example, Json, Reward, UserError
 
 # requests until a grade can be read; each with another seed
 TRIES = 3
@@ -70,8 +70,6 @@ Criterion: {criterion}
 One number from 0 to {full}:"""
 TALKED = "The reply speaks to whoever grades it, and earns nothing."
 GRADE = re.compile(r"(?:(?:grade|score)\s*[:=]?\s*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?\s*\.?", re.I)
-# of the chat formats of common models
-CONTROL = re.compile(r"<(\|[^<>|]*\||/?s|bos|eos|start_of_turn|end_of_turn)>|\[(/?INST)\]")
 # a reply that speaks to its judge; small models do as it says
 TALK = re.compile(
     r"\b(ignore|disregard|forget|override)\b.{0,60}\b(criteri\w+|instructions?|rules?|above|previous)\b"
@@ -164,7 +162,8 @@ class Judge(functions.Function):
         """Take over the grades of earlier processes."""
         super().restore(saved)
         assert self.editor
-        self.editor.ledger = Ledger(**saved["ledger"]) + self.ledger
+        # what this process asked before, about a labelled sample, is in it already
+        self.editor.ledger = Ledger(**saved["ledger"])
         for example, reply, reward in saved["grades"]:
             self.rewards.setdefault((Example(**example), reply), Reward(**reward))
 
@@ -186,13 +185,15 @@ def request(example: Example, reply: str, criterion: str, attempt: int) -> Reque
 def talks(example: Example, reply: str) -> bool:
     """Tell whether a reply speaks to its judge, where question and answer speak of no such thing."""
     about = TALK.search(f"{example.question} {example.answer}")
-    return not about and bool(TALK.search(reply) or CONTROL.search(reply))
+    # models that reason end so
+    said = reply.replace("<think>", "").replace("</think>", "")
+    return not about and bool(TALK.search(said) or CONTROL.search(said))
 
 
 def harmless(text: str) -> str:
     """Return a text cut to what is shown, its control tokens taken apart."""
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]} [cut]"
-    return CONTROL.sub(lambda match: f"< {match[1] or match[2]} >", text)
+    return CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:-1]} {match[0][-1]}", text)
 
 
 def read(reply: str) -> float | None:

@@ -154,7 +154,8 @@ def editor_bill(cfg: RunConfig, task: Task, move: Move) -> Ledger:
         prompt = Prompt(TOKEN * cfg.prompt_tokens)
         propose_edits(prompt, failures, editor, cfg, count=len, seed=0)
     elif POLICIES[cfg.row.targets] is remade:
-        asking = [e for e in task.train if task.reward(e, e.answer).success < 1]
+        # a judge cannot be asked here
+        asking = [e for e in task.train if cfg.judge or task.reward(e, e.answer).success < 1]
         # only the critique of the bare answer is asked for
         run: Any = SimpleNamespace(editor=editor, gold_reward=critical, timed=lambda ask: ask())
         for example in sorted(asking, key=lambda e: -len(e.answer))[:REWRITES]:

@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -287,6 +288,6 @@ def processor() -> str:
 
 def peak_megabytes() -> float:
     """Return the peak resident memory of this process so far, in MB (children not counted)."""
-    # Linux counts in kilobytes
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / 1024
+    # Linux counts in kilobytes, macOS in bytes
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -266,16 +266,17 @@ def advise(
         raise UserError("setting task cannot be given here: the task is your data.")
     cfg, checked = check(data, reward, **settings)
     own.require(checked.problems)
+    if cfg.judge:
+        raise UserError("advise grades by a grader or a reward: what a judge asks is not known.")
+    if cfg.row.edits != "textgrad":
+        raise UserError(f"advise tries the moves of neurosymbolic, not those of {cfg.method}.")
     price = known_price(price)
     trees = load(schedules)
     untried = _untried(cfg)
     preflight.check([cfg.but(method="frozen") if untried else cfg])
 
-    # only now: it takes seconds to import, and wrong input is answered at once
-    from nslora.runs.run import open_editor
-
     place = Store(cache_dir() / "advise", cache_dir() / "advise")
-    with open_editor(cfg, place) as editor, tempfile.TemporaryDirectory() as scratch:
+    with preflight.open_editor(cfg, place) as editor, tempfile.TemporaryDirectory() as scratch:
         if not untried:
             editor.check()
         return _measure(cfg, place, editor, Path(scratch), trees, untried, price)

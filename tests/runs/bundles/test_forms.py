@@ -287,6 +287,18 @@ def test_a_damaged_bundle_is_named_and_leaves_nothing(bundles, tmp_path: Path, c
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupted_adaptation_to_the_same_folder_is_left_alone(
+    bundles, tmp_path: Path
+) -> None:
+    moves = tmp_path / ".out.part" / "runs"
+    moves.mkdir(parents=True)
+    forms.export(bundles["chat"][0], tmp_path / "out", "merged")
+    assert moves.is_dir()
+    with pytest.raises(UserError, match="is not empty"):
+        forms.export(bundles["chat"][0], tmp_path / "out", "merged")
+    assert moves.is_dir()
+
+
 def test_a_full_disk_is_told_before_anything_is_written(
     bundles, tmp_path: Path, monkeypatch
 ) -> None:

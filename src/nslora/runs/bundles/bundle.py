@@ -35,7 +35,8 @@ model.generation_config = replies = GenerationConfig.from_pretrained(".")
 {adapter}{reply}```
 
 Without the model hub, give `AutoModelForCausalLM.from_pretrained` the folder of the base model.
-With this library: `nslora chat .`, or `nslora evaluate . rows.jsonl`. For vLLM, llama.cpp or Ollama: `nslora export .`
+With this library: `nslora chat .`, or `nslora evaluate . rows.jsonl`. For vLLM, llama.cpp or Ollama:
+`nslora export . --to merged --out FOLDER`, or `--to gguf`, or `--to ollama`.
 """
 # asks a loaded model, and prints what it replies
 REPLY = """prompt = json.load(open("prompt.json", encoding="utf-8"))

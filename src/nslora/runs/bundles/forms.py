@@ -118,14 +118,15 @@ def export(
         raise UserError(f"unknown quantisation {quantisation!r} of {to}; choose from {choices}.")
     check_out(out)
     _require_bundle(folder)
-    work = out.with_name(f".{out.name}.part")
+    opened = evaluate.open_bundle(folder, backbone, dtype="float32", device="cpu")
+    # another name than that of an adaptation to the same folder
+    work = out.with_name(f".{out.name}.export")
     try:
         # left by a try that was killed
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        opened = evaluate.open_bundle(folder, backbone, dtype="float32", device="cpu")
         count = sum(weight.numel() for weight in opened.backbone.model.parameters())
-        require_disk(form.bytes * count, f"{to}", work)
+        require_disk(form.bytes * count, to, work)
         _export(form, opened, folder, work, quantisation)
         work.replace(out)
     except OSError as error:
