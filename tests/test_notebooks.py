@@ -22,7 +22,9 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from grown import toward, write_tree
 from IPython.display import HTML, Image
+from ipywidgets import interactive
 from matplotlib.figure import Figure
 from scripted import Scripted, lowercase
 from synthetic import write_lines, write_record
@@ -162,9 +164,10 @@ def remade(cfg: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> grid.Profile:
-    """The smoke profile in a project of its own, with a record of every run."""
+    """The smoke profile in a project of its own, with a record of every run, and a tree of schedules."""
     profile = grid.load("smoke", copy_project(tmp_path_factory.mktemp("clone")))
     write_runs(profile)
+    write_tree(profile.root / "results" / "schedules", toward("NSN", 0.8))
     return profile
 
 
@@ -207,6 +210,7 @@ def rendered(shown: list[Any]) -> list[tuple[str, str]]:
         Image: lambda image: ("picture", str(image.filename)),
         pd.DataFrame: lambda frame: ("table", frame.to_html()),
         HTML: lambda page: ("page", str(page.data)),
+        interactive: lambda box: ("sliders", ", ".join(c.description for c in box.children[:-1])),
     }
     outputs = []
     for value in shown:
