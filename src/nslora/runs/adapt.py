@@ -207,7 +207,7 @@ def _ready(
         raise UserError("setting task cannot be given here: the task is your data.")
     goes_on = _stopped(out)
     if not goes_on:
-        if out.is_dir() and any(out.iterdir()):
+        if out.name and out.is_dir() and any(out.iterdir()):
             # left by a try that was killed when it had only this to do
             shutil.rmtree(_work(out), ignore_errors=True)
         check_out(out)

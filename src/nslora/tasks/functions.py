@@ -66,8 +66,8 @@ class Function:
         return {"reward_calls": self.calls}
 
     def restore(self, saved: Json) -> None:
-        """Count as the run did so far; what this process has called again to come here is no more."""
-        self.calls = saved.get("reward_calls", self.calls)
+        """Count what earlier processes of the run have saved."""
+        self.calls += saved.get("reward_calls", 0)
 
     def _ask(self, example: Example, reply: str) -> Reward:
         assert self.function
