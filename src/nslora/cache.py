@@ -71,8 +71,8 @@ def lock(key: str) -> FileLock:
 def require_disk(need: int, what: str, where: Path | None = None) -> None:
     """Raise UserError when the disk of a folder (the cache, unless it is told) has less than `need` bytes free."""
     where = where or cache_dir()
-    # the folder may not exist yet; its nearest existing parent is on the same disk
-    parent = next(folder for folder in (where, *where.parents) if folder.exists())
+    # the folder may not exist yet, or be somebody else's; its nearest parent in sight is on the same disk
+    parent = next(folder for folder in (where, *where.parents) if os.path.exists(folder))
     free = shutil.disk_usage(parent).free
     if free < need:
         raise UserError(
