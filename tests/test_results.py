@@ -48,7 +48,7 @@ def test_the_readme_shows_what_the_records_say() -> None:
     assert between(README, "sizes").startswith(forecast.sizes(profiles).strip())
     assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
     sys.path.append(str(ROOT / "tests" / "torture"))
-    from harness import table
+    from harness import table  # pyright: ignore[reportMissingImports]
 
     assert between(README, "reliability") == table(ROOT / "results" / "reliability.json")
 

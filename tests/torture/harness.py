@@ -86,7 +86,7 @@ class Kind:
             derandomize=True,
             # what is shrunk would be counted, too
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
         )
         @given(cases)
         def one(case: T) -> None:

@@ -46,7 +46,7 @@ def worker(address: str, name: str, folder: Path) -> Iterator[subprocess.Popen[b
 @pytest.fixture
 def address() -> Iterator[str]:
     with LocalCluster(n_workers=0, dashboard_address=":0") as local:
-        yield local.scheduler_address
+        yield local.scheduler_address  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_killed_worker_changes_nothing(kind, address: str, tmp_path: Path) -> None:

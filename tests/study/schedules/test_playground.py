@@ -52,7 +52,7 @@ def test_the_picture_tells_the_path_and_what_it_loses(trees: Trees) -> None:
     thick = [line for line in ax.lines if line.get_linewidth() > 2]
     assert len(ax.lines) == 14 and len(thick) == 3
     names = {text.get_text(): text for text in ax.texts}
-    assert len(names) == 8 and names["NSN"].get_weight() == "bold"
+    assert len(names) == 8 and names["NSN"].get_fontweight() == "bold"
     heights = sorted(text.get_position()[1] for text in ax.texts)
     # no name lies over another
     assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.05
