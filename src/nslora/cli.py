@@ -223,31 +223,26 @@ def limits(args: Namespace) -> Limits:
     return Limits(**given, price=price(args.price, "--price"))
 
 
+def grading(args: Namespace) -> Json:
+    """Return how the rows of `evaluate` and `compare` are graded, and where the weights are."""
+    return {
+        "grader": args.grader,
+        "columns": args.map,
+        "reward": args.reward,
+        "backbone": args.backbone,
+    }
+
+
 def evaluate_bundle(args: Namespace) -> int:
     """Print how good a bundle is on rows."""
-    score = evaluate.evaluate(
-        args.bundle,
-        args.data,
-        grader=args.grader,
-        columns=args.map,
-        reward=args.reward,
-        backbone=args.backbone,
-    )
+    score = evaluate.evaluate(args.bundle, args.data, **grading(args))
     print(f"{score.mean:.2f} on {score.n} rows ({score})")
     return 0
 
 
 def compare_two(args: Namespace) -> int:
     """Print whether the second model is better than the first, and on which rows; exit status 3 if not."""
-    compared = evaluate.compare(
-        args.first,
-        args.second,
-        args.data,
-        grader=args.grader,
-        columns=args.map,
-        reward=args.reward,
-        backbone=args.backbone,
-    )
+    compared = evaluate.compare(args.first, args.second, args.data, **grading(args))
     print(compared.sentence)
     print(compared.rows)
     return 0 if compared.better else 3

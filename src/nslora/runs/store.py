@@ -232,6 +232,13 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         table.writerows(rows)
 
 
+def read_scores(record: Path, split: str) -> dict[str, dict[str, Any]]:
+    """Return the graded rows of a split, by their id."""
+    with (record / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC)
+        return {row["id"]: row for row in rows if row["split"] == split}
+
+
 def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
     """Return the receipt's part on what the run ran on: code, versions, processor, threads."""
     # results and prose may change

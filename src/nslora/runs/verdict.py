@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from nslora.config import RunConfig
-from nslora.runs.store import read_json
+from nslora.runs.store import read_json, read_scores
 from nslora.tasks import graders
 from nslora.types import Json
 
@@ -164,6 +163,4 @@ class Verdict:
 
 def _rows(record: Path, split: str, by: str) -> dict[str, Any]:
     """Return a measure of the rows of a split, by id."""
-    with (record / "scores.csv").open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC)
-        return {row["id"]: row[by] for row in table if row["split"] == split}
+    return {name: row[by] for name, row in read_scores(record, split).items()}

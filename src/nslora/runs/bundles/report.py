@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from nslora.runs.store import read_json, read_jsonl, write_text
+from nslora.runs.store import read_json, read_jsonl, read_scores, write_text
 from nslora.runs.verdict import WORDS, Verdict
 from nslora.types import Json, Prompt, diff
 
@@ -132,7 +130,7 @@ def runs(tokens: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def groups(record: Path, measure: str) -> list[Json]:
     """Return the test rows by what became of them, each with both replies."""
-    before, after = table(record, "frozen+initial"), table(record, "test")
+    before, after = read_scores(record, "frozen+initial"), read_scores(record, "test")
     rows = [pair(before[name], after[name], measure) for name in before]
     kinds = {
         "fixed": [row for row in rows if row["after"] > row["before"]],
@@ -141,13 +139,6 @@ def groups(record: Path, measure: str) -> list[Json]:
         "as wrong as before": [row for row in rows if row["after"] == row["before"] < 1],
     }
     return [{"name": name, "rows": rows} for name, rows in kinds.items()]
-
-
-def table(record: Path, split: str) -> dict[str, Any]:
-    """Return the graded rows of a split by their id."""
-    with (record / "scores.csv").open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC)
-        return {row["id"]: row for row in rows if row["split"] == split}
 
 
 def pair(before: Json, after: Json, measure: str) -> Json:
