@@ -15,9 +15,8 @@ from hypothesis import settings
 FIRST = ("test_notebooks.py", "test_golden.py", "test_architecture.py", "test_jobs.py")
 
 # Files are tested side by side: a thread that spins while it waits takes the core that another one computes on.
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # read when torch is first imported, here and in child processes
+# It is read when torch is first imported, here and in child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

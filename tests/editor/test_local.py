@@ -66,9 +66,8 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_replies_do_not_depend_on_what_was_asked_before(monkeypatch):
-    monkeypatch.setenv(
-        "HTTP_PROXY", "http://127.0.0.1:9"
-    )  # must not come between the client and loopback
+    # a proxy must not come between the client and loopback
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     long = "The model was asked for a capital and gave a city. " * 6
     asks = [
         Request("You edit prompts.", long + "Improve it.", seed, max_tokens=12) for seed in (1, 2)
@@ -77,9 +76,8 @@ def test_replies_do_not_depend_on_what_was_asked_before(monkeypatch):
         first = editor.complete_all(asks)
         assert all(isinstance(reply, str) for reply in first)
         assert first[0] != first[1]
-        editor.complete(
-            Request("You edit prompts.", long[:150], 1, max_tokens=4)
-        )  # leaves half the prompt in the cache
+        # leaves half the prompt in the cache
+        editor.complete(Request("You edit prompts.", long[:150], 1, max_tokens=4))
         assert editor.complete_all(asks[::-1]) == first[::-1]
         assert editor._server
         editor._server.stop()

@@ -77,9 +77,8 @@ def test_reward_is_the_best_so_far_of_each_phase(streamed: records.Records) -> N
     assert run.value.tolist() == [0.0, 0.2, 0.4, 0.1, 0.1, 0.2, 0.0, 0.0, 0.0]
     assert run.phase.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     stopped = frame[(frame.method == "frozen") & (frame.seed == 0)]
-    assert (
-        stopped.value.tolist() == [0.0] * 3 + [0.1] * 3 + [0.0] * 3
-    )  # without moves, each phase's start is held
+    # without moves, each phase's start is held
+    assert stopped.value.tolist() == [0.0] * 3 + [0.1] * 3 + [0.0] * 3
 
 
 def test_recovery_counts_moves_until_most_of_the_old_level_is_back(

@@ -31,15 +31,12 @@ from nslora.types import (
 REWRITES = 6  # answers that the editor rewrites per move at most, until one has a form for the rest
 TEMPERATURE = 0.8  # of sampled replies
 SAMPLES = 2  # sampled replies per question in rejection sampling
-ATTEMPTS = (
-    4  # sampled solutions per problem that the greedy reply does not solve
-)
-LENT_WORDS = (
-    12  # words beside the answer in a reply that lends its form, at most
-)
-SENTENCE_END = re.compile(
-    r"(?<!\d)[.!?](?=\s|$)"
-)  # but not of a number in a list
+# sampled solutions per problem that the greedy reply does not solve
+ATTEMPTS = 4
+# words beside the answer in a reply that lends its form, at most
+LENT_WORDS = 12
+# a full stop after a digit may be that of a numbered list
+SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")
 HINT = "{question}\n(The answer is {answer}.)"
 
 

@@ -12,10 +12,8 @@ from nslora.config import RunConfig
 from nslora.tasks.build import Task
 from nslora.types import Candidate, Edit, Move, Prompt, Scored
 
-RUNGS = (
-    6,
-    12,
-)  # dev items that edits are compared on; a third of them reach the second rung
+# dev items that edits are compared on; a third of the edits reach the second rung
+RUNGS = (6, 12)
 
 
 def symbolic(run: Session, state: State, needs: Needs) -> Outcome:

@@ -281,10 +281,11 @@ def parse(reply: str) -> str:
     if opened and (text.endswith("}") or text.count("{") > text.count("}")):
         # copied from textgrad's "{the improved variable}"
         text = text[1:].removesuffix("}").strip()
+    # what is copied from the examples
     for _, reply in MODELS:
         text = re.sub(
             rf",? like this: {re.escape(reply)}", "", text, flags=re.IGNORECASE
-        )  # copied from the examples
+        )
     if not text:
         raise NoEdit("empty")
     return text

@@ -33,9 +33,8 @@ def test_packed_rows_attend_without_a_mask(tiny):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "dropout", [0.0, 1e-9]
-)  # with dropout, as on a GPU, torch's own attention computes
+# with dropout, as on a GPU, torch's own attention computes
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
 def test_packed_rows_longer_than_a_sliding_window_keep_to_it(dropout: float):
     """Gemma's local layers see the last tokens only; packed rows, attended by themselves, once saw all of theirs."""
     model = narrow(dropout).train()

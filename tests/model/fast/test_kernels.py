@@ -99,9 +99,8 @@ def test_families_are_layers_with_one_input_wrapped_or_not(tiny, adapted):
             model, lambda m: type(m) is torch.nn.Linear and not m.weight.requires_grad
         )
         sizes = sorted(len(family) for family in linear if family[0].in_features > 4)
-        assert sizes.count(3) == sizes.count(2) == 2, (
-            sizes
-        )  # q, k and v, gate and up, in two layers
+        # q, k and v, gate and up, in two layers
+        assert sizes.count(3) == sizes.count(2) == 2, sizes
 
 
 GROWTH = """

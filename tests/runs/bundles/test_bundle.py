@@ -16,9 +16,10 @@ from nslora.model import checkpoints
 from nslora.runs.bundles.bundle import base_model, bundle, card
 from nslora.types import UserError
 
+# peft's
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # peft's
+)
 
 REVISION = "0123456789" * 4
 

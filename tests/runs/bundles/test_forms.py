@@ -22,9 +22,10 @@ from nslora.runs.bundles import forms
 from nslora.runs.bundles.bundle import bundle
 from nslora.types import Prompt, UserError
 
+# peft's
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # peft's
+)
 
 QUESTION = "your question"
 # answers from GGUF files by llama.cpp: (file, chat messages or a whole input, texts that end a reply)
