@@ -137,17 +137,20 @@ class Tally:
 
 
 def table(path: Path) -> str:
-    """Return the Markdown table of a reliability.json."""
+    """Return the Markdown table of a reliability.json: kinds that start alike ("damage: ...") in one row."""
     content = store.read_json(path)
-    lines = ["| what is done to it | tried | lost | factor |", "| :-- | --: | --: | --: |"]
-    for name, row in content["kinds"].items():
-        lines.append(f"| {name} | {row['tried']} | {row['lost']} | {row['factor']:g} |")
+    groups: dict[str, list[str]] = {}
+    for name in content["kinds"]:
+        groups.setdefault(name.partition(":")[0], []).append(name)
+    lines = ["| what is done to it | tried | lost |", "| :-- | --: | --: |"]
+    for group, names in groups.items():
+        tried, lost = (sum(content["kinds"][n][key] for n in names) for key in ("tried", "lost"))
+        lines.append(f"| {names[0] if len(names) == 1 else group} | {tried} | {lost} |")
     revision = content["revision"][:7] + " with changes" * content["dirty"]
     minutes = f"{content['minutes']:.0f} minutes on two cores, beside other work"
-    made = (
-        f"`make torture` at revision {revision}, {minutes}; at factor 1 a kind has all its cases."
-    )
-    return "\n".join([*lines, "", made])
+    smallest = min(row["factor"] for row in content["kinds"].values())
+    cases = "all cases" if smallest >= 1 else f"a kind has {smallest:g} of its cases or more"
+    return "\n".join([*lines, "", f"`make torture` at revision {revision}, {minutes}: {cases}."])
 
 
 class Nursery:
