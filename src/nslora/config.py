@@ -30,7 +30,7 @@ from pydantic import (
 from nslora.types import SLOT, UserError
 
 # settings that other tasks do not have
-OF_OWN_DATA = ("grader", "judge", "columns", "test", "system", "template")
+OF_OWN_DATA = ("grader", "judge", "columns", "test", "system", "template", "dtype")
 TASKS = (
     "facts",
     "style",
@@ -132,6 +132,7 @@ class RunConfig(BaseModel):
     test: str = ""  # of own data: a file of other rows to test on; "": a fifth of the rows
     system: str = "You are a helpful assistant."  # of own data: the prompt that a run starts from
     template: str = SLOT  # of own data: the question in that prompt
+    dtype: Literal["auto", "nf4"] = "auto"  # of the backbone, with own data; nf4: 4-bit weights
     reward: Literal["number", "parts"] = "number"  # what methods see of the reward
 
     # numerical moves
@@ -158,9 +159,7 @@ class RunConfig(BaseModel):
     gain_eps: NonNegativeFloat = 0.02  # a symbolic gain below it is little
     patience: PositiveInt = 1  # consecutive small signals before the kind of move changes
     demand_floor: NonNegativeFloat = 0.1  # share of examples below which nothing is demanded
-    reserve: NonNegativeInt = (
-        2  # moves left at which a needed, untried kind gets its turn; 0: never
-    )
+    reserve: NonNegativeInt = 2  # moves left when a needed, untried kind gets its turn; 0: never
 
     # the editor and the machine
     editor_url: str = "local"  # our server on loopback, or an OpenAI-compatible base URL

@@ -19,7 +19,7 @@ from nslora.disk import SUMS, write_sums
 from nslora.model import lora
 from nslora.model.backbone import Backbone
 from nslora.model.fast.attention import ATTENTION
-from nslora.model.fast.packing import pack, split
+from nslora.model.fast.packing import PACK, pack, split
 from nslora.model.lora import ADAPTER_FILE, OPTIMIZER_FILE, FusedLoraLinear, Learner, batches
 from nslora.types import Pair, Prompt, UserError
 
@@ -298,16 +298,16 @@ def distilled_gradients(model, rows, total: int) -> list[torch.Tensor]:
     return gradients(model)
 
 
-def check_packed_rows(learner, pairs, monkeypatch) -> int:
+def check_packed_rows(learner, pairs, monkeypatch, most: int = PACK) -> int:
     """Compare `_backward` with rows one by one, in loss and gradients; the number of fused norms."""
     learner.epoch(pairs, rng())  # B is 0 at first, and A then has no gradient
     rows = [learner._row(pair) for pair in pairs]
     # its prompt goes on after another row's answer
     rows.append((rows[0][0] + rows[0][1] + rows[1][0], rows[1][1]))
-    packed = sum(pack(part, learner.like)["input_ids"].numel() for part in split(rows))
+    packed = sum(pack(part, learner.like)["input_ids"].numel() for part in split(rows, most))
     assert packed < 0.9 * sum(len(prompt) + len(answer) for prompt, answer in rows)
     total = sum(len(answer) for _, answer in rows)
-    loss = torch.cat(learner._backward(rows, total)).sum().item()
+    loss = torch.cat(learner._backward(rows, total, most=most)).sum().item()
     ours = gradients(learner.model)
     norms = unfuse(monkeypatch, learner.model)
     plain, theirs = plain_gradients(learner.model, rows, total)
@@ -321,15 +321,14 @@ def check_packed_rows(learner, pairs, monkeypatch) -> int:
 OTHER_ANSWER = replace(PAIRS[0], target="Lisbon")  # under the same prompt
 
 
-@pytest.mark.parametrize("pack", [512, 120])
+@pytest.mark.parametrize("most", [PACK, 120])
 @pytest.mark.parametrize("kind", TINY)
 def test_packed_rows_give_the_loss_and_gradients_of_rows_one_by_one(
-    backbone, kind, pack, monkeypatch
+    backbone, kind, most, monkeypatch
 ) -> None:
     """In float32, against transformers' own loss and norms and PEFT's own LoRA layers, on rows of mixed lengths."""
-    monkeypatch.setattr("nslora.model.fast.packing.PACK", pack)
     learner = Learner(small(backbone, TINY[kind](vocab_size=len(backbone.tokenizer))), CFG)
-    check_packed_rows(learner, [*PAIRS, REPLAY[0], PAIRS[0], OTHER_ANSWER], monkeypatch)
+    check_packed_rows(learner, [*PAIRS, REPLAY[0], PAIRS[0], OTHER_ANSWER], monkeypatch, most)
 
 
 def test_packed_rows_of_the_real_model_do_too(learner, monkeypatch) -> None:
@@ -416,3 +415,37 @@ def test_batches_of_replay_alone_train_and_leave_the_signal_out(toy) -> None:
         norms[i] = learner.epoch([pairs[i]], rng()).grad_norm
     again = Learner(toy, CFG.but(batch=1))
     assert again.epoch(pairs, rng()).grad_norm == pytest.approx((norms[0] + norms[2]) / 2)
+
+
+def test_quantised_weights_are_trained_on_by_the_layers_that_peft_has_for_them(toy) -> None:
+    fused = Learner(toy, CFG)
+    wanted = fused.epoch(PAIRS, rng())
+    fused.model.unload()
+    toy.model = tiny.llama(len(toy.tokenizer)).eval().requires_grad_(False)
+    toy.model.set_attn_implementation(ATTENTION)
+    toy.model.is_quantized = True
+    plain = Learner(toy, CFG)
+    assert not any(isinstance(module, FusedLoraLinear) for module in plain.model.modules())
+    assert plain.epoch(PAIRS, rng()).nll == pytest.approx(wanted.nll, rel=1e-4)
+
+
+def test_a_batch_that_memory_does_not_hold_is_learned_in_smaller_parts(toy) -> None:
+    pairs, cfg = PAIRS + REPLAY, CFG.but(batch=7)
+    undisturbed = Learner(toy, cfg)
+    wanted, weights = undisturbed.epoch(pairs, rng()), adapter(undisturbed)
+    undisturbed.model.unload()
+
+    learner, tokens = Learner(toy, cfg), []
+
+    def room(_module, args, kwargs):
+        tokens.append(kwargs["input_ids"].numel())
+        if torch.is_grad_enabled() and tokens[-1] > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = learner.model.register_forward_pre_hook(room, with_kwargs=True)
+    found = learner.epoch(pairs, rng())
+    hook.remove()
+    assert max(tokens) > 64, "nothing was too large"
+    assert found.nll == pytest.approx(wanted.nll, rel=1e-4)
+    for a, b in zip(adapter(learner), weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from nslora.model import checkpoints
 from nslora.model.fast import attention, decode, packing
 from nslora.types import CONTROL, Generation, Prompt, UserError
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# of the base weights; what computes with 4-bit ones (NF4) is bfloat16
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "nf4": torch.bfloat16}
+# bytes of a weight beside those of the bfloat16 that is stored
+SHARE = {"bfloat16": 1.0, "float32": 2.0, "nf4": 0.27}
 # stands within what data hold of the letters of a control token, lest it become one: U+FDD0, which is no character
 BREAK = "\ufdd0"
 # what stands for a character that is none
@@ -31,7 +35,7 @@ class Backbone:
 
     Attributes:
         name, identity: as given to `load`, and what pins the weights (`checkpoints.identity`).
-        dtype: "bfloat16" or "float32", of the base weights. device: "cpu" or "cuda".
+        dtype: a key of DTYPES, of the base weights. device: "cpu" or "cuda".
         end: the end-of-turn token id that closes an answer. stop: every id that ends generation.
     """
 
@@ -133,8 +137,9 @@ class Backbone:
 def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto") -> Backbone:
     """Load a backbone by key, `hub:<id>@<revision>` or folder, fetching it first if it is not cached.
 
-    `dtype` is "auto" (bfloat16 where the hardware computes in it, else float32), "bfloat16" or "float32"; `device` is
-    "auto", "cpu" or "cuda". Sets torch's thread count. Raises UserError for bad input or too little memory.
+    `dtype` is "auto" (bfloat16 where the hardware computes in it, else float32), "bfloat16", "float32", or "nf4": 4-bit
+    weights as in QLoRA (Dettmers et al., 2023), made by bitsandbytes. `device` is "auto", "cpu" or "cuda". Sets torch's
+    thread count. Raises UserError for bad input or too little memory.
     """
     checkpoints.check(name)
     if device == "auto":
@@ -149,11 +154,12 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     folder = checkpoints.folder(name)
     _require_memory(folder, dtype, device)
     try:
-        tokenizer, model = _from_folder(folder, DTYPES[dtype])
+        tokenizer, model = _from_folder(folder, dtype, device)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
-    # frozen: what is trained is added by `lora`
-    model.to(device).eval().requires_grad_(False)
+    # frozen: what is trained is added by `lora`; quantised weights are on the device already
+    model = model if dtype == "nf4" else model.to(device)
+    model.eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)
     return Backbone(
@@ -185,19 +191,39 @@ def fast_bfloat16(device: str) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _from_folder(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
     """Load tokenizer and model without running code or unpickling anything."""
+    options = _quantised(device) if dtype == "nf4" else {}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
+        dtype=DTYPES[dtype],
         attn_implementation=attention.ATTENTION,
         use_safetensors=True,
         trust_remote_code=False,
+        **options,
     )
+    for module in model.modules():
+        # bitsandbytes packs weights on a CPU when they are first read, and then has no gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return tokenizer, model
+
+
+def _quantised(device: str) -> dict[str, Any]:
+    """Return the options by which transformers quantises weights while it loads them; raises UserError."""
+    if not find_spec("bitsandbytes"):
+        raise UserError("dtype nf4 takes bitsandbytes: pip install 'nslora[quantised]'.")
+    settings = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        # the scales of the weights are quantised, too
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES["nf4"],
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -208,8 +234,7 @@ def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
 def _require_memory(folder: Path, dtype: str, device: str) -> None:
     """Raise UserError when the weights alone would not fit."""
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    # what is stored is bfloat16
-    need = stored * (2 if dtype == "float32" else 1)
+    need = stored * SHARE[dtype]
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
     else:

@@ -26,12 +26,14 @@ from torch import Tensor
 from nslora.config import RunConfig
 from nslora.disk import SUMS, require_whole, saving, write_sums
 from nslora.model.backbone import Backbone
-from nslora.model.fast import kernels
-from nslora.model.fast.packing import Row, answer_logits, pack, split
+from nslora.model.fast import kernels, memory
+from nslora.model.fast.packing import EVEN, PACK, Row, answer_logits, pack, split
 from nslora.types import Pair, UserError
 
 # gradient norm above which a step is scaled down
 CLIP = 1.0
+# what memory is found to hold (`memory.size`)
+TOKENS = "tokens to train on"
 # LoRA alpha as a multiple of the rank
 ALPHA = 2
 # files of a checkpoint: PEFT's own, and ours beside it
@@ -214,33 +216,53 @@ class Learner:
     def _step(self, own: list[Row], replay: list[Row]) -> tuple[list[Tensor], Tensor]:
         """Make one optimizer step on the mean loss per answer token of a batch.
 
-        The loss of own rows is the nll, that of replay the cross entropy with the frozen model's probabilities.
+        The loss of own rows is the nll, that of replay the cross entropy with the frozen model's probabilities. Where
+        the parts of a batch exceed the device's memory, its gradients are made anew of smaller ones.
 
         Returns:
             nll of each answer token, own rows first, in parts (n,), and the norm of the gradient of the own rows alone
             (0 if there are none).
         """
-        answer_tokens = sum(len(answer) for _, answer in own + replay)
-        own_norm = None
-        nll = self._backward(own, answer_tokens)
-        if replay:
-            # the gradients are those of the own rows now; only a mixed batch pays for a second norm
-            grads = [weight.grad for weight in self.weights if weight.grad is not None]
-            own_norm = torch.nn.utils.get_total_norm(grads)
-            nll += self._backward(replay, answer_tokens, frozen=True)
+        while True:
+            most = memory.size(self.model, TOKENS, PACK)
+            try:
+                nll, own_norm = self._gradients(own, replay, most)
+                break
+            except torch.OutOfMemoryError:
+                # what the parts before have added
+                self.optimizer.zero_grad(set_to_none=True)
+            memory.halve(self.model, TOKENS, most, least=EVEN)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return nll, norm if own_norm is None else own_norm
 
-    def _backward(self, rows: list[Row], answer_tokens: int, frozen: bool = False) -> list[Tensor]:
+    def _gradients(
+        self, own: list[Row], replay: list[Row], most: int
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Add the gradients of a batch, in parts of `most` tokens; return the nll of its answer tokens and, where it
+        has replay, the norm of its own rows' gradients.
+        """
+        answer_tokens = sum(len(answer) for _, answer in own + replay)
+        own_norm = None
+        nll = self._backward(own, answer_tokens, most=most)
+        if replay:
+            # the gradients are those of the own rows now; only a mixed batch pays for a second norm
+            grads = [weight.grad for weight in self.weights if weight.grad is not None]
+            own_norm = torch.nn.utils.get_total_norm(grads)
+            nll += self._backward(replay, answer_tokens, frozen=True, most=most)
+        return nll, own_norm
+
+    def _backward(
+        self, rows: list[Row], answer_tokens: int, frozen: bool = False, most: int = PACK
+    ) -> list[Tensor]:
         """Add the gradient of the rows' share of a batch's mean loss; return nll of each answer token, in parts (n,).
 
         The loss is the nll of the answers, or (`frozen`) the cross entropy with the frozen model's probabilities, which
         keeps more of what it knows than its replies alone.
         """
         nll = []
-        for part in split(rows):
+        for part in split(rows, most):
             inputs = pack(part, self.like)
             # before the graph of the gradient: it switches the adapter off and on
             reference = self._frozen_logits(inputs) if frozen else None
@@ -302,7 +324,9 @@ def _with_lora(model: Any, rank: int, seed: int) -> PeftModel:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    config._register_custom_module({torch.nn.Linear: FusedLoraLinear})
+    # PEFT has layers of its own for quantised weights
+    if not getattr(model, "is_quantized", False):
+        config._register_custom_module({torch.nn.Linear: FusedLoraLinear})
     # PEFT draws A from torch's global state, which is put back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

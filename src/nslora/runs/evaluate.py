@@ -47,8 +47,8 @@ def open_bundle(
 ) -> Bundle:
     """Load a bundle; `backbone` says where its weights are now, if they have moved.
 
-    `dtype` and `device` are those of `backbone.load`. Raises UserError for what is no bundle, and
-    for weights that it was not made on.
+    `dtype` and `device` are those of `backbone.load`; "auto" is what it was adapted in. Raises
+    UserError for what is no bundle, and for weights that it was not made on.
     """
     cfg, name, prompt = _placed(Path(folder), backbone)
 
@@ -56,7 +56,8 @@ def open_bundle(
     from nslora.model.backbone import load
     from nslora.model.lora import Learner
 
-    loaded = load(name, threads=cfg.threads, dtype=dtype, device=device)
+    dtype = cfg.dtype if dtype == "auto" else dtype
+    loaded = load(name, cfg.threads, dtype, device)
     if best_step(Path(folder) / "record")["adapter"]:
         Learner(loaded, cfg).load_weights(Path(folder) / "adapter")
     return Bundle(cfg, prompt, loaded)
@@ -264,4 +265,4 @@ def _bare(backbone: str, cfg: RunConfig) -> Bundle:
     """Load a backbone without an adapter, under the prompt that a run started from."""
     from nslora.model.backbone import load
 
-    return Bundle(cfg, Prompt(cfg.system, cfg.template), load(backbone, threads=cfg.threads))
+    return Bundle(cfg, Prompt(cfg.system, cfg.template), load(backbone, cfg.threads, cfg.dtype))

@@ -173,7 +173,7 @@ def measure(cfg: RunConfig, task: Task) -> Rates | None:
     if checkpoints.cached_folder(cfg.backbone) is None:
         return None
     started = time.perf_counter()
-    backbone = load(cfg.backbone, threads=cfg.threads)
+    backbone = load(cfg.backbone, cfg.threads, cfg.dtype)
     load_s = time.perf_counter() - started
     rows = task.train[:SAMPLE]
     texts = [backbone.text(task.initial_prompt, example.question) for example in rows]

@@ -115,7 +115,7 @@ def _make(
     scratch = place.scratch(cfg)
     with saving(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
-    backbone = backbone or load(cfg.backbone, threads=cfg.threads)
+    backbone = backbone or load(cfg.backbone, cfg.threads, cfg.dtype)
     task = build(cfg)
     require_lengths(cfg, task, backbone)
     run = Session(cfg, task, backbone, editor, scratch, place.memo)

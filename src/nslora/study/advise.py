@@ -306,7 +306,7 @@ def _measure(
     from nslora.tasks.build import build
 
     started = time.perf_counter()
-    backbone = backbones.load(cfg.backbone, threads=cfg.threads)
+    backbone = backbones.load(cfg.backbone, cfg.threads, cfg.dtype)
     load_s = time.perf_counter() - started
     task = build(cfg)
     run.require_lengths(cfg, task, backbone)

@@ -8,4 +8,5 @@ Nothing here changes what is computed, only how; each module says what it replac
 | attention | attention over all pairs of tokens behind a mask      | attention of each packed row by itself      |
 | decode    | `generate`                                            | one prefill of the common prefix, rows leave|
 | kernels   | layers of torch, transformers and PEFT                | fewer passes over memory, blocked weights   |
+| memory    | a batch size that somebody has to find                | halves of what did not fit                  |
 """

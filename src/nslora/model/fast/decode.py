@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from nslora.model.fast import memory
 from nslora.model.fast.kernels import PreallocatedLayer, blocked_weights
 from nslora.model.fast.packing import common_prefix, evaluating
 
@@ -58,16 +59,18 @@ def decode(
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with evaluating(model), blocked_weights(model):
         prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
-        for start in range(0, len(prompts), BATCH):
-            batch = by_length[start : start + BATCH]
+
+        def continued(batch: Sequence[int]) -> list[Output]:
             tails = [tuple(prompts[i][prefix:]) for i in batch]
             # equal prompts are prefilled once
             different = list(dict.fromkeys(tails))
             inputs = _padded_left(model, different, prefix, cache)
             rows = [different.index(tail) for tail in tails]
-            outputs = _decode_batch(model, inputs, rows, stop, uniform[batch], temperature)
-            for i, output in zip(batch, outputs, strict=True):
-                results[i] = output
+            return _decode_batch(model, inputs, rows, stop, uniform[batch], temperature)
+
+        outputs = memory.in_batches(model, "rows to continue", by_length, BATCH, continued)
+        for i, output in zip(by_length, outputs, strict=True):
+            results[i] = output
     return results
 
 

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nslora.model.fast import memory
 from nslora.model.fast.attention import Layout
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
@@ -132,11 +133,11 @@ def pack(rows: Sequence[Row], like: Tensor) -> dict[str, Any]:
     }
 
 
-def split(rows: Sequence[Row]) -> list[list[Row]]:
+def split(rows: Sequence[Row], most: int = PACK) -> list[list[Row]]:
     """Split the rows of a step, in order, into parts whose gradients add up, to bound the step's memory.
 
-    A part is one row, or several that compute no more than one row of PACK tokens does: PACK tokens (those that a row
-    shares with an earlier one of its part count once) and PACK ** 2 pairs of tokens in attention.
+    A part is one row, or several that compute no more than one row of `most` tokens does: `most` tokens (those that a
+    row shares with an earlier one of its part count once) and `most` ** 2 pairs of tokens in attention.
     """
     parts: list[list[Row]] = []
     tokens = pairs = 0
@@ -146,7 +147,7 @@ def split(rows: Sequence[Row]) -> list[list[Row]]:
         part = parts[-1] if parts else []
         shared = [common_prefix([prompt, other]) for other, _ in part]
         new = length - max(shared, default=0)
-        if not part or tokens + new > PACK or pairs + length**2 > PACK**2:
+        if not part or tokens + new > most or pairs + length**2 > most**2:
             parts.append([])
             tokens, pairs, new = 0, 0, length
         tokens += new
@@ -202,21 +203,24 @@ def answer_logits(
 
 def mean_nll(model: Any, rows: Sequence[Row]) -> list[float]:
     """Compute each row's mean negative log-likelihood in nats per answer token, in input order."""
-    nll = [0.0] * len(rows)
     like = model.get_input_embeddings().weight
     lengths = [len(prompt) + len(answer) for prompt, answer in rows]
     # rows of similar length together
     order = sorted(range(len(rows)), key=lengths.__getitem__)
+
+    def batch_nll(batch: Sequence[int]) -> list[float]:
+        inputs = pack([rows[i] for i in batch], like)
+        logits, targets = answer_logits(model, **inputs)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        # answers come in the order of the rows
+        by_row = losses.split([len(rows[i][1]) for i in batch])
+        return [of_row.mean().item() for of_row in by_row]
+
     with evaluating(model):
-        for start in range(0, len(rows), SCORE_BATCH):
-            batch = order[start : start + SCORE_BATCH]
-            inputs = pack([rows[i] for i in batch], like)
-            logits, targets = answer_logits(model, **inputs)
-            losses = F.cross_entropy(logits.float(), targets, reduction="none")
-            # answers come in the order of the rows
-            by_row = losses.split([len(rows[i][1]) for i in batch])
-            for i, of_row in zip(batch, by_row, strict=True):
-                nll[i] = of_row.mean().item()
+        found = memory.in_batches(model, "rows to score", order, SCORE_BATCH, batch_nll)
+    nll = [0.0] * len(rows)
+    for i, of_row in zip(order, found, strict=True):
+        nll[i] = of_row
     return nll
 
 
