@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan schedules figures verify table bench check pure test torture lint lab paper lock clean
+.PHONY: help reproduce plan schedules figures verify freeze table bench check pure test torture lint lab paper lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ figures: .venv/ready ## rebuild tables and figures from the records in seconds
 
 verify: .venv/ready ## recompute claims and tables from the records and compare
 	$(NSLORA) verify --profile $(PROFILE)
+
+freeze: .venv/ready ## register the study of PROFILE before anything of it is run: its code, runs and claims
+	$(NSLORA) freeze --profile $(PROFILE)
 
 table: .venv/ready ## print the main table
 	$(NSLORA) table --profile $(PROFILE)

@@ -332,11 +332,12 @@ def require_jobs(args: Namespace) -> None:
 
 def reproduce(args: Namespace) -> int:
     """Run the jobs of a profile, then print the main table."""
-    from nslora.experiments import cluster
+    from nslora.experiments import cluster, preregistration
     from nslora.experiments import jobs as local
 
     require_jobs(args)
     profile = load(args.profile)
+    preregistration.require_frozen_code(profile)
     preflight.check(configs_left(profile))
     if args.cluster:
         failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
@@ -359,10 +360,13 @@ def reproduce(args: Namespace) -> int:
 
 def schedules(args: Namespace) -> int:
     """Grow the schedule trees of a profile."""
+    from nslora.experiments import preregistration
+
     require_jobs(args)
     profile = load(args.profile)
     if not profile.schedules:
         raise UserError(f"profile {args.profile!r} has no schedules in experiments.toml.")
+    preregistration.require_frozen_code(profile)
     preflight.check(list(profile.schedules))
     from nslora.experiments import schedules as trees
     from nslora.experiments.jobs import end_with
@@ -402,12 +406,22 @@ def table(args: Namespace) -> int:
 
 
 def verify(args: Namespace) -> int:
-    """Recompute; exit status 1 if anything differs from what is on disk."""
+    """Recompute; exit status 1 if anything differs from what is on disk, or from what was registered."""
+    from nslora.experiments import preregistration
     from nslora.study import report
 
-    differences = report.verify(load(args.profile).results)
+    profile = load(args.profile)
+    differences = report.verify(profile.results) + preregistration.disagreements(profile)
     print("\n".join(differences) or "claims and tables agree with the records")
     return int(bool(differences))
+
+
+def freeze(args: Namespace) -> int:
+    """Write the pre-registration of a profile; print its path."""
+    from nslora.experiments import preregistration
+
+    print(preregistration.freeze(load(args.profile)))
+    return 0
 
 
 def bench(args: Namespace) -> int:
@@ -659,6 +673,12 @@ COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
         verify,
         "recompute claims and tables from the records and compare",
         "--profile quick",
+        PROFILE,
+    ),
+    "freeze": (
+        freeze,
+        "register a study before anything of it is run: its code, runs and claims",
+        "--profile full",
         PROFILE,
     ),
     "table": (table, "print the main table", "--profile quick", PROFILE),

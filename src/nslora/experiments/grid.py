@@ -34,6 +34,8 @@ STUDIES = (
     "quickstart",
     "schedules",
 )
+# seeds from here on are for tuning
+TUNING = 100
 REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
 OPTIONAL = {"rules", "settings", "variants"}
 Settings = dict[str, Any]

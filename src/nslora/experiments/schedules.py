@@ -29,7 +29,7 @@ from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.disk import SEAL, saving, sealed, unsealed
 from nslora.editor.client import Editor
-from nslora.experiments.grid import Profile
+from nslora.experiments.grid import TUNING, Profile
 from nslora.model.backbone import Backbone, load
 from nslora.runs import run as runs
 from nslora.runs.state import restore, save
@@ -46,8 +46,6 @@ from nslora.study.schedules import trees
 from nslora.tasks.build import build
 from nslora.types import LETTERS, Candidate, Example, Json, UserError
 
-# seeds from here on are for tuning
-TUNING = 100
 # whose estimates a router may ask for; "hidden" is the oracle's
 NEEDS = ("asked", "recall", "classifier", "hidden")
 

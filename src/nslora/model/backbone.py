@@ -205,6 +205,7 @@ def _from_folder(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
         trust_remote_code=False,
         **options,
     )
+    module: Any
     for module in model.modules():
         # bitsandbytes packs weights on a CPU when they are first read, and then has no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,0 +1,162 @@
+"""Pre-registration: what a confirmatory study will run and claim, written down before it is run.
+
+`nslora freeze` writes results/preregistration.toml: the claims with their bounds, the statistics, every
+run and instance, and the hash of the code that a run executes. From then on other code makes no run of
+the study, and `nslora verify` names every record and every claim that is not what was registered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nslora.config import RunConfig
+from nslora.disk import saving
+from nslora.experiments.grid import TUNING, Profile
+from nslora.runs.store import code, git, read_json
+from nslora.study import claims
+from nslora.types import Json, UserError
+
+# begins the last line, which holds the checksum of all before it
+SEAL = "# sha256 of all above: "
+STATISTICS = (
+    "A claim holds on a backbone if each of its comparisons does, and altogether if it holds on every backbone "
+    "(intersection-union). A comparison is a Student's t interval of 95% over seed or instance means, its variance "
+    "floored by the sampling variance of the items, which are clustered by fact. P-values are adjusted by Holm over "
+    "all claims. All seeds count."
+)
+
+
+def path_of(profile: Profile) -> Path:
+    """Return where the project's pre-registration is, or will be."""
+    return profile.root / "results" / "preregistration.toml"
+
+
+def freeze(profile: Profile) -> Path:
+    """Write the pre-registration of a profile, of which nothing has been run yet; return its path.
+
+    Raises UserError where there is a pre-registration, where the code is not that of a commit, where a seed is one of
+    tuning, and where something has been run.
+    """
+    path = path_of(profile)
+    if path.exists():
+        raise UserError(f"{path} is there: a study is registered once.")
+    if git("status", "--porcelain", "--untracked-files=no"):
+        raise UserError("commit your changes first: a study is made by the code of one commit.")
+    listed = registered(profile)
+    if tuned := [cfg.run_id for cfg in configs(profile) if cfg.seed >= TUNING]:
+        raise UserError(f"{tuned[0]} has a seed of tuning ({TUNING} or more).")
+    if begun := sorted(receipts(profile)):
+        raise UserError(f"{begun[0].parent} is there: what is known cannot be registered.")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(profile, listed), encoding="utf-8")
+    return path
+
+
+def configs(profile: Profile) -> list[RunConfig]:
+    """Return the settings of all runs and instances of a profile."""
+    return [cfg for runs in (*profile.notebooks.values(), profile.schedules) for cfg in runs]
+
+
+def registered(profile: Profile) -> dict[str, list[str]]:
+    """Return the names of a profile's runs and of its trees."""
+    runs = [cfg.run_id for of_notebook in profile.notebooks.values() for cfg in of_notebook]
+    return {"runs": sorted({*runs}), "trees": sorted(cfg.run_id for cfg in profile.schedules)}
+
+
+def text(profile: Profile, listed: dict[str, list[str]]) -> str:
+    """Return the pre-registration as TOML. Its strings and lists are JSON, which is TOML, too."""
+    head = {
+        "profile": profile.name,
+        "results": profile.results.relative_to(profile.root).as_posix(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "revision": git("rev-parse", "HEAD"),
+        "code": code(),
+        "statistics": STATISTICS,
+        **listed,
+    }
+    lines = ["# Written by `nslora freeze` before anything of it was run; not changed afterwards."]
+    lines += [f"{key} = {_value(value)}" for key, value in head.items()]
+    for key, (sentence, comparisons) in claims_of().items():
+        lines += ["", "[[claims]]", f"key = {_value(key)}", f"claim = {_value(sentence)}"]
+        lines.append(f"comparisons = {_value(comparisons)}")
+    body = "\n".join(lines) + "\n"
+    return f"{body}\n{SEAL}{hashlib.sha256(body.encode()).hexdigest()}\n"
+
+
+def _value(value: str | list[str]) -> str:
+    if isinstance(value, str):
+        return json.dumps(value)
+    return "[" + "".join(f"\n  {json.dumps(item)}," for item in value) + "\n]"
+
+
+def claims_of() -> dict[str, tuple[str, list[str]]]:
+    """Return each claim's sentence, and its comparisons with their bounds in words.
+
+    Comparisons that depend on what was run are told by what they compare.
+    """
+    said = {}
+    for key, (sentence, comparisons) in claims.CLAIMS.items():
+        # with every fixed schedule of the study
+        given = [] if callable(comparisons) else comparisons
+        words = [f"{c.words} > {100 * c.bound:g} points" for c in given]
+        said[key] = (sentence, words or [" ".join((comparisons.__doc__ or "").split())])
+    return said
+
+
+def read(profile: Profile) -> Json | None:
+    """Return the pre-registration that binds a profile, if there is one; raises UserError where it is damaged."""
+    path = path_of(profile)
+    if not path.exists():
+        return None
+    try:
+        body, _, seal = path.read_text(encoding="utf-8").rpartition(f"\n{SEAL}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
+    if seal != hashlib.sha256(body.encode()).hexdigest() + "\n":
+        raise UserError(f"{path} is not as it was written: restore it from git.")
+    content = tomllib.loads(body)
+    return content if content["profile"] == profile.name else None
+
+
+def require_frozen_code(profile: Profile) -> None:
+    """Raise UserError where a profile is registered, and this is other code than what it is registered with."""
+    content = read(profile)
+    if content and content["code"] != code():
+        revision = content["revision"][:12]
+        raise UserError(
+            f"profile {profile.name!r} is registered with the code of {revision}, and this is other code; "
+            f"run it there: git worktree add ../frozen {revision}."
+        )
+
+
+def disagreements(profile: Profile) -> list[str]:
+    """Return what is not as registered, one sentence each: records, trees, claims."""
+    content = read(profile)
+    if not content:
+        return []
+    said = []
+    for receipt in sorted(receipts(profile)):
+        name = receipt.parent.name
+        if name not in {*content["runs"], *content["trees"]}:
+            said.append(f"{name} is no part of the registered study.")
+        elif read_json(receipt)["environment"]["code"] != content["code"]:
+            said.append(f"{name} was made by other code than what is registered.")
+    now = claims_of()
+    then = {row["key"]: (row["claim"], row["comparisons"]) for row in content["claims"]}
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            said.append(f"claim {key} is not the registered one.")
+    return said
+
+
+def receipts(profile: Profile) -> list[Path]:
+    """Return the receipts of a profile's runs, and of the trees of instances that tuning has not seen."""
+    trees = (profile.root / "results" / "schedules").glob("*/instance.json")
+    # that folder holds the trees of all profiles
+    unseen = [path for path in trees if read_json(path)["split"] == "test"]
+    return [*profile.results.glob("records/*/run.json"), *unseen]

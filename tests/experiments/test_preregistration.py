@@ -1,0 +1,121 @@
+"""Pre-registration: written once and before anything is run, and everything that differs from it is named."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import RUNS, make
+
+from nslora.experiments import grid, preregistration
+from nslora.runs.store import code, write_json
+from nslora.study import claims
+from nslora.types import UserError
+
+pytestmark = pytest.mark.pure
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch) -> grid.Profile:
+    """A small profile, whose code is that of a commit."""
+    monkeypatch.setattr(preregistration, "git", lambda *args: "abc" if "HEAD" in args else "")
+    make(tmp_path, good=(RUNS,))
+    return grid.load("t", tmp_path)
+
+
+def publish(profile: grid.Profile, name: str, by: str) -> None:
+    folder = profile.results / "records" / name
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", {"environment": {"code": by}})
+
+
+def plant(profile: grid.Profile, name: str, split: str, by: str) -> None:
+    folder = profile.root / "results" / "schedules" / name
+    folder.mkdir(parents=True)
+    write_json(folder / "instance.json", {"split": split, "environment": {"code": by}})
+
+
+def test_it_holds_runs_claims_and_code(profile) -> None:
+    content = tomllib.loads(preregistration.freeze(profile).read_text())
+    assert content["code"] == code()
+    assert content["revision"] == "abc"
+    assert content["runs"] == sorted(cfg.run_id for cfg in profile.notebooks["good"])
+    assert [row["key"] for row in content["claims"]] == list(claims.CLAIMS)
+    by_key = {row["key"]: row for row in content["claims"]}
+    assert by_key["knowledge-kept"]["comparisons"][0].endswith("> 90 points")
+    assert all(row["comparisons"][0] for row in content["claims"])
+
+
+def test_a_study_is_registered_once_and_before_it_is_run(profile, monkeypatch) -> None:
+    run = profile.notebooks["good"][0].run_id
+    publish(profile, run, code())
+    with pytest.raises(UserError, match=f"{run}.* cannot be registered"):
+        preregistration.freeze(profile)
+    (profile.results / "records" / run / "run.json").unlink()
+    preregistration.freeze(profile)
+    with pytest.raises(UserError, match="registered once"):
+        preregistration.freeze(profile)
+
+
+def test_changes_and_seeds_of_tuning_are_refused(profile, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(preregistration, "git", lambda *args: " M src/nslora/config.py")
+    with pytest.raises(UserError, match="commit"):
+        preregistration.freeze(profile)
+    monkeypatch.setattr(preregistration, "git", lambda *args: "")
+    text = (tmp_path / "experiments.toml").read_text()
+    (tmp_path / "experiments.toml").write_text(text.replace("seeds = [0]", "seeds = [100]"))
+    with pytest.raises(UserError, match="seed of tuning"):
+        preregistration.freeze(grid.load("t", tmp_path))
+
+
+def test_other_code_makes_no_run_of_the_study(profile, monkeypatch) -> None:
+    preregistration.require_frozen_code(profile)
+    preregistration.freeze(profile)
+    preregistration.require_frozen_code(profile)
+    monkeypatch.setattr(preregistration, "code", lambda: "0" * 64)
+    with pytest.raises(UserError, match="git worktree add ../frozen abc"):
+        preregistration.require_frozen_code(profile)
+
+
+def test_what_is_not_as_registered_is_named(profile, monkeypatch) -> None:
+    preregistration.freeze(profile)
+    first = profile.notebooks["good"][0].run_id
+    publish(profile, first, code())
+    plant(profile, "tuned", "tuning", "0")
+    assert preregistration.disagreements(profile) == []
+
+    write_json(profile.results / "records" / first / "run.json", {"environment": {"code": "0"}})
+    publish(profile, "another", code())
+    plant(profile, "unlisted", "test", code())
+    monkeypatch.setitem(claims.CLAIMS, "beats-both", ("It beats one of them.", []))
+    said = "\n".join(preregistration.disagreements(profile))
+    assert f"{first} was made by other code" in said
+    assert "another is no part" in said
+    assert "unlisted is no part" in said
+    assert "claim beats-both is not the registered one" in said
+    assert len(said.splitlines()) == 4
+
+
+def test_another_profile_is_not_bound(profile) -> None:
+    preregistration.freeze(replace(profile, name="u"))
+    publish(profile, "another", "0")
+    assert preregistration.disagreements(profile) == []
+
+
+def test_a_damaged_one_is_said(profile) -> None:
+    """Each bit of it: what was registered is not changed afterwards."""
+    path = preregistration.freeze(profile)
+    whole = path.read_bytes()
+    chance = np.random.default_rng(0)
+    for place in chance.choice(len(whole), 300, replace=False):
+        bad = bytearray(whole)
+        bad[place] ^= 1 << int(chance.integers(8))
+        for damaged in (bytes(bad), whole[:place]):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match="restore it from git"):
+                preregistration.disagreements(profile)
+            with pytest.raises(UserError, match="restore it from git"):
+                preregistration.require_frozen_code(profile)
