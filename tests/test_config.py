@@ -87,7 +87,6 @@ def test_own_data_are_known_by_their_content(tmp_path: Path) -> None:
 def test_settings_of_own_data_are_no_part_of_other_runs() -> None:
     base = RunConfig()
     assert not set(OF_OWN_DATA) & set(base.settings)
-    assert base.but(grader="exact").run_id == base.run_id
     assert set(OF_OWN_DATA) <= set(RunConfig(task="own:x.jsonl").settings)
 
 
@@ -138,3 +137,13 @@ def test_a_runs_own_randomness_is_shared_with_no_other_run() -> None:
     draws = [cfg.own_rng("coin").integers(2**31) for cfg in [a, *others]]
     assert len(set(draws)) == 4
     assert a.own_rng("coin").integers(2**31) == draws[0]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"dtype": "nf4"}, {"system": "Be brief."}, {"grader": "exact"}]
+)
+def test_settings_of_own_data_are_refused_elsewhere(setting):
+    """They are no part of a study's identity, and what is no part of it must not change a run."""
+    with pytest.raises(UserError, match="setting of own data alone"):
+        RunConfig(**setting)
+    assert RunConfig(task="own:mine.jsonl", **setting).settings.items() >= setting.items()

@@ -413,6 +413,8 @@ def verify(args: Namespace) -> int:
     profile = load(args.profile)
     differences = report.verify(profile.results) + preregistration.disagreements(profile)
     print("\n".join(differences) or "claims and tables agree with the records")
+    if made := preregistration.progress(profile):
+        print(made)
     return int(bool(differences))
 
 

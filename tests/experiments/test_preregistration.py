@@ -64,6 +64,10 @@ def test_changes_and_seeds_of_tuning_are_refused(profile, monkeypatch, tmp_path)
     monkeypatch.setattr(preregistration, "git", lambda *args: " M src/nslora/config.py")
     with pytest.raises(UserError, match="commit"):
         preregistration.freeze(profile)
+    new = "?? src/nslora/algorithm/new.py"
+    monkeypatch.setattr(preregistration, "git", lambda *args: new if ":/src" in args else "")
+    with pytest.raises(UserError, match="commit"):
+        preregistration.freeze(profile)
     monkeypatch.setattr(preregistration, "git", lambda *args: "")
     text = (tmp_path / "experiments.toml").read_text()
     (tmp_path / "experiments.toml").write_text(text.replace("seeds = [0]", "seeds = [100]"))
@@ -90,13 +94,35 @@ def test_what_is_not_as_registered_is_named(profile, monkeypatch) -> None:
     write_json(profile.results / "records" / first / "run.json", {"environment": {"code": "0"}})
     publish(profile, "another", code())
     plant(profile, "unlisted", "test", code())
+    monkeypatch.setattr(preregistration, "STATISTICS", "Some.")
     monkeypatch.setitem(claims.CLAIMS, "beats-both", ("It beats one of them.", []))
     said = "\n".join(preregistration.disagreements(profile))
     assert f"{first} was made by other code" in said
     assert "another is no part" in said
     assert "unlisted is no part" in said
     assert "claim beats-both is not the registered one" in said
-    assert len(said.splitlines()) == 4
+    assert "the statistics are not" in said
+    assert len(said.splitlines()) == 5
+
+
+def test_what_is_not_made_yet_is_counted(profile) -> None:
+    assert preregistration.progress(profile) == ""
+    preregistration.freeze(profile)
+    runs = [cfg.run_id for cfg in profile.notebooks["good"]]
+    publish(profile, runs[0], code())
+    assert f"1 of {len(runs)} runs and 0 of 0 trees are made" in preregistration.progress(profile)
+
+
+def test_a_receipt_without_an_environment_and_a_damaged_instance_are_said(profile) -> None:
+    preregistration.freeze(profile)
+    run = profile.notebooks["good"][0].run_id
+    publish(profile, run, code())
+    write_json(profile.results / "records" / run / "run.json", {})
+    assert "made by other code" in "".join(preregistration.disagreements(profile))
+    plant(profile, "tree", "test", code())
+    (profile.root / "results" / "schedules" / "tree" / "instance.json").write_text("{")
+    with pytest.raises(UserError, match=r"instance.json cannot be read"):
+        preregistration.disagreements(profile)
 
 
 def test_another_profile_is_not_bound(profile) -> None:

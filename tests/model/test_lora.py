@@ -18,6 +18,7 @@ from nslora.config import RunConfig
 from nslora.disk import SUMS, write_sums
 from nslora.model import lora
 from nslora.model.backbone import Backbone
+from nslora.model.fast import memory
 from nslora.model.fast.attention import ATTENTION
 from nslora.model.fast.packing import PACK, pack, split
 from nslora.model.lora import ADAPTER_FILE, OPTIMIZER_FILE, FusedLoraLinear, Learner, batches
@@ -449,3 +450,30 @@ def test_a_batch_that_memory_does_not_hold_is_learned_in_smaller_parts(toy) -> N
     assert found.nll == pytest.approx(wanted.nll, rel=1e-4)
     for a, b in zip(adapter(learner), weights, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_what_a_failed_pass_has_computed_is_let_go(toy) -> None:
+    """Between siblings (gate and up), where the output of the second one waits for its turn."""
+    cfg = CFG.but(batch=7)
+    learner, tokens = Learner(toy, cfg), []
+    shared = {m.shared for m in learner.model.modules() if isinstance(m, FusedLoraLinear)}
+
+    def room(_module, args):
+        tokens.append(args[0].shape[-2])
+        if torch.is_grad_enabled() and tokens[-1] > 64:
+            assert any(each.pending for each in shared), "nothing waits"
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    activation = learner.model.base_model.model.model.layers[0].mlp.act_fn
+    hook = activation.register_forward_pre_hook(room)
+    before = memory.halved
+
+    def clean(*args, **kwargs):
+        assert not any(each.pending for each in shared)
+        return before(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "halved", clean)
+        learner.epoch(PAIRS + REPLAY, rng())
+    hook.remove()
+    assert max(tokens) > 64, "nothing was too large"

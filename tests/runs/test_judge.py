@@ -255,7 +255,7 @@ def test_a_judge_is_tried_on_labelled_replies_first(endpoint: Faulty, tmp_path: 
     assert judge.samples(sample, "", "") == labelled
     assert judge.samples(put(tmp_path / "mine.jsonl", 3, label="cat", reply="x"), "", "") == []
     options = {"editor_url": endpoint.url, "editor_model": "gpt"}
-    cfg = nslora.RunConfig(grader=judge.register(CRITERION), **options)
+    cfg = nslora.RunConfig(task=f"own:{sample}", grader=judge.register(CRITERION), **options)
     lines = judge.agreement(cfg, Store(tmp_path / "results", tmp_path / "runs"), labelled)
     assert lines == [
         "judge: agrees with 3 of 4 labelled replies on what is good; its grades are 0.30 away on average.",

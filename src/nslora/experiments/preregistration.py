@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +45,12 @@ def freeze(profile: Profile) -> Path:
     path = path_of(profile)
     if path.exists():
         raise UserError(f"{path} is there: a study is registered once.")
-    if git("status", "--porcelain", "--untracked-files=no"):
+    # a new file in src/ would be executed, too
+    changes = (
+        ("status", "--porcelain", "--untracked-files=no"),
+        ("status", "--porcelain", "--", ":/src"),
+    )
+    if any(git(*asked) for asked in changes):
         raise UserError("commit your changes first: a study is made by the code of one commit.")
     listed = registered(profile)
     if tuned := [cfg.run_id for cfg in configs(profile) if cfg.seed >= TUNING]:
@@ -72,7 +78,7 @@ def text(profile: Profile, listed: dict[str, list[str]]) -> str:
     """Return the pre-registration as TOML. Its strings and lists are JSON, which is TOML, too."""
     head = {
         "profile": profile.name,
-        "results": profile.results.relative_to(profile.root).as_posix(),
+        "results": os.path.relpath(profile.results, profile.root),
         "date": datetime.now(UTC).date().isoformat(),
         "revision": git("rev-parse", "HEAD"),
         "code": code(),
@@ -90,8 +96,8 @@ def text(profile: Profile, listed: dict[str, list[str]]) -> str:
 
 def _value(value: str | list[str]) -> str:
     if isinstance(value, str):
-        return json.dumps(value)
-    return "[" + "".join(f"\n  {json.dumps(item)}," for item in value) + "\n]"
+        return json.dumps(value, ensure_ascii=False)
+    return "[" + "".join(f"\n  {_value(item)}," for item in value) + "\n]"
 
 
 def claims_of() -> dict[str, tuple[str, list[str]]]:
@@ -135,7 +141,10 @@ def require_frozen_code(profile: Profile) -> None:
 
 
 def disagreements(profile: Profile) -> list[str]:
-    """Return what is not as registered, one sentence each: records, trees, claims."""
+    """Return what is not as registered, one sentence each: records, trees, claims and statistics, in their words.
+
+    What is not made yet is no disagreement (`progress`). The code that judges may go on: its words bind it.
+    """
     content = read(profile)
     if not content:
         return []
@@ -144,8 +153,10 @@ def disagreements(profile: Profile) -> list[str]:
         name = receipt.parent.name
         if name not in {*content["runs"], *content["trees"]}:
             said.append(f"{name} is no part of the registered study.")
-        elif read_json(receipt)["environment"]["code"] != content["code"]:
+        elif read_json(receipt).get("environment", {}).get("code") != content["code"]:
             said.append(f"{name} was made by other code than what is registered.")
+    if content["statistics"] != STATISTICS:
+        said.append("the statistics are not the registered ones.")
     now = claims_of()
     then = {row["key"]: (row["claim"], row["comparisons"]) for row in content["claims"]}
     for key in sorted(now.keys() | then.keys()):
@@ -154,9 +165,30 @@ def disagreements(profile: Profile) -> list[str]:
     return said
 
 
+def progress(profile: Profile) -> str:
+    """Return how much of a registered study is made, as a sentence; empty where none is registered."""
+    content = read(profile)
+    if not content:
+        return ""
+    made = {receipt.parent.name for receipt in receipts(profile)}
+    runs, trees = ([*made & {*content[kind]}] for kind in ("runs", "trees"))
+    return (
+        f"of the study registered on {content['date']}, {len(runs)} of {len(content['runs'])} runs and "
+        f"{len(trees)} of {len(content['trees'])} trees are made."
+    )
+
+
 def receipts(profile: Profile) -> list[Path]:
     """Return the receipts of a profile's runs, and of the trees of instances that tuning has not seen."""
     trees = (profile.root / "results" / "schedules").glob("*/instance.json")
     # that folder holds the trees of all profiles
-    unseen = [path for path in trees if read_json(path)["split"] == "test"]
+    unseen = [path for path in trees if _split(path) == "test"]
     return [*profile.results.glob("records/*/run.json"), *unseen]
+
+
+def _split(instance: Path) -> str:
+    """Return whether an instance is of "tuning" or "test"; raises UserError where its file is damaged."""
+    try:
+        return read_json(instance)["split"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{instance} cannot be read ({error}): restore it from git.") from None

@@ -16,12 +16,12 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nslora.model import checkpoints
-from nslora.model.fast import attention, decode, packing
+from nslora.model.fast import attention, decode, memory, packing
 from nslora.types import CONTROL, Generation, Prompt, UserError
 
 # of the base weights; what computes with 4-bit ones (NF4) is bfloat16
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "nf4": torch.bfloat16}
-# bytes of a weight beside those of the bfloat16 that is stored
+# bytes of a weight beside those of the bfloat16 that is stored; of NF4 the least, since embeddings stay as they are
 SHARE = {"bfloat16": 1.0, "float32": 2.0, "nf4": 0.27}
 # stands within what data hold of the letters of a control token, lest it become one: U+FDD0, which is no character
 BREAK = "\ufdd0"
@@ -158,7 +158,8 @@ def load(name: str, threads: int = 2, dtype: str = "auto", device: str = "auto")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
     # frozen: what is trained is added by `lora`; quantised weights are on the device already
-    model = model if dtype == "nf4" else model.to(device)
+    with memory.single_row():
+        model = model if dtype == "nf4" else model.to(device)
     model.eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     end = _end_of_turn(tokenizer)

@@ -110,7 +110,8 @@ class Learner:
 
     An epoch draws the order of its pairs from the Generator that it is given, and nothing else at random: the model
     stays in evaluation mode, so that no dropout draws from torch's global state. With the Generator's state, a saved
-    folder therefore continues as if training had never stopped, to the bit (same device, dtype and thread count).
+    folder therefore continues as if training had never stopped, to the bit (same device, dtype and thread count; up to
+    the order of sums where a batch has exceeded the memory).
     """
 
     def __init__(self, backbone: Backbone, cfg: RunConfig) -> None:
@@ -231,9 +232,14 @@ class Learner:
             except torch.OutOfMemoryError:
                 # what the parts before have added
                 self.optimizer.zero_grad(set_to_none=True)
-            memory.halve(self.model, TOKENS, most, least=EVEN)
+            for module in self.model.modules():
+                if isinstance(module, FusedLoraLinear):
+                    module.shared.forget()
+            memory.keep(self.model, TOKENS, memory.halved(most, least=EVEN))
         norm = torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
-        self.optimizer.step()
+        # the first step makes room for its moments
+        with memory.single_row():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return nll, norm if own_norm is None else own_norm
 

@@ -65,8 +65,9 @@ COLUMNS: tuple[str, ...] = (
     "style",
     "output",
 )
-# what a run executes, beside config.py and types.py
+# what a run or a tree executes: packages, and modules beside them
 EXECUTED = ("tasks", "model", "editor", "algorithm", "runs")
+MODULES = ("config.py", "types.py", "disk.py", "experiments/schedules.py")
 # whose versions a result may depend on
 PACKAGES = (
     "torch",
@@ -260,9 +261,9 @@ def environment(threads: int, device: str, dtype: str) -> dict[str, Any]:
 
 @cache
 def code() -> str:
-    """Return the SHA-256 of the files that a run executes (EXECUTED, config.py, types.py)."""
+    """Return the SHA-256 of the files that a run or a tree executes (EXECUTED and MODULES)."""
     root = Path(__file__).parents[1]
-    files = [root / "config.py", root / "types.py"]
+    files = [root / name for name in MODULES]
     for package in EXECUTED:
         files += [path for path in (root / package).rglob("*") if path.is_file()]
     digest = hashlib.sha256()

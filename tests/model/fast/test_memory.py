@@ -40,6 +40,30 @@ def test_sizes_that_fit_are_found_once_and_kept() -> None:
     assert memory.size(torch.nn.Linear(1, 1), "rows", 10) == 10
 
 
+def test_a_rest_of_long_rows_does_not_make_later_batches_small() -> None:
+    model, tried = torch.nn.Linear(1, 1), []
+
+    def compute(rows):
+        tried.append(len(rows))
+        if sum(rows) > 64:
+            raise torch.OutOfMemoryError
+        return rows
+
+    rows = [1] * 64 + [40, 40]
+    assert memory.in_batches(model, "rows", rows, 64, compute) == rows
+    assert memory.in_batches(model, "rows", rows[:64], 64, compute) == rows[:64]
+    assert tried == [64, 2, 1, 1, 64]
+
+
+def test_a_prompt_that_does_not_fit_is_said() -> None:
+    """Of one prompt all but its last token is prefilled before any batch is made."""
+    model = models.llama().eval()
+    hook = crowded(model, 8, [])
+    with pytest.raises(UserError, match="does not hold a single row"):
+        decode.decode(model, [list(range(1, 30))], {96}, 6)
+    hook.remove()
+
+
 def test_a_single_row_that_does_not_fit_is_said() -> None:
     def compute(rows):
         raise torch.OutOfMemoryError

@@ -58,7 +58,8 @@ def decode(
     # prompts of similar length together, so that little is padding
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with evaluating(model), blocked_weights(model):
-        prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
+        with memory.single_row():
+            prefix, cache = _shared_prefix(model, prompts, max_new_tokens)
 
         def continued(batch: Sequence[int]) -> list[Output]:
             tails = [tuple(prompts[i][prefix:]) for i in batch]

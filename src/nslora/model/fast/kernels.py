@@ -124,6 +124,11 @@ class SharedInput:
             self.input = None
         return output
 
+    def forget(self) -> None:
+        """Let go of outputs that nobody asked for: those of a forward pass that ended in an error."""
+        self.pending = {}
+        self.input = None
+
 
 def sibling_layers(model: Any, usable: Usable) -> list[list[Any]]:
     """Return the usable modules of `model` in lists: those with the same input together, others alone."""

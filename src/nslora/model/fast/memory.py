@@ -6,7 +6,8 @@ out this way: there sizes are small from the start (`packing.PACK`, `decode.BATC
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from nslora.types import UserError
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
+TOO_LITTLE = "the device's memory does not hold a single row: a smaller backbone or --set dtype=nf4 takes less."
 # of each model, what is known to be too much
 _found: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
@@ -26,18 +28,30 @@ def size(model: Any, of: str, most: int) -> int:
     return _found.get(model, {}).get(of, most)
 
 
-def halve(model: Any, of: str, tried: int, least: int = 1) -> None:
-    """Note that memory does not hold `tried`, and free it; raises UserError where `least` did not fit.
+def keep(model: Any, of: str, fits: int) -> None:
+    """Keep a size for later calls."""
+    _found.setdefault(model, {})[of] = fits
+
+
+def halved(tried: int, least: int = 1) -> int:
+    """Return half of what memory does not hold, and free it; raises UserError where `least` did not fit.
 
     Call it outside of the `except` block: until that is left, its traceback keeps tensors alive.
     """
     if tried <= least:
-        raise UserError(
-            "the device's memory does not hold a single row; take a smaller backbone, shorter rows, or --set dtype=nf4."
-        )
-    _found.setdefault(model, {})[of] = max(least, tried // 2)
+        raise UserError(TOO_LITTLE)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return max(least, tried // 2)
+
+
+@contextmanager
+def single_row() -> Iterator[None]:
+    """Say in one sentence, as UserError, that what cannot be halved does not fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(TOO_LITTLE) from None
 
 
 def in_batches(
@@ -49,12 +63,17 @@ def in_batches(
 ) -> list[Result]:
     """Return `compute` of all rows, in order: `most` rows at a time, or as many as memory holds."""
     done: list[Result] = []
+    here = size(model, of, most)
     while len(done) < len(rows):
-        batch = rows[len(done) : len(done) + size(model, of, most)]
+        batch = rows[len(done) : len(done) + here]
         try:
             done += compute(batch)
             continue
         except torch.OutOfMemoryError:
             pass
-        halve(model, of, len(batch))
+        # a rest of few long rows says nothing about a whole batch: its size is of this call only
+        whole = len(batch) == size(model, of, most)
+        here = halved(len(batch))
+        if whole:
+            keep(model, of, here)
     return done
