@@ -232,7 +232,7 @@ def check(
     """
     settings = _graded(reward, settings)
     # wrong settings are answered before a file is fetched
-    cfg = RunConfig(**settings)
+    cfg = RunConfig(**{**settings, "task": f"own:{data}"})
     grader = graders.complete(cfg.grader)
     path = reading.fetch(str(data))
     test = cfg.test and str(reading.fetch(cfg.test))
