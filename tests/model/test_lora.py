@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -464,7 +465,8 @@ def test_what_a_failed_pass_has_computed_is_let_go(toy) -> None:
             assert any(each.pending for each in shared), "nothing waits"
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    activation = learner.model.base_model.model.model.layers[0].mlp.act_fn
+    inner: Any = learner.model
+    activation = inner.base_model.model.model.layers[0].mlp.act_fn
     hook = activation.register_forward_pre_hook(room)
     before = memory.halved
 
