@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -479,3 +480,11 @@ def test_what_a_failed_pass_has_computed_is_let_go(toy) -> None:
         learner.epoch(PAIRS + REPLAY, rng())
     hook.remove()
     assert max(tokens) > 64, "nothing was too large"
+
+
+def test_an_adapter_of_another_process_is_the_same_to_the_byte(toy, tmp_path) -> None:
+    """Found as a bug: PEFT wrote the names of its layers in an order that differs from process to process."""
+    Learner(toy, CFG).save(tmp_path / "a")
+    names = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"]
+    assert names == sorted(names)
+    assert len(names) > 1
