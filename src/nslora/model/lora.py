@@ -338,7 +338,7 @@ def _with_lora(model: Any, rank: int, seed: int) -> PeftModel:
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
     # a set, which each process would write in another order
-    adapter: Any = wrapped.peft_config[wrapped.active_adapter]
+    adapter: Any = next(iter(wrapped.peft_config.values()))
     adapter.target_modules = sorted(adapter.target_modules or ())
     # PEFT's wrapping is in training mode; a model with dropout would draw from torch's global state
     wrapped.eval()
