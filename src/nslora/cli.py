@@ -268,8 +268,7 @@ def probe_needs(args: Namespace) -> int:
     """Probe with the settings of the full profile; fit and package the need classifier."""
     checkpoints.check(args.backbone)
     profile = load("full")
-    runs = [cfg for configs in profile.notebooks.values() for cfg in configs]
-    like = [cfg for cfg in runs if cfg.backbone == args.backbone]
+    like = [cfg for cfg in profile.runs if cfg.backbone == args.backbone]
     if not like:
         raise UserError(
             f"profile 'full' has no runs on {args.backbone!r} whose settings a probe could share."

@@ -205,10 +205,9 @@ class RunConfig(BaseModel):
             )
         if len(schedule) > self.moves:
             raise ValueError(f"method {self.method!r} has more moves than moves = {self.moves}")
-        fields = type(self).model_fields
-        changed = [n for n in OF_OWN_DATA if getattr(self, n) != fields[n].default]
-        if changed and not self.is_own:
-            raise ValueError(f"{changed[0]} is a setting of own data alone")
+        for name in () if self.is_own else OF_OWN_DATA:
+            if getattr(self, name) != RunConfig.model_fields[name].default:
+                raise ValueError(f"{name} is a setting of own data alone")
         if self.row.needs == "parts" and self.reward != "parts":
             raise ValueError('needs = "parts" takes a reward in parts: set reward = "parts"')
         return self

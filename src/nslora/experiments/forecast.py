@@ -175,7 +175,7 @@ def sizes(profiles: Iterable[Profile]) -> str:
     text = SIZES
     for profile in profiles:
         past = history(profile, _folder(profile))
-        cells = _cells(chain(*profile.notebooks.values()), past, "unknown")
+        cells = _cells(profile.runs, past, "unknown")
         if 0 < cells["unknown"] < cells["runs"]:
             cells["hours"] += f" and {cells['unknown']} runs unknown"
         text += SIZE.format(profile.name, **cells)

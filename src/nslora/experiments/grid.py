@@ -103,6 +103,16 @@ class Profile:
         return self.root / "runs" / self.name
 
     @property
+    def runs(self) -> list[RunConfig]:
+        """The runs of all notebooks; one that two of them name comes twice."""
+        return [cfg for runs in self.notebooks.values() for cfg in runs]
+
+    @property
+    def trees(self) -> Path:
+        """The folder of schedule trees, which all profiles share."""
+        return self.root / "results" / "schedules"
+
+    @property
     def store(self) -> Store:
         """The store of its runs: records in `results`, checkpoints under `work`."""
         return Store(self.results, self.work / "runs")

@@ -14,7 +14,6 @@ import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nslora.config import RunConfig
 from nslora.disk import saving
 from nslora.experiments.grid import TUNING, Profile
 from nslora.runs.store import code, git, read_json
@@ -53,7 +52,8 @@ def freeze(profile: Profile) -> Path:
     if any(git(*asked) for asked in changes):
         raise UserError("commit your changes first: a study is made by the code of one commit.")
     listed = registered(profile)
-    if tuned := [cfg.run_id for cfg in configs(profile) if cfg.seed >= TUNING]:
+    settings = [*profile.runs, *profile.schedules]
+    if tuned := [cfg.run_id for cfg in settings if cfg.seed >= TUNING]:
         raise UserError(f"{tuned[0]} has a seed of tuning ({TUNING} or more).")
     if begun := sorted(receipts(profile)):
         raise UserError(f"{begun[0].parent} is there: what is known cannot be registered.")
@@ -63,15 +63,12 @@ def freeze(profile: Profile) -> Path:
     return path
 
 
-def configs(profile: Profile) -> list[RunConfig]:
-    """Return the settings of all runs and instances of a profile."""
-    return [cfg for runs in (*profile.notebooks.values(), profile.schedules) for cfg in runs]
-
-
 def registered(profile: Profile) -> dict[str, list[str]]:
     """Return the names of a profile's runs and of its trees."""
-    runs = [cfg.run_id for of_notebook in profile.notebooks.values() for cfg in of_notebook]
-    return {"runs": sorted({*runs}), "trees": sorted(cfg.run_id for cfg in profile.schedules)}
+    return {
+        "runs": sorted({cfg.run_id for cfg in profile.runs}),
+        "trees": sorted(cfg.run_id for cfg in profile.schedules),
+    }
 
 
 def text(profile: Profile, listed: dict[str, list[str]]) -> str:
@@ -171,18 +168,18 @@ def progress(profile: Profile) -> str:
     if not content:
         return ""
     made = {receipt.parent.name for receipt in receipts(profile)}
-    runs, trees = ([*made & {*content[kind]}] for kind in ("runs", "trees"))
-    return (
-        f"of the study registered on {content['date']}, {len(runs)} of {len(content['runs'])} runs and "
-        f"{len(trees)} of {len(content['trees'])} trees are made."
-    )
+    counts = {
+        kind: f"{len(made.intersection(content[kind]))} of {len(content[kind])} {kind}"
+        for kind in ("runs", "trees")
+    }
+    date = content["date"]
+    return f"of the study registered on {date}, {counts['runs']} and {counts['trees']} are made."
 
 
 def receipts(profile: Profile) -> list[Path]:
     """Return the receipts of a profile's runs, and of the trees of instances that tuning has not seen."""
-    trees = (profile.root / "results" / "schedules").glob("*/instance.json")
-    # that folder holds the trees of all profiles
-    unseen = [path for path in trees if _split(path) == "test"]
+    instances = profile.trees.glob("*/instance.json")
+    unseen = [path for path in instances if _split(path) == "test"]
     return [*profile.results.glob("records/*/run.json"), *unseen]
 
 

@@ -58,7 +58,6 @@ def grow_all(profile: Profile, say: Say = print) -> None:
 
     Trees that another process grows are left to it: two commands share the work.
     """
-    results = profile.root / "results" / "schedules"
     for cfg in profile.schedules:
         work = profile.work / "schedules" / cfg.run_id
         with saving(work):
@@ -66,7 +65,7 @@ def grow_all(profile: Profile, say: Say = print) -> None:
             (work / "lock").touch()
         try:
             with FileLock(work / "lock", timeout=0):
-                grow(cfg, results / cfg.run_id, profile.store, work, say)
+                grow(cfg, profile.trees / cfg.run_id, profile.store, work, say)
         except Timeout:
             say(f"{cfg.run_id}: grows in another process")
 

@@ -206,11 +206,8 @@ def _from_folder(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
         trust_remote_code=False,
         **options,
     )
-    module: Any
-    for module in model.modules():
-        # bitsandbytes packs weights on a CPU when they are first read, and then has no gradient
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    if dtype == "nf4":
+        _keep_gradients(model)
     return tokenizer, model
 
 
@@ -226,6 +223,13 @@ def _quantised(device: str) -> dict[str, Any]:
         bnb_4bit_compute_dtype=DTYPES["nf4"],
     )
     return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def _keep_gradients(model: Any) -> None:
+    """Keep bitsandbytes from packing weights on a CPU when they are first read: packed ones have no gradient."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _contiguous(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

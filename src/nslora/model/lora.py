@@ -246,8 +246,10 @@ class Learner:
     def _gradients(
         self, own: list[Row], replay: list[Row], most: int
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Add the gradients of a batch, in parts of `most` tokens; return the nll of its answer tokens and, where it
-        has replay, the norm of its own rows' gradients.
+        """Add the gradients of a batch, in parts of `most` tokens.
+
+        Returns:
+            nll of each answer token, as `_step` does, and where there is replay the norm of the own rows' gradient.
         """
         answer_tokens = sum(len(answer) for _, answer in own + replay)
         own_norm = None
