@@ -6,7 +6,6 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from toy import RUNS, make
 
@@ -129,19 +128,3 @@ def test_another_profile_is_not_bound(profile) -> None:
     preregistration.freeze(replace(profile, name="u"))
     publish(profile, "another", "0")
     assert preregistration.disagreements(profile) == []
-
-
-def test_a_damaged_one_is_said(profile) -> None:
-    """Each bit of it: what was registered is not changed afterwards."""
-    path = preregistration.freeze(profile)
-    whole = path.read_bytes()
-    chance = np.random.default_rng(0)
-    for place in chance.choice(len(whole), 300, replace=False):
-        bad = bytearray(whole)
-        bad[place] ^= 1 << int(chance.integers(8))
-        for damaged in (bytes(bad), whole[:place]):
-            path.write_bytes(damaged)
-            with pytest.raises(UserError, match="restore it from git"):
-                preregistration.disagreements(profile)
-            with pytest.raises(UserError, match="restore it from git"):
-                preregistration.require_frozen_code(profile)

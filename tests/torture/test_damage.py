@@ -26,7 +26,7 @@ import nslora
 from nslora.disk import write_sums
 from nslora.editor.ledger import Budget, Spending
 from nslora.editor.replay import Recordings, Reply
-from nslora.experiments import grid, schedules
+from nslora.experiments import grid, preregistration, schedules
 from nslora.model import checkpoints, download
 from nslora.model.lora import Learner
 from nslora.runs import evaluate
@@ -402,6 +402,21 @@ def test_damaged_claims_differ_from_the_records(damage, tmp_path: Path) -> None:
     names = ["claims.json", "numbers.tex", "tables/success.csv"]
     names = [name for name in names if (tmp_path / name).exists()]
     damage("damage: claims and tables", tmp_path).each(6, names, check)
+
+
+def test_a_damaged_preregistration_is_refused(damage, tmp_path: Path, monkeypatch) -> None:
+    """What was registered is not changed afterwards, not by a bit: no run is made, no record judged by it."""
+    monkeypatch.setattr(preregistration, "git", lambda *args: "abc" if "HEAD" in args else "")
+    toy.make(tmp_path, good=(toy.RUNS,))
+    profile = grid.load("t", tmp_path)
+    path = preregistration.freeze(profile)
+
+    def check(path: Path) -> None:
+        for use in (preregistration.require_frozen_code, preregistration.disagreements):
+            said = refusal(lambda use=use: use(profile))
+            assert str(path) in said and "restore it from git" in said
+
+    damage("damage: pre-registration", path.parent).each(60, [path.name], check)
 
 
 # ---- bundles
