@@ -62,7 +62,7 @@ check: .venv/ready ## lint and the tests that need no model and no other process
 	$(MAKE) --no-print-directory --jobs 2 lint pure
 
 pure: .venv/ready ## the tests that need no model and no other process
-	$(PY) -m pytest -q -m pure
+	$(PY) -m pytest -q -m pure -n $(JOBS) --dist loadfile
 
 test: lint ## lint, then all tests, JOBS files at a time
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder

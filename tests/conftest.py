@@ -22,6 +22,14 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without a pure test where only those are wanted: they import the model libraries."""
+    if config.option.markexpr != "pure" or not collection_path.name.startswith("test_"):
+        return None
+    # None lets other plugins decide
+    return True if "mark.pure" not in collection_path.read_text(encoding="utf-8") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; the others keep their order."""
     items.sort(
