@@ -10,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import toy
 from faulty import FAULTS, refusal, serving
 
 import nslora
 from nslora import cli
 from nslora.config import RunConfig
+from nslora.experiments import grid
 from nslora.model import checkpoints
 from nslora.runs import preflight
 from nslora.types import UserError
@@ -296,6 +298,21 @@ def test_plan_lists_every_job_and_what_is_left(capsys, profile):
     assert "01_why-smollm2-135m" in out
     assert "09_paper" in out
     assert "MB of models to fetch" in out
+
+
+def test_records_of_earlier_settings_are_named(capsys, monkeypatch, tmp_path):
+    """Tables would show them beside the new ones, as if both were of one study."""
+    toy.make(tmp_path, good=(toy.RUNS,))
+    monkeypatch.chdir(tmp_path)
+    profile = grid.load("t", tmp_path)
+    toy.finish(profile.store, profile.runs[0])
+    assert cli.main(["plan", "--profile", "t"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    text = (tmp_path / "experiments.toml").read_text()
+    (tmp_path / "experiments.toml").write_text(text.replace("seeds = [0]", "seeds = [1]"))
+    assert cli.main(["plan", "--profile", "t"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("note: 1 records in ") and profile.runs[0].run_id in said
 
 
 def light(code: str, folder: Path = ROOT) -> str:

@@ -292,6 +292,7 @@ def show_plan(args: Namespace) -> int:
     from nslora.experiments import forecast
 
     profile = load(args.profile)
+    warn_of_unnamed(profile)
     rows = forecast.plan(profile)
     for row in rows:
         state = "to do"
@@ -323,6 +324,16 @@ def configs_left(profile: Profile) -> list[RunConfig]:
     return [cfg for job in jobs(profile) if not job.done() for cfg in job.configs]
 
 
+def warn_of_unnamed(profile: Profile) -> None:
+    """Say which records are of runs that the profile does not name: tables would mix two kinds of settings."""
+    if names := profile.unnamed:
+        say(
+            f"note: {len(names)} records in {profile.results / 'records'} are of runs that experiments.toml does not "
+            f"name (settings changed?), and tables count them, too; move them elsewhere to leave them out: "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        )
+
+
 def require_jobs(args: Namespace) -> None:
     """Raise UserError unless at least one job may run at a time."""
     if args.jobs < 1:
@@ -336,6 +347,7 @@ def reproduce(args: Namespace) -> int:
 
     require_jobs(args)
     profile = load(args.profile)
+    warn_of_unnamed(profile)
     preregistration.require_frozen_code(profile)
     preflight.check(configs_left(profile))
     if args.cluster:
@@ -391,6 +403,7 @@ def figures(args: Namespace) -> int:
     from nslora.study import report
 
     profile = load(args.profile)
+    warn_of_unnamed(profile)
     for path in (*report.build(profile.results), forecast.save(profile)):
         print(path)
     return 0
@@ -410,6 +423,7 @@ def verify(args: Namespace) -> int:
     from nslora.study import report
 
     profile = load(args.profile)
+    warn_of_unnamed(profile)
     differences = report.verify(profile.results) + preregistration.disagreements(profile)
     print("\n".join(differences) or "claims and tables agree with the records")
     if made := preregistration.progress(profile):

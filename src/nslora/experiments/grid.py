@@ -108,6 +108,13 @@ class Profile:
         return [cfg for runs in self.notebooks.values() for cfg in runs]
 
     @property
+    def unnamed(self) -> list[str]:
+        """Records of runs that experiments.toml does not name, or no longer: tables count them, too."""
+        named = {cfg.run_id for cfg in self.runs}
+        folders = self.results.glob("records/*/")
+        return sorted(f.name for f in folders if f.name not in named and f.suffix != ".part")
+
+    @property
     def trees(self) -> Path:
         """The folder of schedule trees, which all profiles share."""
         return self.root / "results" / "schedules"

@@ -43,7 +43,7 @@ STYLE: dict[str, Any] = {
     **sns.plotting_context("paper", font_scale=0.85),
     "font.family": "DejaVu Sans",
     "pdf.fonttype": 42,
-    "savefig.dpi": 200,
+    "savefig.dpi": 150,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titleweight": "bold",
