@@ -17,9 +17,9 @@ OTHER = {  # another valid value for every setting that takes part in a run's id
     "task": "facts", "backbone": "gemma3-270m", "method": "lora", "moves": 3, "returned": "tuned",
     "items": 5, "dev_items": 5, "test_items": 5, "mix": "2:1:0", "rule": "json", "tier": "hard", "max_new_tokens": 9,
     "reward": "parts", "rank": 4, "lr": 1e-3, "batch": 2, "epochs": 2, "targets": "gold",
-    "bake": True, "replay": 0.0, "replay_pool": 9, "candidates": 1, "feedback": 1,
+    "inputs": "needed", "bake": True, "replay": 0.0, "replay_pool": 9, "candidates": 1, "feedback": 1,
     "prompt_tokens": 99, "gate": False, "control": "random", "needs": "classifier", "c1_eps": 0.5,
-    "c2_eps": 0.1, "gain_eps": 0.1, "patience": 2, "demand_floor": 0.2, "reserve": 0,
+    "c2_eps": 0.1, "gain_eps": 0.1, "patience": 2, "demand_floor": 0.2, "follows_floor": 0.4, "reserve": 0,
     "editor_url": "https://example.org/v1", "editor_model": "smollm2-135m",
     "editor_engine": "llama.cpp", "threads": 1,
 }  # fmt: skip

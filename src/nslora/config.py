@@ -55,12 +55,14 @@ class Method:
         decision: a key of `router.DECISIONS`.
         needs: a key of `needs.ESTIMATORS`.
         targets: a key of `remake.POLICIES`.
+        inputs: a key of `numerical.INPUTS`: which training examples the weights learn.
         edits: who makes a symbolic move: "textgrad", or "gepa" (extra `peers`).
     """
 
     decision: str
     needs: str = "none"
     targets: str = "remade"
+    inputs: str = "all"
     edits: str = "textgrad"
 
 
@@ -81,8 +83,10 @@ METHODS = {
     # both, deciding
     "monitor": Method("signal"),
     "needs-only": Method("demand", needs="asked"),
-    "neurosymbolic": Method("signal and demand", needs="asked"),
-    "oracle": Method("signal and demand", needs="hidden"),
+    # the paper's rule, as far as it is known: weights first, and only the inputs that need content
+    "numerical-first": Method("signal and demand", needs="asked", inputs="needed"),
+    "neurosymbolic": Method("prompt if followed", needs="asked"),
+    "oracle": Method("prompt if followed", needs="hidden"),
 }
 
 # of the decisions that do not use the whole budget
@@ -141,6 +145,7 @@ class RunConfig(BaseModel):
     batch: PositiveInt = 8  # training pairs per optimizer step
     epochs: PositiveInt = 1  # passes over the pairs per move
     targets: Targets = "method"  # what weights train on: the method's own policy, or another
+    inputs: Literal["method", "all", "needed"] = "method"  # which examples: all, or as needs say
     bake: bool = False  # train under the initial prompt what the refined one brought
     replay: NonNegativeFloat = 1.0  # replay pairs per training pair
     replay_pool: PositiveInt = 128  # replay questions of each kind, from which each epoch draws
@@ -159,6 +164,7 @@ class RunConfig(BaseModel):
     gain_eps: NonNegativeFloat = 0.02  # a symbolic gain below it is little
     patience: PositiveInt = 1  # consecutive small signals before the kind of move changes
     demand_floor: NonNegativeFloat = 0.1  # share of examples below which nothing is demanded
+    follows_floor: NonNegativeFloat = 0.6  # share of rules obeyed from which prompts are followed
     reserve: NonNegativeInt = 2  # moves left when a needed, untried kind gets its turn; 0: never
 
     # the editor and the machine
@@ -223,8 +229,8 @@ class RunConfig(BaseModel):
 
     @property
     def row(self) -> Method:
-        """The method's row of METHODS, with the settings `targets` and `needs` in their places."""
-        named = {"needs": self.needs, "targets": self.targets}
+        """The method's row of METHODS, with the settings `needs`, `targets` and `inputs` in their places."""
+        named = {"needs": self.needs, "targets": self.targets, "inputs": self.inputs}
         other = {key: name for key, name in named.items() if name != "method"}
         return replace(METHODS[self.method.partition(":")[0]], **other)
 
@@ -248,9 +254,9 @@ class RunConfig(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings as a receipt holds them: `targets` and `needs` by their own names."""
+        """All settings as a receipt holds them: `needs`, `targets` and `inputs` by their own names."""
         given = self.model_dump(exclude=None if self.is_own else set(OF_OWN_DATA))
-        return given | {"targets": self.row.targets, "needs": self.row.needs}
+        return given | {name: getattr(self.row, name) for name in ("needs", "targets", "inputs")}
 
     @property
     def is_own(self) -> bool:

@@ -28,7 +28,14 @@ from nslora.runs.run import make_run
 
 GOLDEN = Path(__file__).absolute().parent / "golden" / "steps.jsonl"
 # the oracle decides by the signal and by demand, and needs no random number of its own
-SETTINGS = {"method": "oracle", "rule": "lower_case", "seed": 0, "moves": 6, "c1_eps": 0.3}
+SETTINGS = {
+    "method": "numerical-first",
+    "needs": "hidden",
+    "rule": "lower_case",
+    "seed": 0,
+    "moves": 6,
+    "c1_eps": 0.3,
+}
 # processors differ in the last bits
 TOLERANCE = 1e-3
 # seconds and memory: all that may differ between two processes

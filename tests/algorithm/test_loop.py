@@ -53,7 +53,8 @@ ROWS: dict[str, tuple[str, set[str]]] = {
     # a random model lacks all content, which the classifier sees
     "needs-only": ("NNN", {"gold", "rewritten"}),
     "neurosymbolic": ("NNN", {"gold", "rewritten"}),
-    "oracle": ("NSN", {"gold", "rewritten"}),
+    "numerical-first": ("NNN", {"gold", "rewritten"}),
+    "oracle": ("NNN", {"gold", "rewritten"}),
 }
 
 

@@ -35,11 +35,27 @@ def moved(run: Session, state: State):
 # ---- facts
 
 
+def test_weights_learn_every_example_whatever_it_needs(opened) -> None:
+    run = opened(inputs="all", targets="gold")
+    half = needs(0.5, 0.5, len(run.task.feedback))
+    outcome = numerical.numerical(run, begun(run), half)
+    assert outcome.memory.chosen == {e.fact for e in run.task.train}
+
+
+def test_only_what_needs_content_is_learned_where_a_method_says_so(opened) -> None:
+    run = opened(inputs="needed", targets="gold")
+    state = begun(run)
+    half = needs(0.5, 0.5, len(run.task.feedback))
+    outcome = numerical.numerical(run, state, half)
+    assert outcome.memory.chosen == numerical.needed_facts(run, state, half)
+    assert outcome.memory.chosen < {e.fact for e in run.task.train}
+
+
 def test_facts_that_fail_and_need_content_are_chosen(opened) -> None:
     run = opened()
     state = begun(run)
     half = needs(0.5, 0.5, len(run.task.feedback))
-    chosen = numerical.choose_facts(run, state, half)
+    chosen = numerical.needed_facts(run, state, half)
     assert chosen == {s.example.fact for s in state.train[: len(state.train) // 2]}
 
 
@@ -49,7 +65,7 @@ def test_style_that_prompts_failed_to_bring_is_for_the_weights_too(opened) -> No
     failed = step(1, Move.SYMBOLIC, Signal(gain=0.0))
     state = replace(state, history=(*state.history, failed))
     half = needs(0.5, 0.5, len(run.task.feedback))
-    assert numerical.choose_facts(run, state, half) == {s.example.fact for s in state.train}
+    assert numerical.needed_facts(run, state, half) == {s.example.fact for s in state.train}
 
 
 def test_a_move_always_has_facts_to_train_on(opened) -> None:
@@ -57,14 +73,14 @@ def test_a_move_always_has_facts_to_train_on(opened) -> None:
     run = opened()
     state = begun(run)
     nothing = Needs(np.zeros(len(state.train), bool), np.ones(len(state.train)))
-    assert numerical.choose_facts(run, state, nothing) == {e.fact for e in run.task.train}
+    assert numerical.needed_facts(run, state, nothing) == {e.fact for e in run.task.train}
     chosen = frozenset({run.task.train[0].fact})
     state = replace(state, memory=Memory(chosen=chosen))
-    assert numerical.choose_facts(run, state, nothing) == chosen
+    assert numerical.needed_facts(run, state, nothing) == chosen
 
 
 def test_a_chosen_fact_stays_chosen_once_it_passes(opened) -> None:
-    run = opened(targets="gold")
+    run = opened(targets="gold", inputs="needed")
     first = run.task.feedback[0].fact
     state = replace(begun(run), memory=Memory(chosen=frozenset({first})))
     nothing = Needs(np.zeros(len(state.train), bool), np.ones(len(state.train)))

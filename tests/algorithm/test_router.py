@@ -15,8 +15,9 @@ pytestmark = pytest.mark.pure
 
 CFG = RunConfig(moves=6)
 N, S, STOP = Move.NUMERICAL, Move.SYMBOLIC, Move.STOP
-# methods whose decision is by signal and demand
-ROUTED = ("neurosymbolic", "oracle")
+# methods whose decision is by signal and demand, and whose decision looks at whether prompts are followed
+ROUTED = ("numerical-first",)
+FOLLOWING = ("neurosymbolic", "oracle")
 
 
 def choose(
@@ -103,14 +104,14 @@ def test_reasons_are_told() -> None:
     assert choose("monitor", numerical([1.0, 0.5])).reason == "LoRA still learns"
     assert choose("monitor", symbolic([0.4])).reason == "edits still gain"
     assert choose("monitor", symbolic([0.0])).reason == "edits gain little"
-    assert choose("oracle", [], style=0).reason == "only content is needed"
+    assert choose("numerical-first", [], style=0).reason == "only content is needed"
 
 
 def test_a_phase_without_demand_is_skipped_by_the_router_but_not_by_the_bare_signal() -> None:
-    assert decide("neurosymbolic", [], content=0) is S
+    assert decide("numerical-first", [], content=0) is S
     assert decide("monitor", [], content=0) is N
-    assert decide("neurosymbolic", numerical([1.0, 0.99]), style=0) is N
-    assert decide("neurosymbolic", [], content=0.01, style=0.01) is STOP
+    assert decide("numerical-first", numerical([1.0, 0.99]), style=0) is N
+    assert decide("numerical-first", [], content=0.01, style=0.01) is STOP
 
 
 def test_trained_weights_that_fail_on_dev_are_trained_on_though_no_training_example_needs_it() -> (
@@ -120,8 +121,8 @@ def test_trained_weights_that_fail_on_dev_are_trained_on_though_no_training_exam
     trained, edited = numerical([1.0, 0.5]), symbolic([0.5])
     for success, then in ((0.75, N), (0.95, STOP), (1.0, STOP)):
         for history in (trained, [*trained, *edited]):
-            assert decide("neurosymbolic", scored(history, success), 0.04, 0) is then
-        assert decide("neurosymbolic", scored(edited, success), 0.04, 0) is STOP
+            assert decide("numerical-first", scored(history, success), 0.04, 0) is then
+        assert decide("numerical-first", scored(edited, success), 0.04, 0) is STOP
 
 
 def scored(history: list[StepRecord], success: float) -> list[StepRecord]:
@@ -130,8 +131,8 @@ def scored(history: list[StepRecord], success: float) -> list[StepRecord]:
 
 
 def test_style_that_prompts_failed_to_bring_becomes_a_demand_on_the_weights() -> None:
-    assert decide("neurosymbolic", symbolic([0.5]), content=0) is S
-    assert decide("neurosymbolic", symbolic([0.0]), content=0) is N
+    assert decide("numerical-first", symbolic([0.5]), content=0) is S
+    assert decide("numerical-first", symbolic([0.0]), content=0) is N
 
 
 @pytest.mark.parametrize("method", ROUTED)
@@ -149,18 +150,64 @@ def test_the_last_move_is_not_another_prompt_where_prompts_left_the_style_missin
     # a gain, but one of content
     tried = step(5, S, Signal(gain=0.4), demand={"style": 0.6})
     history = [*numerical([1.0, 0.5, 0.25, 0.12]), tried]
-    assert decide("neurosymbolic", history, 0.2, 0.5) is N
-    assert decide("neurosymbolic", history, 0.2, 0.3) is S
-    assert decide("neurosymbolic", history, 0.2, 0.5, CFG.but(moves=7)) is S
-    assert decide("neurosymbolic", history, 0.2, 0.5, CFG.but(reserve=0)) is S
+    assert decide("numerical-first", history, 0.2, 0.5) is N
+    assert decide("numerical-first", history, 0.2, 0.3) is S
+    assert decide("numerical-first", history, 0.2, 0.5, CFG.but(moves=7)) is S
+    assert decide("numerical-first", history, 0.2, 0.5, CFG.but(reserve=0)) is S
 
 
 def test_nothing_is_tried_only_because_it_was_not_yet() -> None:
     four = numerical([1.0, 0.5, 0.25, 0.12])
-    assert decide("neurosymbolic", four, 0.6, 0.05) is N
-    assert decide("neurosymbolic", symbolic([0.4] * 4), 0.05, 0.6) is S
+    assert decide("numerical-first", four, 0.6, 0.05) is N
+    assert decide("numerical-first", symbolic([0.4] * 4), 0.05, 0.6) is S
     assert decide("monitor", four) is N
-    assert decide("neurosymbolic", [*symbolic([0.0]), *numerical([1.0, 0.5, 0.25])]) is N
+    assert decide("numerical-first", [*symbolic([0.0]), *numerical([1.0, 0.5, 0.25])]) is N
+
+
+# ---- prompts where they are followed
+
+
+def following(
+    history: list[StepRecord], content: float, style: float, follows: float = 0.9
+) -> router.Choice:
+    seen = replace(needs(content, style), follows=follows)
+    return router.by_following(history, seen, CFG)
+
+
+def test_the_prompt_is_rewritten_first_where_form_is_asked_for_and_prompts_are_followed() -> None:
+    assert following([], 0.8, 0.2).move is S
+    assert following([], 0.0, 0.9).move is S
+    # no form is asked for
+    assert following([], 0.9, 0.05).move is N
+    # nobody can tell how far prompts are followed, or they are not
+    for follows in (0.0, 0.47):
+        assert following([], 0.2, 0.8, follows).move is N
+        assert following([], 0.2, 0.8, follows).reason == "prompts are not followed"
+    assert router.by_following([], needs(0.2, 0.8), CFG).move is N
+
+
+def test_weights_take_what_an_edit_left() -> None:
+    brought = [step(1, S, Signal(gain=1.3), demand={"style": 0.6})]
+    assert following(brought, 0.8, 0.0).move is N
+    # the form is still missing: another edit while edits gain
+    assert following(brought, 0.3, 0.2).move is S
+    # an edit that left most of its demand, or gained nothing, has failed
+    assert following(brought, 0.3, 0.5).move is N
+    assert following(symbolic([0.0]), 0.3, 0.5).move is N
+
+
+def test_saturated_weights_leave_the_rest_to_a_prompt_that_is_followed() -> None:
+    saturated = numerical([1.0, 0.99])
+    assert following(saturated, 0.3, 0.0).reason == "LoRA is saturated"
+    assert following(saturated, 0.3, 0.0, follows=0.4).move is N
+
+
+@pytest.mark.parametrize("method", FOLLOWING)
+def test_it_stops_where_nothing_is_needed_unless_dev_still_fails(method: str) -> None:
+    assert decide(method, [], content=0.01, style=0.01) is STOP
+    trained = numerical([1.0, 0.5])
+    assert decide(method, scored(trained, 0.75), 0.04, 0) is N
+    assert decide(method, scored(trained, 0.95), 0.04, 0) is STOP
 
 
 def test_needs_alone_follow_the_larger_demand() -> None:
@@ -171,6 +218,6 @@ def test_needs_alone_follow_the_larger_demand() -> None:
 def test_a_decision_leaves_its_arguments_alone_and_repeats_itself() -> None:
     history = numerical([1.0, 0.99])
     before = list(history)
-    for method in ("monitor", *ROUTED, "random", "needs-only"):
+    for method in ("monitor", *ROUTED, *FOLLOWING, "random", "needs-only"):
         assert choose(method, history) == choose(method, history)
     assert history == before

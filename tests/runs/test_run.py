@@ -127,10 +127,10 @@ def test_hidden_records_hold_what_no_method_saw(store, tiny) -> None:
 
 def test_what_can_be_forgotten_is_what_the_frozen_weights_could_do(cfg, store, tiny) -> None:
     run = Session(cfg, build(cfg), tiny, Scripted(lowercase), store.begin(cfg), store.memo)
-    reference = runs.frozen_abilities(run)
+    reference = run.abilities
     assert set(reference) == {"locality", "promptability"}
     initial = Candidate(run.task.initial_prompt)
-    rows = runs.final_rows(run, initial, reference)
+    rows = runs.final_rows(run, initial)
     # frozen weights have forgotten nothing
     for split in ("locality", "promptability"):
         assert {s.example.id for s in rows.get(split, [])} == {e.id for e in reference[split]}

@@ -49,10 +49,12 @@ class Needs:
         failing: [N] whether the reward of the current reply is not fully satisfied.
         p_content: [N] probability that the example needs content rather than style; None when
             nobody can tell, and both kinds of move are for all examples.
+        follows: share of told rules that the frozen backbone obeys; 0 when nobody can tell.
     """
 
     failing: np.ndarray
     p_content: np.ndarray | None = None
+    follows: float = 0.0
 
     @property
     def demand(self) -> dict[str, float]:
@@ -301,26 +303,29 @@ def describe(run: Session, state: State) -> np.ndarray:
 
 
 def _needs(
-    state: State, p_content: Sequence[float] | np.ndarray | None = None
+    run: Session, state: State, p_content: Sequence[float] | np.ndarray
 ) -> Needs:
-    failing = np.array([s.reward.success < 1 for s in state.train])
-    return Needs(failing, None if p_content is None else np.array(p_content))
+    return Needs(_failing(state), np.array(p_content), run.follows)
+
+
+def _failing(state: State) -> np.ndarray:
+    return np.array([s.reward.success < 1 for s in state.train])
 
 
 def none(run: Session, state: State) -> Needs:
     """Nobody can tell."""
-    return _needs(state)
+    return Needs(_failing(state))
 
 
 def classifier(run: Session, state: State) -> Needs:
     """Ask the trained classifier that ships with the package."""
     model = NeedClassifier.default()
-    return _needs(state, model.p_content(describe(run, state)))
+    return _needs(run, state, model.p_content(describe(run, state)))
 
 
 def by_recall(run: Session, state: State) -> Needs:
     """An example needs content as far as the gold answer's words are not in the reply."""
-    return _needs(state, [1 - recall(s) for s in state.train])
+    return _needs(run, state, [1 - recall(s) for s in state.train])
 
 
 def asked(run: Session, state: State) -> Needs:
@@ -340,24 +345,24 @@ def asked(run: Session, state: State) -> Needs:
     p_content = [
         1.0 if lacks_content(s) else 1 - recall(s) for s in state.train
     ]
-    return _needs(state, p_content)
+    return _needs(run, state, p_content)
 
 
 def constant(run: Session, state: State) -> Needs:
     """Know nothing: one half for every example, which counts as content."""
-    return _needs(state, np.full(len(state.train), 0.5))
+    return _needs(run, state, np.full(len(state.train), 0.5))
 
 
 def random(run: Session, state: State) -> Needs:
     """Guess: a uniform number for every example, other ones in every run and at every move."""
     rng = run.cfg.own_rng(f"needs {len(state.moves)}")
-    return _needs(state, rng.random(len(state.train)))
+    return _needs(run, state, rng.random(len(state.train)))
 
 
 def by_parts(run: Session, state: State) -> Needs:
     """Read the needs off a reward that comes in parts (`reward = "parts"`): content first."""
     return _needs(
-        state, [float(s.reward.parts["content"] < 1) for s in state.train]
+        run, state, [float(s.reward.parts["content"] < 1) for s in state.train]
     )
 
 
@@ -370,7 +375,7 @@ def hidden(run: Session, state: State) -> Needs:
         wrong = run.task.reward(s.example, s.output).parts["content"] < 1
         lacks = need is Need.CONTENT or (need is Need.BOTH and wrong)
         p_content.append(float(lacks))
-    return _needs(state, p_content)
+    return _needs(run, state, p_content)
 
 
 ESTIMATORS: dict[str, Callable[[Session, State], Needs]] = {

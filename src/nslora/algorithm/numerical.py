@@ -1,8 +1,12 @@
-"""The numerical move: LoRA on the task's own pairs and on replay."""
+"""The numerical move: LoRA on the task's own pairs and on replay.
+
+Weights learn every training example: whatever an example needs, its verified target has it. That
+they learn only what needs content, input by input, is the paper's way and costs (LOG, 2026-11-28).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,14 +29,15 @@ T = TypeVar("T")
 
 
 def numerical(run: Session, state: State, needs: Needs) -> Outcome:
-    """Train `cfg.epochs` passes on the chosen facts and on replay, and save a checkpoint.
+    """Train `cfg.epochs` passes on the chosen facts (all of them by default) and on replay, and save a checkpoint.
 
     With `bake` the weights learn under the initial prompt what the refined one brought, and the
     candidate goes on with the initial prompt.
     """
     cfg, refined = run.cfg, state.candidate.prompt
     step = state.history[-1].step + 1
-    chosen = state.memory.chosen | choose_facts(run, state, needs)
+    choose = INPUTS[cfg.row.inputs]
+    chosen = state.memory.chosen | choose(run, state, needs)
     targets = remake.POLICIES[cfg.row.targets](run, state, chosen)
     pairs = own_pairs(run, refined, chosen, targets)
 
@@ -62,8 +67,13 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
     return Outcome(Candidate(prompt, adapter), evidence, run.bill(), memory)
 
 
-def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
-    """Return the facts of training examples that are for the weights; never none.
+def every_fact(run: Session, state: State, needs: Needs) -> frozenset[str]:
+    """Return the facts of all training examples."""
+    return frozenset(s.example.fact for s in state.train)
+
+
+def needed_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
+    """Return the facts of training examples that are for the weights, as the needs say; never none.
 
     Style that prompts failed to bring is for the weights as well.
     """
@@ -74,8 +84,14 @@ def choose_facts(run: Session, state: State, needs: Needs) -> frozenset[str]:
     rows = zip(state.train, for_weights, strict=True)
     facts = frozenset(s.example.fact for s, chosen in rows if chosen)
     # with nothing new to learn, and nothing chosen before, the move trains on everything
-    everything = frozenset(s.example.fact for s in state.train)
-    return facts or state.memory.chosen or everything
+    return facts or state.memory.chosen or every_fact(run, state, needs)
+
+
+# input by input: which facts the weights learn, by `Method.inputs`
+INPUTS: Mapping[str, Callable[[Session, State, Needs], frozenset[str]]] = {
+    "all": every_fact,
+    "needed": needed_facts,
+}
 
 
 def own_pairs(

@@ -88,7 +88,7 @@ def by_demand(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
 def by_signal_and_demand(
     moves: History, needs: Needs, cfg: RunConfig
 ) -> Choice:
-    """Follow the signal, but skip a kind of move that no example needs: `neurosymbolic`, `oracle`.
+    """Follow the signal, but skip a kind of move that no example needs: `numerical-first`.
 
     The paper's rule (numerical first) with our additions, in this order:
     nothing is needed; a needed kind that was never tried gets its turn while `reserve` moves are
@@ -127,6 +127,32 @@ def by_signal_and_demand(
     return by_signal(moves, needs, cfg)
 
 
+def by_following(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
+    """Rewrite the prompt where a form is asked for and prompts are followed: `neurosymbolic`, `oracle`.
+
+    Else tune the weights. In this order: nothing is needed; form is asked for, the backbone follows
+    prompts, and they have not failed to bring it; saturated weights leave the rest to the prompt.
+    """
+    # nothing is needed
+    if max(needs.content, needs.style) < cfg.demand_floor:
+        if _unsettled(moves, cfg):
+            return Choice(Move.NUMERICAL, "dev still fails")
+        return Choice(Move.STOP, "nothing is needed")
+
+    # a backbone that does not follow prompts loses by an edit what the weights then relearn
+    if needs.follows < cfg.follows_floor:
+        return Choice(Move.NUMERICAL, "prompts are not followed")
+
+    failed = monitor.prompts_failed(moves, cfg, needs.style)
+    if needs.style >= cfg.demand_floor and not failed:
+        return Choice(
+            Move.SYMBOLIC, "form is asked for, and prompts are followed"
+        )
+    if monitor.saturated(moves, cfg):
+        return Choice(Move.SYMBOLIC, "LoRA is saturated")
+    return Choice(Move.NUMERICAL, "the rest is for the weights")
+
+
 def _unsettled(moves: History, cfg: RunConfig) -> bool:
     """Tell whether weights were trained and fail on dev though no training example fails.
 
@@ -157,4 +183,5 @@ DECISIONS: dict[str, Decision] = {
     "signal": by_signal,
     "demand": by_demand,
     "signal and demand": by_signal_and_demand,
+    "prompt if followed": by_following,
 }

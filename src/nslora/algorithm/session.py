@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -375,6 +376,40 @@ class Session:
                 lambda: self.backbone.nll(texts, answers)
             )
         return self._nll[key]
+
+    # ---- what the frozen weights can do
+
+    @cached_property
+    def abilities(self) -> dict[str, list[Example]]:
+        """The locality and promptability questions that the frozen weights get right.
+
+        They are what can be forgotten. A stream keeps those of its first phase.
+        """
+        task = self.task
+        plain = [(task.initial_prompt, example) for example in task.locality]
+        asked = [*plain, *task.promptability]
+        # both in one batch: a batch decides the last bits of its replies
+        texts = [self.backbone.text(prompt, e.question) for prompt, e in asked]
+        replies = [reply.text for reply in self.frozen(texts)]
+        self.expect([example for _, example in asked], replies)
+        known = zip(task.locality, replies, strict=False)
+        told = [example for _, example in task.promptability]
+        obeying = zip(told, replies[len(plain) :], strict=True)
+        return {
+            "locality": [
+                e for e, text in known if self.reward(e, text).success
+            ],
+            "promptability": [e for e, text in obeying if task.obeys(e, text)],
+        }
+
+    @cached_property
+    def follows(self) -> float:
+        """The share of told rules that the frozen weights obey: how far the backbone follows prompts.
+
+        The rules are told in the prompt, and are not those of the task.
+        """
+        told = len(self.task.promptability)
+        return len(self.abilities["promptability"]) / max(told, 1)
 
     # ---- weights and task
 

@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -44,7 +44,7 @@ from nslora.runs.store import (
 )
 from nslora.study.schedules import trees
 from nslora.tasks.build import build
-from nslora.types import LETTERS, Candidate, Example, Json, UserError
+from nslora.types import LETTERS, Candidate, Json, UserError
 
 # whose estimates a router may ask for; "hidden" is the oracle's
 NEEDS = ("asked", "recall", "classifier", "hidden")
@@ -143,14 +143,12 @@ class Tree:
 
     Attributes:
         nodes: finished nodes by schedule.
-        abilities: what the frozen weights can do, and tuned ones can forget.
     """
 
     session: Session
     folder: Path
     work: Path
     nodes: dict[str, Node]
-    abilities: dict[str, list[Example]] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -158,11 +156,10 @@ class Tree:
         return self.session.cfg.moves
 
     def begin(self) -> None:
-        """Ask the frozen weights what they know, and publish what the instance is.
+        """Publish what the instance is.
 
         Raises UserError if other code has made the nodes that are there.
         """
-        self.abilities = runs.frozen_abilities(self.session)
         path = self.folder / "instance.json"
         if self.nodes:
             try:
@@ -174,7 +171,7 @@ class Tree:
                 ) from None
             if maker != code():
                 raise UserError(f"the tree {self.folder} is of other code: finish it with that.")
-        write_json(path, sealed(instance(self.session, self.abilities)))
+        write_json(path, sealed(instance(self.session)))
 
     def wants(self, schedule: str) -> bool:
         """Tell whether a node is to be made: for itself, or for nodes below it that need its state."""
@@ -244,9 +241,9 @@ class Tree:
         edits = cast("list[Json] | None", step.evidence.get("edits"))
         accepted = None if edits is None else any(edit["accepted"] for edit in edits)
         if parent is not None and accepted is False:
-            measured = {key: parent[key] for key in ("test", "test_items", *self.abilities)}
+            measured = {key: parent[key] for key in ("test", "test_items", *run.abilities)}
         else:
-            measured = measure(run, state, self.abilities)
+            measured = measure(run, state)
         nll = run.nll(state.candidate.prompt, run.task.dev)
         estimates = {name: ESTIMATORS[name](run, state).demand for name in NEEDS}
         return {
@@ -270,9 +267,9 @@ def by_length(schedules: Iterable[str]) -> list[str]:
     return sorted(schedules, key=lambda schedule: (len(schedule), schedule))
 
 
-def measure(run: Session, state: State, abilities: dict[str, list[Example]]) -> Node:
+def measure(run: Session, state: State) -> Node:
     """Score the weights in place on test, and on what the frozen weights could do."""
-    rows = runs.final_rows(run, state.candidate, abilities)
+    rows = runs.final_rows(run, state.candidate)
     means = {
         split: runs.summary(runs.graded_rows(run, split, scored)) for split, scored in rows.items()
     }
@@ -286,7 +283,7 @@ def measure(run: Session, state: State, abilities: dict[str, list[Example]]) -> 
     }
 
 
-def instance(run: Session, abilities: dict[str, list[Example]]) -> Json:
+def instance(run: Session) -> Json:
     """Return what an instance is: its settings, its task in numbers, and what computes it."""
     cfg, task = run.cfg, run.task
     needs = [task.hidden[e.id].need.value for e in task.test]
@@ -300,7 +297,7 @@ def instance(run: Session, abilities: dict[str, list[Example]]) -> Json:
         # of test items
         "shares": {need: needs.count(need) / len(needs) for need in ("content", "style", "both")},
         # how far the frozen backbone follows prompts
-        "follows": len(abilities["promptability"]) / max(len(task.promptability), 1),
+        "follows": run.follows,
         "facts": [example.fact for example in task.test],
         "weights": backbone.identity,
         "environment": environment(cfg.threads, backbone.device, backbone.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -119,8 +119,7 @@ def _make(
     task = build(cfg)
     require_lengths(cfg, task, backbone)
     run = Session(cfg, task, backbone, editor, scratch, place.memo)
-    abilities = frozen_abilities(run)
-    replies = CELLS * len(run.task.test) + sum(map(len, abilities.values()))
+    replies = CELLS * len(run.task.test) + sum(map(len, run.abilities.values()))
     room = Room(limits, editor.room, replies, len(run.task.dev) + len(run.task.feedback))
     progress = Progress(run, started, watch, room)
     run.affords = room.affords
@@ -135,7 +134,7 @@ def _make(
     chosen = best(state.history, cfg)
     candidate = Candidate(chosen.prompt, chosen.adapter)
     run.use(candidate)
-    rows = {**state.tested, **final_rows(run, candidate, abilities)}
+    rows = {**state.tested, **final_rows(run, candidate)}
     factorial = weights_by_prompt(run, candidate)
     remade = remade_rows(cfg, run.task.initial_prompt, state.memory.trained)
     graded = {
@@ -307,20 +306,6 @@ class Progress:
 # ---- what a run is tested on
 
 
-def frozen_abilities(run: Session) -> dict[str, list[Example]]:
-    """Return the locality and promptability questions that the frozen weights get right.
-
-    They are what can be forgotten.
-    """
-    task = run.task
-    scored = retention(run, task.initial_prompt, list(task.locality), task.promptability)
-    obeyed = [s for s in scored["promptability"] if task.obeys(s.example, s.output)]
-    return {
-        "locality": [s.example for s in scored["locality"] if s.reward.success],
-        "promptability": [s.example for s in obeyed],
-    }
-
-
 def retention(
     run: Session, prompt: Prompt, locality: list[Example], promptability: Prompted
 ) -> Rows:
@@ -335,14 +320,14 @@ def retention(
     return {"locality": scored[: len(locality)], "promptability": scored[len(locality) :]}
 
 
-def final_rows(run: Session, candidate: Candidate, abilities: Mapping[str, list[Example]]) -> Rows:
+def final_rows(run: Session, candidate: Candidate) -> Rows:
     """Score a candidate, whose weights are in place, on test and on what the frozen ones could do."""
     # what the frozen weights could not do cannot be forgotten
-    obeyed = set(abilities["promptability"])
+    obeyed = set(run.abilities["promptability"])
     promptability = tuple(pair for pair in run.task.promptability if pair[1] in obeyed)
     rows = {
         "test": run.score(candidate.prompt, run.task.test),
-        **retention(run, candidate.prompt, abilities["locality"], promptability),
+        **retention(run, candidate.prompt, run.abilities["locality"], promptability),
     }
     return {split: scored for split, scored in rows.items() if scored}
 

@@ -26,6 +26,7 @@ def two_kinds(folder: Path, seeds: range = range(100, 104), **settings) -> Trees
                     family=f"{(FACTS, FORM)[number]} {copy}",
                     seed=seed,
                     style=style,
+                    follows=0.9,
                     needs=lambda schedule, style=style: (0, 1) if style > len(schedule) else (1, 0),
                     **settings,
                 )
@@ -76,8 +77,9 @@ def test_needs_find_the_best_first_move_and_a_fixed_schedule_cannot(tmp_path: Pa
     data = two_kinds(tmp_path)
     rows = routers.routed(data)
     regret = (rows.regret * rows.weight).groupby(rows.router).sum() / len(data.instances)
-    # needs decide alone, and with the signal where none has anything to say
-    assert regret["needs-only"] == regret["neurosymbolic"] == regret["oracle needs"] == 0
+    # needs decide alone, with the signal where none has anything to say, and where prompts are followed
+    needing = ("needs-only", "numerical first", "neurosymbolic", "oracle needs")
+    assert [regret[name] for name in needing] == [0, 0, 0, 0]
     assert regret["hindsight"] == 0
     assert regret["all, best on dev"] == regret["learned"] == 0
     # without an instance the other kind has the majority of its fold
@@ -87,7 +89,7 @@ def test_needs_find_the_best_first_move_and_a_fixed_schedule_cannot(tmp_path: Pa
     assert set(rows.router) == set(routers.ROUTERS)
     assert (rows.regret >= -1e-9).all() and (rows.regret_cost >= -1e-9).all()
     weights = rows.groupby(["router", "instance"]).weight.sum()
-    assert weights.to_numpy() == pytest.approx(1.0) and len(weights) == 16 * 16
+    assert weights.to_numpy() == pytest.approx(1.0) and len(weights) == 17 * 16
 
 
 def test_the_learned_router_learns_from_other_families_only(tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ from nslora.types import Candidate
 
 SETTINGS: dict[str, Any] = {"method": "neurosymbolic", "moves": 2, "mix": "1:1:0"}
 # until something is decided otherwise
-CHANGES: tuple[dict[str, Any], ...] = ({}, {"c1_eps": 0.9, "c2_eps": 99.0}, {"demand_floor": 2.0})
+CHANGES: tuple[dict[str, Any], ...] = (
+    {},
+    {"c1_eps": 0.9, "c2_eps": 99.0},
+    {"demand_floor": 2.0},
+    {"follows_floor": 0.0},
+)
 
 
 def test_a_router_goes_where_a_run_goes(opened, tiny, tmp_path: Path) -> None:
@@ -46,14 +51,14 @@ def test_a_router_goes_where_a_run_goes(opened, tiny, tmp_path: Path) -> None:
     assert report.verify(tmp_path / "quick") == []
 
     ways = set()
-    for method in ("monitor", "needs-only", "neurosymbolic"):
+    for method in ("monitor", "needs-only", "numerical-first", "neurosymbolic"):
         for settings in CHANGES:
             decision = METHODS[method].decision
             run = opened(**SETTINGS, **settings)
             states: list[State] = []
             # the decision alone differs: targets and needs are those of the tree
             with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(DECISIONS, "signal and demand", DECISIONS[decision])
+                patch.setitem(DECISIONS, METHODS["neurosymbolic"].decision, DECISIONS[decision])
                 state = State(Candidate(run.task.initial_prompt))
                 loop.adapt(run, state, lambda state, needs, made=states: made.append(state))
             made = "".join(step.move[0].upper() for step in states[-1].moves)

@@ -310,6 +310,7 @@ ROUTERS: dict[str, Callable[[Trees], pd.DataFrame]] = {
     "monitor": partial(method, name="monitor"),
     "monitor, tuned": tuned_monitor,
     "needs-only": partial(method, name="needs-only"),
+    "numerical first": partial(method, name="numerical-first"),
     "neurosymbolic": partial(method, name="neurosymbolic"),
     "learned": learned,
     "oracle needs": partial(method, name="oracle"),

@@ -213,10 +213,11 @@ class Moves(tuple[StepRecord, ...]):
 
 
 class Demand(NamedTuple):
-    """Shares of training examples that fail and need content, or style."""
+    """Shares of training examples that fail and need content, or style; and of told rules that are obeyed."""
 
     content: float
     style: float
+    follows: float = 0.0
 
 
 # A move, or N, S or stop: what algorithm/router.py decides, from the moves so far, the needs and the settings.
@@ -283,18 +284,23 @@ def histories_of(
 ) -> tuple[dict[tuple[str, str], Moves], dict[tuple[str, str], Demand]]:
     """Return by node the moves up to it, and the needs that a decision there sees; raises UserError."""
     nodes = trees.nodes
-    names = [f"needs.{needs}.{need}" for need in Demand._fields]
+    names = [f"needs.{needs}.{need}" for need in ("content", "style")]
     if needs == "none":
         nodes = nodes.assign(**dict.fromkeys(names, 0.0))
     elif missing := set(names) - set(nodes):
         raise UserError(f"no {min(missing)} in the trees: its estimator of needs was not recorded.")
     shares = nodes[names].itertuples(index=False, name=None)
-    demands = {node: Demand(*pair) for node, pair in zip(nodes.index, shares, strict=True)}
+    follows = trees.instances.follows.to_dict()
+    demands = {
+        node: Demand(*pair, 0.0 if needs == "none" else follows[node[0]])
+        for node, pair in zip(nodes.index, shares, strict=True)
+    }
     histories: dict[tuple[str, str], Moves] = {}
     for (instance, schedule), row in zip(nodes.index, nodes.to_dict("records"), strict=True):
         parent = (instance, schedule[:-1])
         # what was estimated before the move, where somebody can tell
-        seen = demands[parent]._asdict() if schedule and needs != "none" else {}
+        before = demands[parent] if schedule and needs != "none" else None
+        seen = {"content": before.content, "style": before.style} if before else {}
         record = step(schedule, row, seen)
         before = histories[parent] if schedule else Moves()
         histories[instance, schedule] = moves = Moves([*before, record] if schedule else ())
