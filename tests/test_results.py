@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_records_are_receipts_of_the_second_edition(folder: Path) -> None:
 def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
     """A changed decision must not leave runs of the old one under the same name."""
     for path in (folder / "records").glob("*/run.json"):
-        cfg = RunConfig.of(json.loads(path.read_text(encoding="utf-8"))["config"])
+        run = json.loads(path.read_text(encoding="utf-8"))
+        cfg = RunConfig.of(run["config"])
         decide = router.DECISIONS[cfg.row.decision]
         moves: list[StepRecord] = []
         for row in store.read_jsonl(path.parent / "steps.jsonl"):
@@ -93,7 +95,8 @@ def test_todays_router_decides_as_the_records_say(folder: Path) -> None:
             if step.move == "start":  # of the run, or of another phase
                 moves = []
                 continue
-            choice = decide(moves, recorded_needs(step), cfg)
+            needs = replace(recorded_needs(step), follows=run["follows"])
+            choice = decide(moves, needs, cfg)
             assert (choice.move, choice.reason) == (step.move, step.reason), path.parent.name
             moves.append(step)
 
@@ -133,12 +136,12 @@ def test_the_paper_has_the_algorithm_and_the_methods_of_the_code() -> None:
     lines = box.split(r"\STATE")[1:]
     whys = [m[1] if (m := re.search(r"\\why\{([^}]*)\}", line)) else "" for line in lines]
     assert [(str(i), why) for i, why in enumerate(whys, 1)] == margin
-    rows = re.findall(r"^\\METHOD\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}$", PAPER, re.MULTILINE)
+    rows = re.findall(r"^\\METHOD\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}$", PAPER, re.MULTILINE)
     assert [name for name, *_ in rows] == list(METHODS)
-    for name, decision, needs, targets in rows:
+    for name, decision, needs, targets, inputs in rows:
         row = METHODS[name]
         assert (decision, needs) == (row.decision, row.needs)
-        assert targets in (row.targets, "--")
+        assert (targets, inputs) in ((row.targets, row.inputs), ("--", "--"))
 
 
 @pytest.mark.parametrize("name", ["LOG.md", "LOG-speed.md"])

@@ -89,13 +89,13 @@ def tree_data(first: float) -> Expected:
         ({"expected": tree_data(-0.2)}, "both, weights first", "schedule data: -0.20"),
         # an interval around 0 says nothing
         ({"expected": tree_data(0.01)}, "both, prompt first", "75% of instructions are followed"),
-        ({"followed": 6}, "both, weights first", "25% of instructions are followed, less than 50%"),
+        ({"followed": 6}, "both, weights first", "25% of instructions are followed, less than 60%"),
         # what rewards do not show yet: the loss, where form is missing, and its content, where that is
         ({"weights": LESS, "prompt": UNMOVED}, "weights", "gain on other rows"),
         ({"weights": LESS, "needs": lacks(0.9, 0.0)}, "prompt suffices", "gain nothing on"),
         ({"weights": SURE, "needs": lacks(0.9, 0.0)}, "weights", "little form is missing"),
         # without an editor, whether the backbone follows prompts
-        ({"prompt": None, "followed": 6}, "weights", "25% of instructions are followed (50%"),
+        ({"prompt": None, "followed": 6}, "weights", "25% of instructions are followed (60%"),
         ({"prompt": None, "weights": NOTHING}, "prompt suffices", "75% of instructions are"),
     ],
 )

@@ -147,6 +147,7 @@ def _make(
         scratch / "run.json",
         {
             **about(run),
+            "follows": run.follows,
             "schedule": monitor.schedule(state.whole),
             "stopped": room.stopped,
             "final": {split: means[split] for split in rows},

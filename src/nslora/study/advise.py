@@ -53,8 +53,8 @@ NEAR = 0.25
 WELL = 0.9
 # share of rows below which a need is no need
 FLOOR = 0.1
-# share of instructions from which a backbone follows prompts
-FOLLOWS = 0.5
+# share of instructions from which a backbone follows prompts, as for the method that decides
+FOLLOWS = RunConfig().follows_floor
 # of a difference of log-likelihoods
 ANY = (-np.inf, np.inf)
 # relative fall of the loss on rows that were not trained on, from which weights learn what carries over

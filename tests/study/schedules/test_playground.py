@@ -69,6 +69,7 @@ def test_sliders_begin_with_the_settings_and_draw(trees: Trees) -> None:
         "gain_eps": 0.02,
         "patience": 1,
         "reserve": 2,
+        "follows_floor": 0.6,
     }
     box.update()
     assert isinstance(box.result, Figure)

@@ -26,9 +26,14 @@ from nslora.study.figures import BLUE, INK, ORANGE, PAGE, in_percent, styled
 from nslora.study.schedules.trees import Trees, decided, highest, scored
 
 # methods whose decisions have thresholds
-METHODS_TO_TRY = ("neurosymbolic", "monitor", "needs-only", "oracle")
+METHODS_TO_TRY = ("neurosymbolic", "numerical-first", "monitor", "needs-only", "oracle")
 # of each slider: the least and greatest value, and a step
-THRESHOLDS = {"c1_eps": (0.0, 1.0, 0.05), "c2_eps": (0.0, 3.0, 0.1), "gain_eps": (0.0, 0.5, 0.01)}
+THRESHOLDS = {
+    "c1_eps": (0.0, 1.0, 0.05),
+    "c2_eps": (0.0, 3.0, 0.1),
+    "gain_eps": (0.0, 0.5, 0.01),
+    "follows_floor": (0.0, 1.0, 0.05),
+}
 COUNTS = {"patience": (1, 3), "reserve": (0, 3)}
 # height of a schedule's name, as a share of the axis
 LINE = 0.06
