@@ -45,7 +45,7 @@ def test_tables_and_claims_follow_from_the_records(folder: Path) -> None:
 def test_the_readme_shows_what_the_records_say() -> None:
     quick = ROOT / "results" / "quick"
     assert between(README, "main-table") == str(report.show_table(quick)).strip()
-    profiles = [grid.load(name, ROOT) for name in ("smoke", "quick", "tuning", "full")]
+    profiles = [grid.load(name, ROOT) for name in ("smoke", "quick", "full")]
     assert between(README, "sizes").startswith(forecast.sizes(profiles).strip())
     assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
     sys.path.append(str(ROOT / "tests" / "torture"))
@@ -60,9 +60,8 @@ def test_every_file_the_readme_links_to_is_there() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["quick", "tuning"])
-def test_expected_costs_follow_from_the_receipts(name: str) -> None:
-    profile = grid.load(name, ROOT)
+def test_expected_costs_follow_from_the_receipts() -> None:
+    profile = grid.load("quick", ROOT)
     written = (profile.results / "expected.md").read_text(encoding="utf-8")
     assert written == forecast.table(profile)
 
@@ -136,7 +135,9 @@ def test_the_paper_has_the_algorithm_and_the_methods_of_the_code() -> None:
     lines = box.split(r"\STATE")[1:]
     whys = [m[1] if (m := re.search(r"\\why\{([^}]*)\}", line)) else "" for line in lines]
     assert [(str(i), why) for i, why in enumerate(whys, 1)] == margin
-    rows = re.findall(r"^\\METHOD\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}$", PAPER, re.MULTILINE)
+    rows = re.findall(
+        r"^\\METHOD\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}\{(.+?)\}$", PAPER, re.MULTILINE
+    )
     assert [name for name, *_ in rows] == list(METHODS)
     for name, decision, needs, targets, inputs in rows:
         row = METHODS[name]
