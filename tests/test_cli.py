@@ -312,7 +312,11 @@ def test_records_of_earlier_settings_are_named(capsys, monkeypatch, tmp_path):
     (tmp_path / "experiments.toml").write_text(text.replace("seeds = [0]", "seeds = [1]"))
     assert cli.main(["plan", "--profile", "t"]) == 0
     said = capsys.readouterr().err
-    assert said.startswith("note: 1 records in ") and profile.runs[0].run_id in said
+    assert (
+        said.startswith("note: ")
+        and "has 1 of runs that" in said
+        and profile.runs[0].run_id in said
+    )
 
 
 def light(code: str, folder: Path = ROOT) -> str:

@@ -46,7 +46,7 @@ def test_the_readme_shows_what_the_records_say() -> None:
     quick = ROOT / "results" / "quick"
     assert between(README, "main-table") == str(report.show_table(quick)).strip()
     profiles = [grid.load(name, ROOT) for name in ("smoke", "quick", "full")]
-    assert between(README, "sizes").startswith(forecast.sizes(profiles).strip())
+    assert between(README, "sizes") == forecast.sizes(profiles).strip()
     assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
     sys.path.append(str(ROOT / "tests" / "torture"))
     from harness import table  # pyright: ignore[reportMissingImports]

@@ -328,8 +328,8 @@ def warn_of_unnamed(profile: Profile) -> None:
     """Say which records are of runs that the profile does not name: tables would mix two kinds of settings."""
     if names := profile.unnamed:
         say(
-            f"note: {len(names)} records in {profile.results / 'records'} are of runs that experiments.toml does not "
-            f"name (settings changed?), and tables count them, too; move them elsewhere to leave them out: "
+            f"note: {profile.results / 'records'} has {len(names)} of runs that experiments.toml does not name "
+            f"(settings changed?), and tables count them, too; move them elsewhere to leave them out: "
             f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         )
 

@@ -83,7 +83,7 @@ METHODS = {
     # both, deciding
     "monitor": Method("signal"),
     "needs-only": Method("demand", needs="asked"),
-    # the paper's rule, as far as it is known: weights first, and only the inputs that need content
+    # what is known of the paper's rule, with our additions: weights first, on what needs content
     "numerical-first": Method("signal and demand", needs="asked", inputs="needed"),
     "neurosymbolic": Method("prompt if followed", needs="asked"),
     "oracle": Method("prompt if followed", needs="hidden"),
@@ -164,8 +164,8 @@ class RunConfig(BaseModel):
     gain_eps: NonNegativeFloat = 0.02  # a symbolic gain below it is little
     patience: PositiveInt = 1  # consecutive small signals before the kind of move changes
     demand_floor: NonNegativeFloat = 0.1  # share of examples below which nothing is demanded
-    follows_floor: NonNegativeFloat = 0.6  # share of rules obeyed from which prompts are followed
-    reserve: NonNegativeInt = 2  # moves left when a needed, untried kind gets its turn; 0: never
+    follows_floor: NonNegativeFloat = 0.6  # of neurosymbolic: rules obeyed from which it edits
+    reserve: NonNegativeInt = 2  # of numerical-first: moves left for an untried kind; 0: never
 
     # the editor and the machine
     editor_url: str = "local"  # our server on loopback, or an OpenAI-compatible base URL

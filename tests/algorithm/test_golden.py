@@ -27,7 +27,7 @@ from nslora.runs import store
 from nslora.runs.run import make_run
 
 GOLDEN = Path(__file__).absolute().parent / "golden" / "steps.jsonl"
-# the oracle decides by the signal and by demand, and needs no random number of its own
+# numerical-first decides by the signal and by demand; hidden needs take no random number
 SETTINGS = {
     "method": "numerical-first",
     "needs": "hidden",

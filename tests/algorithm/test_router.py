@@ -179,11 +179,12 @@ def test_the_prompt_is_rewritten_first_where_form_is_asked_for_and_prompts_are_f
     assert following([], 0.0, 0.9).move is S
     # no form is asked for
     assert following([], 0.9, 0.05).move is N
-    # nobody can tell how far prompts are followed, or they are not
+    # prompts are not followed
     for follows in (0.0, 0.47):
         assert following([], 0.2, 0.8, follows).move is N
         assert following([], 0.2, 0.8, follows).reason == "prompts are not followed"
-    assert router.by_following([], needs(0.2, 0.8), CFG).move is N
+    # nobody can tell: an edit shows it
+    assert router.by_following([], needs(0.2, 0.8), CFG).move is S
 
 
 def test_weights_take_what_an_edit_left() -> None:

@@ -16,7 +16,7 @@ from tinymodel import SETTINGS
 
 import nslora
 from nslora import cli
-from nslora.config import RunConfig
+from nslora.config import METHODS, RunConfig
 from nslora.editor.client import Request
 from nslora.runs.plan import Plan
 from nslora.runs.verdict import estimate
@@ -102,7 +102,22 @@ def tree_data(first: float) -> Expected:
 def test_the_first_rule_that_holds_gives_the_verdict(changes, verdict: str, rule: str) -> None:
     advice = advised(**changes)
     assert advice.verdict[0] == verdict and rule in advice.verdict[1]
-    assert advice.lines[-1] == f"verdict: {verdict}, because {advice.verdict[1]}."
+    verdict_line = f"verdict: {verdict}, because {advice.verdict[1]}."
+    if verdict == "not worth it":
+        assert advice.lines[-1] == verdict_line and not advice.method
+    else:
+        assert advice.lines[-2:] == [
+            verdict_line,
+            f"to do that: nslora adapt --method {advice.method}.",
+        ]
+        assert advice.method in METHODS
+
+
+@pytest.mark.pure
+def test_a_prompt_that_is_not_followed_is_rewritten_first_by_turns_alone() -> None:
+    """What decides would leave it as it is."""
+    assert advised(expected=tree_data(0.2)).method == "neurosymbolic"
+    assert advised(expected=tree_data(0.2), followed=6).method == "alternate"
 
 
 @pytest.mark.pure
@@ -215,7 +230,7 @@ def test_without_an_editor_weights_are_tried_alone(data, tiny) -> None:
     assert advice.prompt is None
     assert advice.untried == "not tried: the editor qwen2.5-coder-1.5b is not in the cache"
     assert advice.right.n == 24 + 8
-    assert advice.needs["recall"].keys() == {"content", "style"} and advice.instructions == 24
+    assert advice.needs["recall"].keys() == {"content", "style"} and advice.instructions >= 100
     assert advice.weights.loss is not None and advice.weights.calls == 0
     # eager enough to learn the one answer
     assert advice.weights.loss[1] < advice.weights.loss[0] and advice.weights_help

@@ -1,4 +1,4 @@
-"""Algorithm 1: interleave numerical and symbolic moves, deciding round by round and input by input.
+"""Algorithm 1: interleave numerical and symbolic moves, deciding round by round from what each input needs.
 
 Read this module first, then router, monitor, needs, numerical, symbolic, remake, session. The
 numbers in the margin are the lines of Algorithm 1 in paper/main.tex.

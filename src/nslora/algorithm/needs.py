@@ -1,4 +1,4 @@
-"""What does an input need: content (weights) or style (prompt)?
+"""What does an input need: content, or style?
 
 An estimator gives P(content) for every training example. It may look at the question, the gold
 answer, the reply, and what the reward says of any text as one number; only `hidden` (the oracle's)
@@ -49,12 +49,12 @@ class Needs:
         failing: [N] whether the reward of the current reply is not fully satisfied.
         p_content: [N] probability that the example needs content rather than style; None when
             nobody can tell, and both kinds of move are for all examples.
-        follows: share of told rules that the frozen backbone obeys; 0 when nobody can tell.
+        follows: share of told rules that the frozen backbone obeys; None when nobody can tell.
     """
 
     failing: np.ndarray
     p_content: np.ndarray | None = None
-    follows: float = 0.0
+    follows: float | None = None
 
     @property
     def demand(self) -> dict[str, float]:
@@ -78,7 +78,10 @@ class Needs:
         return self.demand.get("style", 0.0)
 
     def for_weights(self) -> np.ndarray:
-        """Return [N] whether an example is for the weights: it fails and needs content."""
+        """Return [N] whether an example is for the weights where a method's `inputs` are "needed".
+
+        It fails and needs content.
+        """
         if self.p_content is None:
             return np.ones_like(self.failing)
         return self.failing & (self.p_content >= 0.5)

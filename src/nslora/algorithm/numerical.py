@@ -1,7 +1,7 @@
 """The numerical move: LoRA on the task's own pairs and on replay.
 
-Weights learn every training example: whatever an example needs, its verified target has it. That
-they learn only what needs content, input by input, is the paper's way and costs (LOG, 2026-11-28).
+Weights learn every training example: whatever an example needs, its verified target has it. To
+leave to the prompt, input by input, what needs form (`inputs = "needed"`) costs (LOG, 2026-11-28).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which move next? Every decision is one function; every method of the comparison uses one of them.
 
-A decision sees the moves so far, the estimated needs of the training examples and the settings. It
-returns a move and the reason in words. The table of methods is `config.METHODS`: all of them share
-the loop, the moves, the targets and the evaluator.
+A decision sees the moves so far, the estimated needs of the training examples (with how far the
+backbone follows prompts) and the settings. It returns a move and the reason in words. The table of
+methods is `config.METHODS`: all of them share the loop, the moves and the evaluator.
 """
 
 from __future__ import annotations
@@ -130,8 +130,9 @@ def by_signal_and_demand(
 def by_following(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Rewrite the prompt where a form is asked for and prompts are followed: `neurosymbolic`, `oracle`.
 
-    Else tune the weights. In this order: nothing is needed; form is asked for, the backbone follows
-    prompts, and they have not failed to bring it; saturated weights leave the rest to the prompt.
+    In this order: nothing is needed; prompts are not followed, so weights are tuned; form is asked
+    for and prompts have not failed to bring it; saturated weights leave the rest to the prompt; else
+    weights are tuned. A backbone of which nothing is known counts as one that follows.
     """
     # nothing is needed
     if max(needs.content, needs.style) < cfg.demand_floor:
@@ -140,7 +141,7 @@ def by_following(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
         return Choice(Move.STOP, "nothing is needed")
 
     # a backbone that does not follow prompts loses by an edit what the weights then relearn
-    if needs.follows < cfg.follows_floor:
+    if needs.follows is not None and needs.follows < cfg.follows_floor:
         return Choice(Move.NUMERICAL, "prompts are not followed")
 
     failed = monitor.prompts_failed(moves, cfg, needs.style)

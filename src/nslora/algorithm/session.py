@@ -403,13 +403,16 @@ class Session:
         }
 
     @cached_property
-    def follows(self) -> float:
+    def follows(self) -> float | None:
         """The share of told rules that the frozen weights obey: how far the backbone follows prompts.
 
-        The rules are told in the prompt, and are not those of the task.
+        The rules are told in the prompt, and are not those of the task; None where none is left to
+        tell.
         """
         told = len(self.task.promptability)
-        return len(self.abilities["promptability"]) / max(told, 1)
+        if not told:
+            return None
+        return len(self.abilities["promptability"]) / told
 
     # ---- weights and task
 

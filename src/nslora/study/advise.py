@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 GRADED, DEV = 28, 12
 # rows that weights are tuned on, and passes over them
 TUNED, PASSES = 12, 4
-# instructions that the base is given, of the questions of retention
-INSTRUCTIONS = 24
 # estimators of needs: the one that decides, and the methods' own, which takes a form that the bare
 # answer has for none
 ESTIMATORS = ("recall", "asked")
@@ -55,6 +53,14 @@ WELL = 0.9
 FLOOR = 0.1
 # share of instructions from which a backbone follows prompts, as for the method that decides
 FOLLOWS = RunConfig().follows_floor
+# what does as a verdict says
+METHODS_OF = {
+    "not worth it": "",
+    "prompt suffices": "textgrad",
+    "weights": "lora-remade",
+    "both, prompt first": "neurosymbolic",
+    "both, weights first": "numerical-first",
+}
 # of a difference of log-likelihoods
 ANY = (-np.inf, np.inf)
 # relative fall of the loss on rows that were not trained on, from which weights learn what carries over
@@ -192,8 +198,17 @@ class Advice:
         return "both, weights first", f"{follows}, less than {FOLLOWS:.0%}"
 
     @property
+    def method(self) -> str:
+        """The method that does what the verdict says; empty where nothing is to be done."""
+        verdict = self.verdict[0]
+        if verdict == "both, prompt first" and self.follows < FOLLOWS:
+            # neurosymbolic would leave the prompt as it is
+            return "alternate"
+        return METHODS_OF[verdict]
+
+    @property
     def lines(self) -> list[str]:
-        """The advice in words, a sentence each, the verdict last."""
+        """The advice in words, a sentence each; at the end the verdict, and how to do it."""
         from nslora.runs.plan import describe
 
         name, (verdict, rule) = self.cfg.backbone, self.verdict
@@ -211,7 +226,11 @@ class Advice:
             *(f"adapt: {line}" for line in describe(self.plan, self.cfg)),
             f"memory: {self.peak_mb:.0f} MB, the local editor's own not counted.",
         ]
-        return [*lines, f"verdict: {verdict}, because {rule}."]
+        lines.append(f"verdict: {verdict}, because {rule}.")
+        return [
+            *lines,
+            *([f"to do that: nslora adapt --method {self.method}."] if self.method else []),
+        ]
 
     def _expected(self) -> str:
         """What the schedule data say, in words."""
@@ -322,9 +341,8 @@ def _measure(
     by = measure(cfg.grader)
     found = {name: needs.ESTIMATORS[name](session, state) for name in ESTIMATORS}
     demand = {name: one.demand for name, one in found.items()}
-    told = few.promptability[:INSTRUCTIONS]
-    replies = run.retention(session, few.initial_prompt, [], told)["promptability"]
-    followed = sum(few.obeys(s.example, s.output) for s in replies)
+    # those that a run measures before its first move
+    followed, told = len(session.abilities["promptability"]), len(few.promptability)
 
     # the prompt first: tuned weights stay
     before = replace(editor.ledger)
@@ -339,11 +357,11 @@ def _measure(
         right=estimate([getattr(s.reward, by) for s in rows]),
         needs=demand,
         followed=followed,
-        instructions=len(told),
+        instructions=told,
         weights=weights,
         prompt=prompt,
         untried=untried,
-        expected=expected(trees, cfg.backbone, followed / max(len(told), 1), demand[ESTIMATORS[0]]),
+        expected=expected(trees, cfg.backbone, followed / max(told, 1), demand[ESTIMATORS[0]]),
         trees=len(trees.instances),
         plan=plan.plan(cfg, task, price, rates),
         peak_mb=peak_megabytes(),

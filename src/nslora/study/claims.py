@@ -213,11 +213,15 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
     ),
     "signal-adds": (
         "The monitoring signal adds to what needs alone decide, and to the number of the move.",
-        [routers("neurosymbolic", "needs-only"), routers("monitor, tuned", "best fixed")],
+        [routers("numerical first", "needs-only"), routers("monitor, tuned", "best fixed")],
     ),
     "needs-add": (
         "Estimated needs add to what the monitoring signal alone decides, and to the number of the move.",
-        [routers("neurosymbolic", "monitor, tuned"), routers("needs-only", "best fixed")],
+        [routers("numerical first", "monitor, tuned"), routers("needs-only", "best fixed")],
+    ),
+    "following-adds": (
+        "Knowing whether the backbone follows prompts adds to the signal and to needs.",
+        [routers("neurosymbolic", "needs-only"), routers("neurosymbolic", "numerical first")],
     ),
     "remade-data": (
         "A model's own verified working trains it better than bare results (math).",

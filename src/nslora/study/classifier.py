@@ -19,7 +19,7 @@ from nslora.study.records import Records, complete
 from nslora.types import Need
 
 # methods that decide by estimated needs
-ESTIMATING = ("needs-only", "neurosymbolic")
+ESTIMATING = ("needs-only", "numerical-first", "neurosymbolic")
 RUN = ["run_id", "backbone", "seed", "step"]
 # what is recorded of an item
 ITEM = ["item", "need", "success", "p_content"]
@@ -103,7 +103,7 @@ def single_features(folder: Path) -> DataFrame:
 
 @styled
 def need_roc(frame: DataFrame) -> Figure:
-    """Draw ROC curves (`roc`): content needs sent to the weights against style needs sent there."""
+    """Draw ROC curves (`roc`): content needs taken for content against style needs taken for it."""
     fig = Figure(figsize=(PAGE / 2, 3.0))
     ax = fig.subplots()
     labels = [
@@ -122,6 +122,6 @@ def need_roc(frame: DataFrame) -> Figure:
     )
     for axis, need in ((ax.xaxis, "style"), (ax.yaxis, "content")):
         in_percent(axis)
-        axis.set_label_text(f"{need} needs sent to the weights, percent")
+        axis.set_label_text(f"{need} needs taken for content, percent")
     ax.legend(fontsize=6.5, loc="lower right")
     return fig

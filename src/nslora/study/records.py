@@ -26,7 +26,7 @@ REMEDY = "make its run again with `make reproduce`, or delete the folder to go o
 IDENTITY = ["task", "rule", "backbone", "method", "seed"]
 HEAD = ["run_id", "study", *IDENTITY, "instance"]
 # What a method brings with it, and what a study varies by name: these settings make no other instance.
-OF_METHOD = ("study", "method", "seed", "targets", "needs")
+OF_METHOD = ("study", "method", "seed", "targets", "needs", "inputs")
 # One graded item, whatever method answered it.
 ITEM = ["task", "rule", "backbone", "seed", "instance", "id", "fact"]
 PARTS = ["success", "value", "content", "content_strict", "style"]
@@ -39,7 +39,7 @@ MEASURES = {
 # Weights and prompt of the 2 x 2, by the split that scores them.
 FACTORIAL = ("frozen+initial", "tuned+initial", "frozen+final", "tuned+final")
 # Methods whose schedule is decided move by move.
-DECIDING = ("random", "monitor", "needs-only", "neurosymbolic", "oracle")
+DECIDING = ("random", "monitor", "needs-only", "numerical-first", "neurosymbolic", "oracle")
 RUNS = [*HEAD, "schedule", "items", "targets", "bake", "editor.calls", "editor.replayed"]
 MOVED = ["move", "reason", "dev.value", "dev.n", "bill.train_tokens", "bill.editor_tokens"]
 STEPS = ["step", *MOVED, "clock.seconds", "signal.c1", "signal.c2", "signal.gain"]

@@ -56,7 +56,7 @@ def test_a_router_goes_where_a_run_goes(opened, tiny, tmp_path: Path) -> None:
             decision = METHODS[method].decision
             run = opened(**SETTINGS, **settings)
             states: list[State] = []
-            # the decision alone differs: targets and needs are those of the tree
+            # the decision alone differs: targets, needs and inputs are those of the tree
             with pytest.MonkeyPatch.context() as patch:
                 patch.setitem(DECISIONS, METHODS["neurosymbolic"].decision, DECISIONS[decision])
                 state = State(Candidate(run.task.initial_prompt))

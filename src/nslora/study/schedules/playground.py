@@ -25,7 +25,7 @@ from nslora.config import METHODS, RunConfig
 from nslora.study.figures import BLUE, INK, ORANGE, PAGE, in_percent, styled
 from nslora.study.schedules.trees import Trees, decided, highest, scored
 
-# methods whose decisions have thresholds
+# methods to choose from; a slider that one of them does not use changes nothing
 METHODS_TO_TRY = ("neurosymbolic", "numerical-first", "monitor", "needs-only", "oracle")
 # of each slider: the least and greatest value, and a step
 THRESHOLDS = {

@@ -173,7 +173,10 @@ def tuned_plateau(trees: Trees) -> pd.DataFrame:
 
 
 def method(trees: Trees, name: str) -> pd.DataFrame:
-    """Return ends of a method of `config.METHODS`: its decision under the needs that it sees."""
+    """Return ends of a method of `config.METHODS`: its decision under the needs that it sees.
+
+    Its moves are those of the tree, with the targets and inputs of the instance's settings.
+    """
     row = METHODS[name]
     return decided(DECISIONS[row.decision], trees, row.needs)
 

@@ -217,7 +217,7 @@ class Demand(NamedTuple):
 
     content: float
     style: float
-    follows: float = 0.0
+    follows: float | None = None
 
 
 # A move, or N, S or stop: what algorithm/router.py decides, from the moves so far, the needs and the settings.
@@ -292,7 +292,7 @@ def histories_of(
     shares = nodes[names].itertuples(index=False, name=None)
     follows = trees.instances.follows.to_dict()
     demands = {
-        node: Demand(*pair, 0.0 if needs == "none" else follows[node[0]])
+        node: Demand(*pair, None if needs == "none" else follows[node[0]])
         for node, pair in zip(nodes.index, shares, strict=True)
     }
     histories: dict[tuple[str, str], Moves] = {}
