@@ -105,6 +105,13 @@ def test_a_job_is_done_until_what_it_made_or_is_made_of_changes(tmp_path):
     write_sums(records[0])
     assert job.done()
     assert not report.done()
+    # a report shows what the trees say, too
+    write_json(report.record, {"identity": report.identity()})
+    assert report.done()
+    (profile.trees / "tree").mkdir(parents=True)
+    write_text(profile.trees / "tree" / "nodes.jsonl", "{}")
+    assert not report.done()
+    assert job.done()
     (records[0] / "scores.csv").unlink()
     assert not job.done()
     (records[0] / "scores.csv").write_text("more")

@@ -187,15 +187,16 @@ class Job:
     def identity(self) -> str:
         """Hash what the job does: the notebook's cells, its parameters, and its runs.
 
-        For a report, all run records take the place of its runs.
+        For a report, all run records and trees take the place of its runs.
         """
         cells = [cell["source"] for cell in read_json(self.source)["cells"]]
         if self.backbone:
             inputs = [cfg.run_id for cfg in self.configs]
         else:
             receipts = sorted(self.profile.results.glob("records/*/run.json"))
-            # a report is stale once any record is new or made anew
-            inputs = [f"{path.parent.name} {sha256(path)}" for path in receipts]
+            trees = sorted(self.profile.trees.glob("*/nodes.jsonl"))
+            # a report is stale once any of them is new or made anew
+            inputs = [f"{path.parent.name} {sha256(path)}" for path in [*receipts, *trees]]
         text = json.dumps([cells, self.parameters, inputs])
         return hashlib.sha256(text.encode()).hexdigest()
 
