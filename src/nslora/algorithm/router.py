@@ -99,9 +99,7 @@ def by_signal_and_demand(
 
     # nothing is needed
     if max(content, style) < cfg.demand_floor:
-        if _unsettled(moves, cfg):
-            return Choice(Move.NUMERICAL, "dev still fails")
-        return Choice(Move.STOP, "nothing is needed")
+        return _without_demand(moves, cfg)
 
     # a needed kind that was never tried gets its turn
     left = cfg.moves - len(moves)
@@ -136,9 +134,7 @@ def by_following(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """
     # nothing is needed
     if max(needs.content, needs.style) < cfg.demand_floor:
-        if _unsettled(moves, cfg):
-            return Choice(Move.NUMERICAL, "dev still fails")
-        return Choice(Move.STOP, "nothing is needed")
+        return _without_demand(moves, cfg)
 
     # a backbone that does not follow prompts loses by an edit what the weights then relearn
     if needs.follows is not None and needs.follows < cfg.follows_floor:
@@ -152,6 +148,13 @@ def by_following(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     if monitor.saturated(moves, cfg):
         return Choice(Move.SYMBOLIC, "LoRA is saturated")
     return Choice(Move.NUMERICAL, "the rest is for the weights")
+
+
+def _without_demand(moves: History, cfg: RunConfig) -> Choice:
+    """Stop, unless trained weights still fail on dev."""
+    if _unsettled(moves, cfg):
+        return Choice(Move.NUMERICAL, "dev still fails")
+    return Choice(Move.STOP, "nothing is needed")
 
 
 def _unsettled(moves: History, cfg: RunConfig) -> bool:

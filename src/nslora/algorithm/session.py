@@ -342,7 +342,12 @@ class Session:
             self.backbone.text(prompt, example.question)
             for prompt, example in asked
         ]
-        replies = self.generate(texts)
+        return self._graded(examples, self.generate(texts))
+
+    def _graded(
+        self, examples: Sequence[Example], replies: Sequence[Generation]
+    ) -> list[Scored]:
+        """Return replies to examples with their rewards."""
         self.expect(examples, [reply.text for reply in replies])
         scored = []
         for example, reply in zip(examples, replies, strict=True):
@@ -390,16 +395,13 @@ class Session:
         asked = [*plain, *task.promptability]
         # both in one batch: a batch decides the last bits of its replies
         texts = [self.backbone.text(prompt, e.question) for prompt, e in asked]
-        replies = [reply.text for reply in self.frozen(texts)]
-        self.expect([example for _, example in asked], replies)
-        known = zip(task.locality, replies, strict=False)
-        told = [example for _, example in task.promptability]
-        obeying = zip(told, replies[len(plain) :], strict=True)
+        rows = self._graded([e for _, e in asked], self.frozen(texts))
+        known, told = rows[: len(plain)], rows[len(plain) :]
         return {
-            "locality": [
-                e for e, text in known if self.reward(e, text).success
+            "locality": [s.example for s in known if s.reward.success],
+            "promptability": [
+                s.example for s in told if task.obeys(s.example, s.output)
             ],
-            "promptability": [e for e, text in obeying if task.obeys(e, text)],
         }
 
     @cached_property

@@ -227,10 +227,9 @@ class Advice:
             f"memory: {self.peak_mb:.0f} MB, the local editor's own not counted.",
         ]
         lines.append(f"verdict: {verdict}, because {rule}.")
-        return [
-            *lines,
-            *([f"to do that: nslora adapt --method {self.method}."] if self.method else []),
-        ]
+        if self.method:
+            lines.append(f"to do that: nslora adapt --method {self.method}.")
+        return lines
 
     def _expected(self) -> str:
         """What the schedule data say, in words."""
