@@ -442,8 +442,10 @@ def freeze(args: Namespace) -> int:
 def bench(args: Namespace) -> int:
     """Measure speed and memory; print the files written."""
     from nslora.bench import measure
+    from nslora.model.backbone import fastest_device
 
-    size = measure.SMALL if args.small else measure.FULL
+    whole = measure.GPU if fastest_device() == "cuda" else measure.FULL
+    size = measure.SMALL if args.small else whole
     for path in measure.run(args.out, size, args.threads, args.only, say):
         print(path)
     return 0
@@ -700,7 +702,7 @@ COMMANDS: dict[str, tuple[Command, str, str, Options]] = {
     "bench": (
         bench,
         "measure our parts beside the tools that they replace",
-        "--only training",
+        "--only train",
         BENCH,
     ),
 }

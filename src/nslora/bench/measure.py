@@ -13,6 +13,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from importlib.resources import files
@@ -41,7 +42,9 @@ TRL: dict[str, Row] = {
 
 Size = SimpleNamespace
 SIZES = tomllib.loads(files("nslora.bench").joinpath("sizes.toml").read_text(encoding="utf-8"))
-FULL, SMALL = (Size(**size) for size in SIZES.values())
+FULL, GPU, SMALL = (Size(**SIZES[name]) for name in ("full", "gpu", "small"))
+# sides that start at once; a GPU's machine has the cores for it
+STARTS = {"cpu": 1, "cuda": 8}
 # what names a side in its rows
 LABELS = ("part", "case", "size", "side", "setting", "backbone", "threads")
 # who answers the editor's requests: ours is the engine that the machine allows
@@ -120,11 +123,17 @@ def measure(specs: Sequence[Row], repetitions: int) -> list[Row]:
     """Return rows of `repetitions` turns of each spec, after one of each that is not counted."""
     with ExitStack() as stack:
         # all are up together, so that they can take turns
-        sides = [stack.enter_context(side(spec)) for spec in specs]
+        sides = at_once(lambda spec: stack.enter_context(side(spec)), specs)
         for repeat, spec in zip(sides, specs, strict=True):
             repeat(**spec.get("warm", {}))
         turns = product(range(repetitions), sides)
         return [repeat() | {"repetition": i} for i, repeat in turns]
+
+
+def at_once(call: Callable[[Row], Any], specs: Sequence[Row]) -> list[Any]:
+    """Return what `call` returns of each spec, several at once where the machine has room."""
+    with ThreadPoolExecutor(STARTS[fastest_device()]) as pool:
+        return list(pool.map(call, specs))
 
 
 def train(size: Size, common: Row) -> Iterator[Row]:
@@ -137,7 +146,7 @@ def train(size: Size, common: Row) -> Iterator[Row]:
         ]
         # one step warms up what an epoch of half the items then measures
         few = {"items": case["items"] // 2, "warm": {"steps": 1}}
-        tried = [tried_once(one | few) for one in theirs]
+        tried = at_once(tried_once, [one | few for one in theirs])
         yield from tried
         rates = list(map(rate, tried))
         best = theirs[rates.index(max(rates))]
@@ -304,7 +313,7 @@ def tree(size: Size, common: Row) -> Iterator[Row]:
         "warm": {"depth": 1},
     }
     makers = ({"side": OURS, "run": "moves.tree"}, {"side": "single runs", "run": "moves.runs"})
-    rows = measure([spec | maker for maker in makers], size.repetitions)
+    rows = measure([spec | maker for maker in makers], size.trees)
     # kernels of an accelerator add in any order
     yield from with_share(rows, least=float(fastest_device() == "cpu"))
 

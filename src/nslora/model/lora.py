@@ -27,7 +27,7 @@ from nslora.config import RunConfig
 from nslora.disk import SUMS, require_whole, saving, write_sums
 from nslora.model.backbone import Backbone
 from nslora.model.fast import kernels, memory
-from nslora.model.fast.packing import EVEN, PACK, Row, answer_logits, pack, split
+from nslora.model.fast.packing import EVEN, PACK, Row, answer_logits, most_tokens, pack, split
 from nslora.types import Pair, UserError
 
 # gradient norm above which a step is scaled down
@@ -225,7 +225,7 @@ class Learner:
             (0 if there are none).
         """
         while True:
-            most = memory.size(self.model, TOKENS, PACK)
+            most = memory.size(self.model, TOKENS, most_tokens(self.like.device))
             try:
                 nll, own_norm = self._gradients(own, replay, most)
                 break

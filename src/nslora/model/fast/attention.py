@@ -22,6 +22,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from nslora.model.fast.memory import placed
+
 # name under which transformers finds `attend`
 ATTENTION = "sdpa_by_row"
 # lengths of rows are filled up to a multiple: torch's softmax of other lengths takes twice as long
@@ -58,11 +60,11 @@ class Layout:
         table = [path + [0] * (length - len(path)) for path in paths]
         slots = [own.get(token, 0) for token in range(tokens)]
         self.used = len(own)
-        self.table = torch.tensor(table, device=device)
-        self.own = torch.tensor(slots, device=device)
+        self.table = placed(torch.tensor(table), device)
+        self.own = placed(torch.tensor(slots), device)
         # (0, 2) where no token is shared
-        pairs = torch.tensor(others, dtype=torch.long, device=device)
-        self.others = pairs.view(-1, 2).t()
+        pairs = torch.tensor(others, dtype=torch.long).view(-1, 2)
+        self.others = placed(pairs, device).t()
         self._by_head: dict[int, HeadIndices] = {}
 
     def by_head(self, heads: int) -> HeadIndices:

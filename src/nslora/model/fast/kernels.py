@@ -28,8 +28,9 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 ROOM = 64
 # number of rows for which oneDNN chooses a layout of weights
 LAYOUT_ROWS = 64
-# rows of logits whose probabilities are in float32 at once
+# rows of logits whose probabilities are in float32 at once: few stay in a CPU's cache, many keep a GPU busy
 NLL_ROWS = 8
+NLL_ROWS_GPU = 256
 # oneDNN and torch's layer above it keep the code of 1024 products each, some 0.4 MB a shape: memory would grow with the
 # number of batches, until all are kept. 128 are enough for the shapes that batches mostly have (`packing.EVEN`).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
@@ -306,9 +307,10 @@ class _SummedNll(torch.autograd.Function):
         grad = torch.empty_like(logits)
         nll = logits.new_empty(len(logits), dtype=torch.float32)
         # softmax - one-hot, written over the probabilities
-        minus_one = nll.new_full((NLL_ROWS, 1), -1.0)
-        for start in range(0, len(logits), NLL_ROWS):
-            rows = slice(start, start + NLL_ROWS)
+        count = NLL_ROWS if logits.device.type == "cpu" else NLL_ROWS_GPU
+        minus_one = nll.new_full((count, 1), -1.0)
+        for start in range(0, len(logits), count):
+            rows = slice(start, start + count)
             # (rows, 1)
             index = targets[rows, None]
             log = torch.log_softmax(logits[rows], -1, dtype=torch.float32)

@@ -1,7 +1,8 @@
 """Batches that a device's memory holds, found by trying: what does not fit is halved and tried again.
 
 A size that was found is kept for the model, so that each later batch fits at once. On a CPU nothing runs
-out this way: there sizes are small from the start (`packing.PACK`, `decode.BATCH`).
+out this way: there sizes are small from the start (`packing.most_tokens`, `decode.BATCH`). What a batch is made of goes
+to the device by `placed`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from nslora.types import UserError
 
@@ -43,6 +45,14 @@ def halved(tried: int, least: int = 1) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return max(least, tried // 2)
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device. On a GPU nobody waits: neither for the copy nor for what runs there."""
+    if device.type == "cpu":
+        return tensor
+    # from memory that the host might move, a copy is awaited
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager

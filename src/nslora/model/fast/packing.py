@@ -35,11 +35,13 @@ from torch import Tensor
 
 from nslora.model.fast import memory
 from nslora.model.fast.attention import Layout
+from nslora.model.fast.memory import placed
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 
-# tokens computed at once in training: more gain nothing, and take memory
+# tokens computed at once in training: more gain nothing on a CPU, and take memory; a GPU is busy with more
 PACK = 512
+PACK_GPU = 4096
 # rows of one likelihood batch: its head sees all their answer tokens at once
 SCORE_BATCH = 16
 # Packed tokens, and answer tokens before the head, are filled up to multiples of these: products of each further number
@@ -52,12 +54,11 @@ ROOT = -1
 
 @dataclass
 class _PrefixTree:
-    """Tokens of all rows in the order of their insertion; a node is an index into the four lists."""
+    """Tokens of all rows in the order of their insertion; a node is an index into the three lists."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def insert(self, prompt: list[int], answer: list[int]) -> list[int]:
@@ -76,15 +77,6 @@ class _PrefixTree:
         """Add spare tokens, which see themselves only and belong to no row, up to a multiple."""
         for _ in range(-len(self.ids) % multiple):
             self._append(0, ROOT, 0, False)
-
-    def seen(self) -> Tensor:
-        """Return (T, T) booleans: whether the token of a row sees the token of a column."""
-        seen = torch.eye(len(self.ids), dtype=torch.bool)
-        # parents come before their children, so their rows are complete
-        for node, parent in enumerate(self.parents):
-            if parent != ROOT:
-                seen[node] |= seen[parent]
-        return seen
 
     def _shared(self, prompt: list[int]) -> list[int]:
         """Return the nodes of the longest start of the prompt that is in the tree.
@@ -105,7 +97,6 @@ class _PrefixTree:
         self.ids.append(token)
         self.positions.append(position)
         self.answers.append(int(is_answer))
-        self.parents.append(parent)
         # of equal tokens under one parent (last tokens of prompts, answers) rows share the first
         self.children.setdefault((parent, token), node)
         return node
@@ -120,17 +111,33 @@ def pack(rows: Sequence[Row], like: Tensor) -> dict[str, Any]:
     paths = [tree.insert(prompt, answer) for prompt, answer in rows]
     tree.fill(EVEN)
     device = like.device
-    seen = tree.seen().to(device)
+    seen = placed(_seen(paths, len(tree.ids)), device)
     # (T, T) to add to the scores
     mask = torch.zeros_like(seen, dtype=like.dtype)
     mask.masked_fill_(~seen, torch.finfo(like.dtype).min)
     return {
-        "input_ids": torch.tensor([tree.ids], device=device),  # (1, T)
+        "input_ids": placed(torch.tensor([tree.ids]), device),  # (1, T)
         "attention_mask": mask[None, None],  # (1, 1, T, T)
-        "answer_mask": torch.tensor([tree.answers], device=device),  # (1, T)
-        "position_ids": torch.tensor([tree.positions], device=device),  # (1, T)
+        "answer_mask": torch.tensor([tree.answers]),  # (1, T)
+        "position_ids": placed(torch.tensor([tree.positions]), device),  # (1, T)
         "rows": Layout(paths, len(tree.ids), device),
     }
+
+
+def _seen(paths: Sequence[list[int]], tokens: int) -> Tensor:
+    """Return (T, T) booleans: whether the token of a row sees the token of a column."""
+    # spare tokens see themselves only
+    seen = torch.eye(tokens, dtype=torch.bool)
+    for path in paths:
+        nodes = torch.tensor(path)
+        # of a token that rows share, each row writes the same
+        seen[nodes[:, None], nodes] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+    return seen
+
+
+def most_tokens(device: torch.device) -> int:
+    """Return how many tokens a device computes at once in training, memory permitting."""
+    return PACK if device.type == "cpu" else PACK_GPU
 
 
 def split(rows: Sequence[Row], most: int = PACK) -> list[list[Row]]:
@@ -175,17 +182,18 @@ def answer_logits(
         model: a causal LM, or a PeftModel around one.
         input_ids: tokens, (B, T).
         attention_mask: 1 for real tokens, (B, T), or what is added to the scores, (B, 1, T, T).
-        answer_mask: true at answer tokens, (B, T); column 0 has no prediction and is ignored.
+        answer_mask: true at answer tokens, (B, T), on the host; column 0 has no prediction and is ignored.
 
     Returns:
         logits (n, V) and targets (n,), n = answer_mask[:, 1:].sum(), in row-major order.
     """
-    # position t predicts token t + 1
-    predicted = answer_mask[:, 1:].bool()
+    # position t predicts token t + 1; counted through (B, T - 1), by the host, which would wait to count on a GPU
+    predicted = answer_mask[:, 1:].flatten().nonzero()[:, 0]
+    predicted = placed(predicted, input_ids.device)
 
     def only_predictors(_head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # (B, T, hidden) to (n, hidden), and up to EVEN_ANSWERS - 1 rows of zeros
-        states = args[0][:, :-1][predicted]
+        states = args[0][:, :-1].flatten(0, 1).index_select(0, predicted)
         spare = -len(states) % EVEN_ANSWERS
         return (F.pad(states, (0, 0, 0, spare)),)
 
@@ -197,7 +205,7 @@ def answer_logits(
         output = model(input_ids=input_ids, attention_mask=attention_mask, **options)
     finally:
         hook.remove()
-    targets = input_ids[:, 1:][predicted]
+    targets = input_ids[:, 1:].flatten().index_select(0, predicted)
     return output.logits[: len(targets)], targets
 
 
@@ -214,7 +222,7 @@ def mean_nll(model: Any, rows: Sequence[Row]) -> list[float]:
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         # answers come in the order of the rows
         by_row = losses.split([len(rows[i][1]) for i in batch])
-        return [of_row.mean().item() for of_row in by_row]
+        return torch.stack([of_row.mean() for of_row in by_row]).tolist()
 
     with evaluating(model):
         found = memory.in_batches(model, "rows to score", order, SCORE_BATCH, batch_nll)
