@@ -14,7 +14,8 @@ from tinymodel import config, save_tiny_model
 from nslora.bench import measure, moves, report
 from nslora.editor.client import Request
 from nslora.experiments.schedules import by_length
-from nslora.runs.store import Store
+from nslora.runs.run import make_run
+from nslora.runs.store import Store, read_jsonl
 
 SPEC = {
     "threads": 1,
@@ -130,3 +131,33 @@ def test_what_else_is_known_of_moves_is_told_beside_their_speed() -> None:
         "tree, c, b, nslora, editor on llama.cpp: 6 moves made.",
     ]
     assert report.told([row | {"part": "train"}]) == []
+
+
+@pytest.mark.parametrize("method", ["neurosymbolic", "gepa"])
+def test_the_course_of_an_adaptation_is_that_of_its_record(tiny, store, method: str) -> None:
+    cfg = config(backbone=tiny.name, rule="end_phrase", method=method, moves=2)
+    with moves.watched() as course:
+        record = make_run(cfg, store, Scripted(helpful), tiny, watch=lambda _: None)
+    seconds, tokens, values = zip(*course, strict=True)
+    assert seconds[0] < 0.01 and list(seconds) == sorted(seconds)
+    assert list(tokens) == sorted(tokens) and tokens[0] > 0
+    steps = read_jsonl(record / "steps.jsonl")
+    assert values[0] == pytest.approx(steps[0]["dev"]["value"])
+    assert {round(step["dev"]["value"], 9) for step in steps} <= {round(v, 9) for v in values}
+    # after it, nothing is noted
+    noted = len(course)
+    make_run(cfg.but(seed=1), store, Scripted(helpful), tiny, watch=lambda _: None)
+    assert len(course) == noted
+
+
+def test_peers_are_compared_at_the_reward_that_both_reach(monkeypatch) -> None:
+    ours = {
+        "side": "nslora",
+        "seconds": 90.0,
+        "course": [(0.0, 5, 0.2), (30.0, 60, 0.6), (80.0, 99, 0.9)],
+    }
+    theirs = {"side": "GEPA", "seconds": 70.0, "course": [(0.0, 5, 0.2), (60.0, 70, 0.5)]}
+    monkeypatch.setattr(measure, "measure", lambda *_: [ours, theirs])
+    a, b = measure.peers(measure.SMALL, {"threads": 1})
+    assert (a["seconds"], a["tokens"], a["best"], a["whole_s"]) == (30.0, 60, 0.9, 90.0)
+    assert (b["seconds"], b["tokens"], b["equal"]) == (60.0, 70, 0.5)

@@ -14,6 +14,7 @@ import pytest
 import tiny as models
 import torch
 from tinymodel import save_tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from nslora.config import RunConfig
 from nslora.model.backbone import Backbone, load
@@ -199,3 +200,44 @@ def test_four_bit_weights_are_trained_on_and_stay_as_they_are(folder: str, tmp_p
     answers = [pair.target for pair in PAIRS]
     bare = opened(folder, "cuda")
     assert np.mean(whole.nll(texts, answers)) < 0.9 * np.mean(bare.nll(texts, answers))
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="takes the extra quantised")
+def test_eight_billion_weights_are_trained_within_24_gb(tmp_path) -> None:
+    """Random ones, of Llama 3's shape: what a common card holds, at the size of batch that is found by trying."""
+    free, whole = torch.cuda.mem_get_info()
+    if free < 30e9:
+        pytest.skip("the whole weights are made on the GPU first")
+    folder = save_tiny_model(tmp_path / "eight")
+    (folder / "model.safetensors").unlink()
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        bos_token_id=None,
+        eos_token_id=1,
+        dtype="bfloat16",
+    )
+    with torch.device(GPU):
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    made.save_pretrained(folder, max_shard_size="4GB")
+    del made
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(24e9 / whole)
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        learner = Learner(opened(str(folder), "cuda", "nf4"), RunConfig(batch=16, rank=16))
+        numbers = rng().integers(0, 10**6, (16, 68)).astype(str)
+        pairs = [
+            Pair(PROMPT, " ".join(row[:60]), " ".join(row[60:]), "gold", str(i))
+            for i, row in enumerate(numbers)
+        ]
+        found = [learner.epoch(pairs, rng(epoch)).loss for epoch in range(2)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert found[1] < found[0]
+    assert torch.cuda.max_memory_allocated() < 24e9

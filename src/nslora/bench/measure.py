@@ -318,7 +318,43 @@ def tree(size: Size, common: Row) -> Iterator[Row]:
     yield from with_share(rows, least=float(fastest_device() == "cpu"))
 
 
-PARTS = (train, evaluate, load, editor, arithmetic, growth, symbolic, tree)
+def peers(size: Size, common: Row) -> Iterator[Row]:
+    """Measure an adaptation to the mixed task against GEPA's, with one backbone, editor and reward.
+
+    The time that counts is that to the dev reward which both reach.
+    """
+    backbone = size.backbones[-1]
+    spec = {
+        **common,
+        "part": "peers",
+        "case": "to equal dev reward",
+        "run": "moves.adaptation",
+        "backbone": backbone,
+        "editor": size.editor,
+        "engine": "auto",
+        "items": size.few,
+        "candidates": size.candidates,
+        "moves": size.moves,
+        "lr": size.lr,
+        "warm": {"moves": 1},
+    }
+    methods = (
+        {"side": OURS, "method": "neurosymbolic"},
+        {"side": "GEPA", "method": "gepa"},
+    )
+    rows = measure([spec | method for method in methods], size.trees)
+    # sides take turns, so every other row is ours
+    for turn in zip(rows[::2], rows[1::2], strict=True):
+        equal = min(max(value for *_, value in row["course"]) for row in turn)
+        for row in turn:
+            seconds, tokens, _ = next(mark for mark in row["course"] if mark[2] >= equal)
+            best = max(value for *_, value in row["course"])
+            reached = {"equal": equal, "best": best, "tokens": tokens, "whole_s": row["seconds"]}
+            # reached by the start, it took no time that could be compared
+            yield row | reached | {"seconds": max(seconds, 1e-3)}
+
+
+PARTS = (train, evaluate, load, editor, arithmetic, growth, symbolic, tree, peers)
 MEASURED = {part.__name__: part for part in PARTS}
 
 
@@ -346,7 +382,11 @@ def run(
         say(f"bench: {name}")
         # a busy machine shows in its load
         before = os.getloadavg()[0]
-        rows = list(MEASURED[name](size, common))
+        rows = []
+        for row in MEASURED[name](size, common):
+            # what was measured is told at once: it is kept when all of the part is there
+            say(f"{' '.join(str(value) for value in labels(row).values())}: {row['seconds']:.2f} s")
+            rows.append(row)
         # the first row that counts, not one of a check before
         counted = next(row for row in rows if row["part"] == name)
         load = {"load_before": before, "load_after": os.getloadavg()[0]}

@@ -1,4 +1,4 @@
-"""Sides of a benchmark that make moves: the editor's part of a symbolic one, a whole one, and trees of both kinds."""
+"""Sides of a benchmark that make moves: the editor's part of one, a whole one, trees of them, and adaptations."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from nslora.algorithm import loop
 from nslora.algorithm.needs import ESTIMATORS
@@ -29,7 +31,7 @@ from nslora.model.backbone import Backbone
 from nslora.runs.run import make_run
 from nslora.runs.store import Store, read_jsonl
 from nslora.tasks.build import build
-from nslora.types import Candidate, Json, Scored
+from nslora.types import Candidate, Example, Json, Prompt, Scored
 
 # fails where an answer is asked for; the bare answer fails where a form is
 UNHELPFUL = "I do not know."
@@ -235,3 +237,55 @@ def make_each(cfg: RunConfig, place: Store, editor: Editor, backbone: Backbone) 
         moves += len(steps) - 1
         nodes |= {schedule[: step["step"]]: step for step in steps}
     return nodes, moves
+
+
+# ---- whole adaptations
+
+
+def adaptation(spec: Spec) -> Side:
+    """Adapt to the mixed task by a `method`, from nothing each time; rows tell the `course` of the dev reward."""
+    backbone = open_side(spec)
+    editor = open_editor(spec, mode="live")
+    start(editor)
+
+    def repeat(moves: int = spec["moves"]) -> Json:
+        cfg = settings(spec, moves=moves, method=spec["method"], lr=spec["lr"])
+        with tempfile.TemporaryDirectory() as folder, watched() as course:
+            place = Store(Path(folder) / "results", Path(folder) / "work")
+            make_run(cfg, place, editor, backbone, watch=lambda _: None)
+        return {"work": 1, "engine": editor.engine, "course": course} | server_peak()
+
+    spec |= {"device": backbone.device, "dtype": backbone.dtype}
+    return repeat
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[float, int, float]]]:
+    """Note each time that all of dev was graded: seconds since the first time, tokens spent, and the mean reward.
+
+    Tokens are those trained on, generated, and read and written by the editor.
+    """
+    course: list[tuple[float, int, float]] = []
+    graded, started = Session.score_each, time.perf_counter()
+
+    def score_each(
+        run: Session, prompts: Sequence[Prompt], examples: Sequence[Example]
+    ) -> list[Scored]:
+        nonlocal started
+        rows = graded(run, prompts, examples)
+        dev = {example.id for example in run.task.dev}
+        for prompt in dict.fromkeys(prompts):
+            asked = zip(prompts, rows, strict=True)
+            values = [
+                row.reward.value for one, row in asked if one == prompt and row.example.id in dev
+            ]
+            if len(values) == len(dev):
+                # what comes before the first grading is the same for all methods
+                started = started if course else time.perf_counter()
+                bill = run.spent
+                tokens = bill.train_tokens + bill.generated_tokens + bill.editor_tokens
+                course.append((time.perf_counter() - started, tokens, sum(values) / len(dev)))
+        return rows
+
+    with patch.object(Session, "score_each", score_each):
+        yield course

@@ -27,6 +27,7 @@ UNITS = {
     "arithmetic": "GFLOP/s",
     "symbolic": "moves/s",
     "tree": "nodes/s",
+    "peers": "adaptations/s",
 }
 CAPTION = (
     "Medians of {n} repetitions, the sides taking turns and the first turn of each left out. Ratio: our speed over "
@@ -45,6 +46,10 @@ TOLD = {
     "moves": "{:.0f} moves made",
     "calls": "{:.0f} calls of the editor",
     "replayed": "{:.0f} more replayed",
+    "equal": "the dev reward that both reach is {:.2f}",
+    "tokens": "{:.0f} tokens until then",
+    "best": "{:.2f} at best",
+    "whole_s": "{:.0f} s in all",
 }
 SPREAD = "ratio of medians, with the range of single turns"
 # What one comparison has in common, whoever takes the turn.
@@ -156,7 +161,7 @@ def identical(rows: Sequence[Row]) -> list[str]:
 
 def told(rows: Sequence[Row]) -> list[str]:
     """Return what else is known of moves (TOLD), a sentence per comparison and side."""
-    turns = select(rows, ("symbolic", "tree"))
+    turns = select(rows, ("symbolic", "tree", "peers"))
     if turns.empty:
         return []
     sentences = []
