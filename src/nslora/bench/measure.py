@@ -342,9 +342,9 @@ def peers(size: Size, common: Row) -> Iterator[Row]:
         {"side": OURS, "method": "neurosymbolic"},
         {"side": "GEPA", "method": "gepa"},
     )
-    rows = measure([spec | method for method in methods], size.trees)
-    # sides take turns, so every other row is ours
-    for turn in zip(rows[::2], rows[1::2], strict=True):
+    for i in range(size.trees):
+        # one after the other: memory seldom holds two editors
+        turn = [measure([spec | method], 1)[0] | {"repetition": i} for method in methods]
         equal = min(max(value for *_, value in row["course"]) for row in turn)
         for row in turn:
             seconds, tokens, _ = next(mark for mark in row["course"] if mark[2] >= equal)

@@ -260,12 +260,12 @@ def adaptation(spec: Spec) -> Side:
 
 
 @contextmanager
-def watched() -> Iterator[list[tuple[float, int, float]]]:
+def watched() -> Iterator[list[tuple[float, float, float]]]:
     """Note each time that all of dev was graded: seconds since the first time, tokens spent, and the mean reward.
 
     Tokens are those trained on, generated, and read and written by the editor.
     """
-    course: list[tuple[float, int, float]] = []
+    course: list[tuple[float, float, float]] = []
     graded, started = Session.score_each, time.perf_counter()
 
     def score_each(
