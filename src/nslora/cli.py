@@ -386,15 +386,16 @@ def schedules(args: Namespace) -> int:
     command = [sys.executable, "-m", "nslora.cli", "schedules", "--profile", args.profile]
     # killed or not, this process leaves none behind
     with_us = partial(end_with, os.getpid())
-    others = [subprocess.Popen(command, preexec_fn=with_us) for _ in range(args.jobs - 1)]
-    try:
-        trees.grow_all(profile, say)
-        statuses = [other.wait() for other in others]
-        return int(any(statuses))
-    finally:
-        # where this process was interrupted
-        for other in others:
-            other.terminate()
+    with preflight.one_engine(list(profile.schedules), args.jobs):
+        others = [subprocess.Popen(command, preexec_fn=with_us) for _ in range(args.jobs - 1)]
+        try:
+            trees.grow_all(profile, say)
+            statuses = [other.wait() for other in others]
+            return int(any(statuses))
+        finally:
+            # where this process was interrupted
+            for other in others:
+                other.terminate()
 
 
 def figures(args: Namespace) -> int:

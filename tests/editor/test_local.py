@@ -14,14 +14,18 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
 
+from nslora.config import RunConfig
+from nslora.editor import engine
 from nslora.editor.client import Editor, Request
 from nslora.editor.local import EditorError, LocalServer
 from nslora.model import checkpoints
+from nslora.runs import preflight
 
 PARENT = """
 import os, sys, time
@@ -209,3 +213,37 @@ def test_an_engine_that_is_killed_at_work_is_started_again(own: Editor) -> None:
     before = replace(own.ledger)
     assert own.complete(ask) == wanted
     assert (own.ledger - before).lost == 0
+
+
+def test_parallel_jobs_ask_one_engine_whatever_memory_is_left(monkeypatch) -> None:
+    """Chosen by each job, the second would ask llama.cpp since the first has taken the memory."""
+    model, cfg = "qwen2.5-coder-1.5b", RunConfig(editor_model="qwen2.5-coder-1.5b")
+    monkeypatch.setattr("nslora.model.backbone.fast_bfloat16", lambda device: True)
+    monkeypatch.delenv(engine.CHOSEN, raising=False)
+    free = {"gb": 10}
+    monkeypatch.setattr(
+        engine.psutil, "virtual_memory", lambda: SimpleNamespace(available=free["gb"] * 1e9)
+    )
+    assert [engine.choose(model, editors) for editors in (1, 2)] == ["own", "llama.cpp"]
+    ask = [
+        sys.executable,
+        "-c",
+        f"from nslora.editor.client import Editor; print(Editor({model!r}).engine)",
+    ]
+    for gb, editors, wanted in ((10, 2, "llama.cpp"), (20, 2, "own"), (10, 1, "own")):
+        free["gb"] = gb
+        with preflight.one_engine([cfg, cfg.but(seed=1)], editors):
+            # what is left by the first job, or what another has given back
+            free["gb"] = 30 - gb
+            assert Editor(model).engine == wanted
+            child = subprocess.run(ask, capture_output=True, text=True, check=True)
+            assert child.stdout.strip() == wanted
+            # a choice within a choice is the outer one
+            with preflight.one_engine([cfg], 9):
+                assert Editor(model).engine == wanted
+        assert engine.CHOSEN not in os.environ
+        # an engine that is asked for by name is no choice
+        with preflight.one_engine([cfg], editors):
+            assert Editor(model, engine="own").engine == "own"
+    with preflight.one_engine([cfg.but(method="frozen")], 2):
+        assert engine.CHOSEN not in os.environ

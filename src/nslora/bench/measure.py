@@ -344,7 +344,7 @@ def peers(size: Size, common: Row) -> Iterator[Row]:
     )
     for i in range(size.trees):
         # one after the other: memory seldom holds two editors
-        turn = [measure([spec | method], 1)[0] | {"repetition": i} for method in methods]
+        turn: list[Row] = [measure([spec | method], 1)[0] | {"repetition": i} for method in methods]
         equal = min(max(value for *_, value in row["course"]) for row in turn)
         for row in turn:
             seconds, tokens, _ = next(mark for mark in row["course"] if mark[2] >= equal)

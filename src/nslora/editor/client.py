@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from nslora.editor.endpoint import CHECK, Endpoint, find_key
-from nslora.editor.engine import EngineServer, fits
+from nslora.editor.engine import EngineServer, choose
 from nslora.editor.ledger import Budget, Ledger, Price, Spending, Spent, known_price
 from nslora.editor.local import EditorError, LocalServer
 from nslora.editor.replay import Recordings, Reply, Request
@@ -232,12 +232,12 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _engine(model: str, engine: str) -> str:
-    """Return which local engine answers: "own" where it fits and no other is asked for."""
+    """Return which local engine answers: the one that is asked for, or what the machine allows."""
     if model not in checkpoints.BACKBONES:
         names = ", ".join(checkpoints.BACKBONES)
         raise UserError(f"unknown editor model {model!r}; choose from {names}.")
     if engine == "auto":
-        return "own" if fits(model) else "llama.cpp"
+        return choose(model)
     return engine
 
 

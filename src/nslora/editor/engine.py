@@ -3,15 +3,19 @@
 `python -m nslora.editor.engine KEY THREADS` loads a default model in bfloat16 and serves
 it on loopback; `EngineServer` starts it, awaits it and ends it, like the llama.cpp server. Prompts
 with equal starts are computed once. It wants a processor (or GPU) with native bfloat16 and memory for
-the whole weights; elsewhere llama.cpp serves quantised ones.
+the whole weights; elsewhere llama.cpp serves quantised ones. Each of several parallel jobs has an
+engine of its own: one for all would answer job after job, since batches of two must not mix.
 
 A sampled reply draws its tokens from its own request's seed. Neighbours in a batch can still change
 the last bits of its probabilities, so a batch is part of what made a reply: recordings keep both.
 """
 
 import json
+import os
 import sys
 from collections import defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -26,6 +30,8 @@ from nslora.types import SLOT, Json, Prompt, UserError
 
 BYTES = 4  # per parameter: bfloat16 weights, and their copy in a layout for few rows
 SPARE = 2e9  # bytes of memory that must stay free beside the weights
+# environment variable: the engine that one process has chosen for the parallel jobs it starts
+CHOSEN = "NSLORA_EDITOR_ENGINE"
 
 
 class EngineServer(LocalServer):
@@ -69,12 +75,33 @@ class EngineServer(LocalServer):
             return Answer(error=str(failure))
 
 
-def fits(model: str) -> bool:
-    """Tell whether this machine computes natively in bfloat16 and has memory for the weights."""
+def choose(model: str, editors: int = 1) -> str:
+    """Return the engine for `editors` of this model at once: "own" where the machine allows it, else "llama.cpp".
+
+    It allows it where it computes natively in bfloat16 and has memory for the weights of all. What a parent process
+    has chosen holds: else a job would get what the memory left by others allows, and the edits of another engine.
+    """
+    if chosen := os.environ.get(CHOSEN):
+        return chosen
     from nslora.model.backbone import fast_bfloat16
 
-    need = checkpoints.BACKBONES[model].params * BYTES + SPARE
-    return fast_bfloat16("cpu") and psutil.virtual_memory().available > need
+    need = editors * checkpoints.BACKBONES[model].params * BYTES + SPARE
+    fits = fast_bfloat16("cpu") and psutil.virtual_memory().available > need
+    return "own" if fits else "llama.cpp"
+
+
+@contextmanager
+def chosen_for(models: Collection[str], editors: int) -> Iterator[None]:
+    """Choose the engine of so many editors at once, of any of these models, for this process and those it starts."""
+    if not models or CHOSEN in os.environ:
+        yield
+        return
+    largest = max(models, key=lambda model: checkpoints.BACKBONES[model].params)
+    os.environ[CHOSEN] = choose(largest, editors)
+    try:
+        yield
+    finally:
+        del os.environ[CHOSEN]
 
 
 def answer(backbone: Any, requests: list[Json]) -> list[Json]:

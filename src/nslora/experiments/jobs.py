@@ -31,6 +31,7 @@ from nslora.disk import saving
 from nslora.experiments.forecast import longest_first
 from nslora.experiments.grid import Job, Profile, jobs, load
 from nslora.experiments.notebook import work
+from nslora.runs.preflight import one_engine
 from nslora.types import UserError
 
 Say = Callable[[str], None]
@@ -87,6 +88,11 @@ def run_jobs(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str
     if not queue:
         return []
     adopt()
+    with one_engine([cfg for job in queue for cfg in job.configs], parallel):
+        return _run_all(queue, parallel, reuse, say)
+
+
+def _run_all(queue: list[Job], parallel: int, reuse: bool, say: Say) -> list[str]:
     # the caller keeps its list
     waiting = list(queue)
     running: list[Running] = []

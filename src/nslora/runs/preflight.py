@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 from nslora.cache import require_disk
 from nslora.config import RunConfig
 from nslora.editor.client import Editor
+from nslora.editor.engine import chosen_for
 from nslora.model import checkpoints
 from nslora.model.download import Weights
 from nslora.runs import lengths
@@ -70,6 +72,12 @@ def asks_editor(cfg: RunConfig) -> bool:
     """Tell whether a run may call the external LLM: `frozen` makes no edits, a replay no calls."""
     replayed = os.environ.get("NSLORA_EDITOR_MODE") == "replay"
     return (cfg.row.decision != "stop" or bool(cfg.judge)) and not replayed
+
+
+def one_engine(configs: Collection[RunConfig], parallel: int) -> AbstractContextManager[None]:
+    """Choose the local editor's engine once for runs of which so many are made at a time."""
+    local = [cfg for cfg in configs if cfg.editor_url == "local" and asks_editor(cfg)]
+    return chosen_for({cfg.editor_model for cfg in local}, parallel)
 
 
 def weights(configs: Collection[RunConfig]) -> list[Weights]:
