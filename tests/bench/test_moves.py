@@ -157,9 +157,7 @@ def test_peers_are_compared_at_the_reward_that_both_reach(monkeypatch) -> None:
         "course": [(0.0, 5, 0.2), (30.0, 60, 0.6), (80.0, 99, 0.9)],
     }
     theirs = {"side": "GEPA", "seconds": 70.0, "course": [(0.0, 5, 0.2), (60.0, 70, 0.5)]}
-    monkeypatch.setattr(
-        measure, "measure", lambda specs, _: [ours if specs[0]["side"] == "nslora" else theirs]
-    )
+    monkeypatch.setattr(measure, "once", lambda spec: ours if spec["side"] == "nslora" else theirs)
     a, b, *_ = measure.peers(measure.SMALL, {"threads": 1})
     assert (a["seconds"], a["tokens"], a["best"], a["whole_s"]) == (30.0, 60, 0.9, 90.0)
     assert (b["seconds"], b["tokens"], b["equal"]) == (60.0, 70, 0.5)

@@ -119,6 +119,12 @@ def read_row(process: subprocess.Popen[str], log: IO[bytes], spec: Row) -> Row:
     raise RuntimeError(f"{spec} ended with status {status}: {text[-2000:]}")
 
 
+def once(spec: Row) -> Row:
+    """Return one turn of a side by itself, the first that its process takes."""
+    with side(spec) as repeat:
+        return repeat(**spec.get("ask", {}))
+
+
 def measure(specs: Sequence[Row], repetitions: int) -> list[Row]:
     """Return rows of `repetitions` turns of each spec, after one of each that is not counted."""
     with ExitStack() as stack:
@@ -336,15 +342,14 @@ def peers(size: Size, common: Row) -> Iterator[Row]:
         "candidates": size.candidates,
         "moves": size.moves,
         "lr": size.lr,
-        "warm": {"moves": 1},
     }
     methods = (
         {"side": OURS, "method": "neurosymbolic"},
         {"side": "GEPA", "method": "gepa"},
     )
     for i in range(size.trees):
-        # one after the other: memory seldom holds two editors
-        turn: list[Row] = [measure([spec | method], 1)[0] | {"repetition": i} for method in methods]
+        # one after the other: memory seldom holds two editors. Over minutes, warming up is no matter
+        turn = [once(spec | method) | {"repetition": i} for method in methods]
         equal = min(max(value for *_, value in row["course"]) for row in turn)
         for row in turn:
             seconds, tokens, _ = next(mark for mark in row["course"] if mark[2] >= equal)

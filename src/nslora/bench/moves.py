@@ -248,8 +248,8 @@ def adaptation(spec: Spec) -> Side:
     editor = open_editor(spec, mode="live")
     start(editor)
 
-    def repeat(moves: int = spec["moves"]) -> Json:
-        cfg = settings(spec, moves=moves, method=spec["method"], lr=spec["lr"])
+    def repeat() -> Json:
+        cfg = settings(spec, moves=spec["moves"], method=spec["method"], lr=spec["lr"])
         with tempfile.TemporaryDirectory() as folder, watched() as course:
             place = Store(Path(folder) / "results", Path(folder) / "work")
             make_run(cfg, place, editor, backbone, watch=lambda _: None)
