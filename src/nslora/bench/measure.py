@@ -349,11 +349,11 @@ def peers(size: Size, common: Row) -> Iterator[Row]:
     )
     for i in range(size.trees):
         # one after the other: memory seldom holds two editors. Over minutes, warming up is no matter
-        turn = [once(spec | method) | {"repetition": i} for method in methods]
-        equal = min(max(value for *_, value in row["course"]) for row in turn)
-        for row in turn:
+        turn: list[Row] = [once(spec | method) | {"repetition": i} for method in methods]
+        bests = [max(value for *_, value in row["course"]) for row in turn]
+        equal = min(bests)
+        for row, best in zip(turn, bests, strict=True):
             seconds, tokens, _ = next(mark for mark in row["course"] if mark[2] >= equal)
-            best = max(value for *_, value in row["course"])
             reached = {"equal": equal, "best": best, "tokens": tokens, "whole_s": row["seconds"]}
             # reached by the start, it took no time that could be compared
             yield row | reached | {"seconds": max(seconds, 1e-3)}

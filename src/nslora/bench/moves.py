@@ -281,7 +281,8 @@ def watched() -> Iterator[list[tuple[float, float, float]]]:
             ]
             if len(values) == len(dev):
                 # what comes before the first grading is the same for all methods
-                started = started if course else time.perf_counter()
+                if not course:
+                    started = time.perf_counter()
                 bill = run.spent
                 tokens = bill.train_tokens + bill.generated_tokens + bill.editor_tokens
                 course.append((time.perf_counter() - started, tokens, sum(values) / len(dev)))

@@ -76,17 +76,17 @@ def asks_editor(cfg: RunConfig) -> bool:
 
 def one_engine(configs: Collection[RunConfig], parallel: int) -> AbstractContextManager[None]:
     """Choose the local editor's engine once for runs of which so many are made at a time."""
-    local = [cfg for cfg in configs if cfg.editor_url == "local" and asks_editor(cfg)]
-    return chosen_for({cfg.editor_model for cfg in local}, parallel)
+    return chosen_for(local_editors(configs), parallel)
+
+
+def local_editors(configs: Collection[RunConfig]) -> set[str]:
+    """Return the models that runs may ask as the local editor."""
+    return {cfg.editor_model for cfg in configs if cfg.editor_url == "local" and asks_editor(cfg)}
 
 
 def weights(configs: Collection[RunConfig]) -> list[Weights]:
     """Return the default weights that runs use: backbones, and the local editor's model."""
-    names = set()
-    for cfg in configs:
-        names.add(cfg.backbone)
-        if cfg.editor_url == "local" and asks_editor(cfg):
-            names.add(cfg.editor_model)
+    names = {cfg.backbone for cfg in configs} | local_editors(configs)
     return [checkpoints.BACKBONES[name] for name in sorted(names) if name in checkpoints.BACKBONES]
 
 
