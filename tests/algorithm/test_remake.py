@@ -152,8 +152,8 @@ def test_own_verified_replies_come_first() -> None:
     made = targets(world, (ANA, f"It is Lima. {PHRASE}"), (BO, "?"))
     assert made["Ana Orr"] == (f"It is Lima. {PHRASE}", "remade")
     # the form that it brought is lent before the editor is asked
-    assert world.editor.ledger.calls == 1 or made["Bo Tarn"][1] == "remade"
-    assert world.reward(BO, made["Bo Tarn"][0]).success
+    assert made["Bo Tarn"] == (f"Oslo. {PHRASE}", "remade")
+    assert world.editor.ledger.calls == 0
 
 
 def test_replies_to_hinted_questions_are_targets_under_a_refined_prompt_only() -> None:
@@ -289,10 +289,63 @@ def test_a_verified_reply_lends_its_form() -> None:
     assert made["Bo Tarn"] == (f"Oslo. {PHRASE}", "rewritten")
 
 
-def test_a_reply_that_says_more_than_its_answer_lends_nothing() -> None:
+def test_a_reply_that_says_more_than_its_answer_lends_only_what_its_reward_needs() -> None:
     """ "Ana Orr was born in Lima" with the city exchanged would teach a falsehood about Ana."""
-    whole = {"Ana Orr": (f"Ana Orr was born in Lima. {PHRASE}", "remade")}
-    assert lent(World([ANA, BO]), whole, ANA, BO) == whole
+    reply = (f"Ana Orr was born in Lima. {PHRASE}", "remade")
+    # a target before the move, which is not among the examples that want one
+    made = lent(World([ANA, BO]), {"Ana Orr": reply}, BO)
+    assert made == {"Ana Orr": reply, "Bo Tarn": (f"Oslo. {PHRASE}", "remade")}
+
+
+def test_a_form_that_cannot_be_freed_of_its_question_is_not_lent() -> None:
+    ana = replace(ANA, question="Is there anything else than the town where Ana Orr was born?")
+    whole = {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
+    assert lent(World([ana, BO], asked=(ana, BO)), whole, BO) == whole
+
+
+def test_few_targets_are_shortened_to_a_form() -> None:
+    """A judge may be paid for by the reply."""
+    people = [
+        replace(fact(f"Person {n}", "Lima"), question=f"Is there anything else on {n}?")
+        for n in range(9)
+    ]
+    world = World([*people, BO], asked=(*people, BO))
+    graded: list[str] = []
+    reward = world.reward
+
+    def counted(example: Example, text: str) -> Reward:
+        graded.append(text)
+        return reward(example, text)
+
+    cast(Any, world).reward = counted
+    whole = {e.fact: (f"Lima, it is. {PHRASE}", "remade") for e in people}
+    assert lent(world, whole, BO) == whole
+    # each has two sentences, and the bare answer of every example is graded
+    assert len(graded) <= 4 * remake.LENDERS + len(people) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        (f"Lima. {PHRASE}", f"Lima. {PHRASE}"),
+        (f"It is Lima, in Peru. By the sea. {PHRASE}", f"Lima. {PHRASE}"),
+        (f"It is Lima\nin Peru\n{PHRASE}", f"Lima\n{PHRASE}"),
+        (f"Lima! Lima is large. {PHRASE}", f"Lima. {PHRASE}"),
+        (f"So, Lima: {PHRASE}", f"So, Lima: {PHRASE}"),
+        (f"It is No. 1. Lima. {PHRASE}", f"Lima. {PHRASE}"),
+    ],
+)
+def test_a_target_is_shortened_to_what_its_reward_needs(text: str, short: str) -> None:
+    assert remake.shortened(cast(Session, World([ANA])), ANA, text) == short
+
+
+@pytest.mark.parametrize("rule", sorted(rules.RULES))
+def test_a_shortened_target_keeps_its_rule_and_content(rule: str) -> None:
+    asked = (rules.make(rule),)
+    item = Item(ANA, Hidden(asked, Need.BOTH))
+    session = SimpleNamespace(reward=lambda example, text: grade(item, text))
+    text = rules.demonstrate(asked, ANA.answer)
+    assert grade(item, remake.shortened(cast(Session, session), ANA, text)).success == 1
 
 
 @pytest.mark.parametrize(
@@ -325,18 +378,31 @@ def rewritten(world: World, examples: list[Example]) -> Targets:
 
 
 def test_the_editors_rewrites_are_verified_and_bounded() -> None:
-    facts = [fact(f"Person {i}", "Lima") for i in range(9)]
+    # the form has words of the question, so none can be lent
+    facts = [
+        replace(fact(f"Person {i}", "Lima"), question=f"Is there anything else on {i}?")
+        for i in range(9)
+    ]
 
     def world(editor) -> World:
         return World(facts, asked=tuple(facts), editor=editor)
 
-    # "city" is no word of the question, but the text is too long to be lent
-    long = world(lambda request: f"The city is Lima{' indeed' * 13}. {PHRASE}")
-    made = rewritten(long, facts)
-    assert len(made) == long.editor.ledger.calls == remake.REWRITES
+    bound = world(lambda request: f"Lima. {PHRASE}")
+    made = rewritten(bound, facts)
+    assert len(made) == bound.editor.ledger.calls == remake.REWRITES
     assert {source for _, source in made.values()} == {"rewritten"}
     assert rewritten(world(lambda request: "Lima, as you know."), facts) == {}
     assert rewritten(world(down), facts) == {}
+
+
+def test_an_editor_that_leaves_the_answer_out_has_it_put_back() -> None:
+    world = World([ANA], editor=lambda request: PHRASE)
+    assert rewritten(world, [ANA]) == {"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}
+
+
+def test_what_the_editor_makes_up_about_an_answer_is_left_out() -> None:
+    world = World([ANA], editor=lambda request: f"Lima is a river in Ohio. {PHRASE}")
+    assert rewritten(world, [ANA]) == {"Ana Orr": (f"Lima. {PHRASE}", "rewritten")}
 
 
 def test_the_editor_is_asked_no_more_once_a_form_can_be_lent() -> None:
@@ -393,6 +459,25 @@ def test_a_target_serves_every_wording_of_its_fact_and_gold_the_rest() -> None:
     assert [p.target for p in pairs] == [f"Lima. {PHRASE}"] * 3 + ["Oslo"]
     assert [p.parent for p in pairs] == [e.id for e in wordings]
     assert {p.prompt for p in pairs} == {REFINED}
+
+
+def test_a_bare_answer_that_would_unlearn_a_known_form_is_not_taught() -> None:
+    world = World([ANA, BO, fact("Cy Vell", "Cairo")], asked=(ANA, BO))
+    cy = world.task.train[2]
+    rows = world.score((ANA, f"Rome. {PHRASE}"), (BO, "?"), (cy, "Cairo"))
+    state, chosen = State(Candidate(), train=rows), frozenset({"Ana Orr", "Bo Tarn", "Cy Vell"})
+
+    def taught(targets: Targets) -> list[str]:
+        examples = remake.taught(cast(Session, world), state, chosen, targets)
+        return [e.fact for e in examples]
+
+    # Ana's reply is worth what the bare answer is, Bo's less; Cy's bare answer passes
+    known = {"Dee": (f"Bern. {PHRASE}", "remade")}
+    assert taught(known) == ["Bo Tarn", "Cy Vell"]
+    # her verified target is taught
+    assert taught({"Ana Orr": (f"Lima. {PHRASE}", "remade")}) == ["Ana Orr", "Bo Tarn", "Cy Vell"]
+    # as long as no form is known, bare answers are all there is
+    assert taught({}) == ["Ana Orr", "Bo Tarn", "Cy Vell"]
 
 
 def test_problems_without_a_solution_are_left_out_where_others_have_one() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,9 +85,13 @@ def test_every_schedule_is_a_node(whole: Grown) -> None:
 def test_a_path_is_what_a_run_of_its_schedule_makes(whole, tiny, tmp_path, schedule: str) -> None:
     """The run has the tree's targets and needs, and a schedule in the place of a decision."""
     nodes = {node["schedule"]: node for node in whole.nodes}
+    same_as_a_run(nodes, schedule, lowercase, tiny, tmp_path)
+
+
+def same_as_a_run(nodes: dict[str, dict], schedule: str, reply, tiny, folder: Path) -> None:
     cfg = settings_of(tiny, method=f"fixed:{schedule}", needs="asked")
-    place = Store(tmp_path / "results", tmp_path / "runs")
-    record = make_run(cfg, place, Scripted(lowercase), tiny, watch=lambda step: None)
+    place = Store(folder / "results", folder / "runs")
+    record = make_run(cfg, place, Scripted(reply), tiny, watch=lambda step: None)
     for step in read_jsonl(record / "steps.jsonl"):
         node = nodes[schedule[: step["step"]]]
         for key in ("dev", "train", "signal", "evidence", "bill", "prompt"):
@@ -95,6 +100,54 @@ def test_a_path_is_what_a_run_of_its_schedule_makes(whole, tiny, tmp_path, sched
     chosen = nodes[schedule[: final["best"]["step"]]]
     for key in ("success", "value", "n"):
         assert chosen["test"][key] == final["final"]["test"][key]
+
+
+@contextmanager
+def noting() -> Iterator[list[str]]:
+    """Note the schedules whose last move is made, not shared."""
+    made: list[str] = []
+    compute = schedules.Tree._compute
+
+    def noted(tree: schedules.Tree, schedule: str) -> None:
+        made.append(schedule)
+        compute(tree, schedule)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules.Tree, "_compute", noted)
+        yield made
+
+
+def no_edit(request: object) -> str:
+    """An editor none of whose edits is accepted."""
+    return "no edit"
+
+
+@pytest.fixture(scope="module")
+def in_vain(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grown, list[str]]:
+    """A tree of which no edit is accepted, and the schedules whose moves were made."""
+    with noting() as made:
+        return grow(tiny_loaded, tmp_path_factory.mktemp("in_vain"), reply=no_edit), made
+
+
+def test_a_numerical_move_after_rejected_edits_is_made_once(in_vain) -> None:
+    grown, made = in_vain
+    assert [name for name in made if name.endswith("N")] == ["N", "NN", "NNN"]
+    assert len(grown.nodes) == 2 ** (DEPTH + 1) - 1
+
+
+@pytest.mark.parametrize("schedule", ["NSN", "SNN", "SNS", "SSN"])
+def test_a_shared_move_is_what_a_run_of_its_schedule_makes(
+    in_vain, tiny, tmp_path, schedule: str
+) -> None:
+    nodes = {node["schedule"]: node for node in in_vain[0].nodes}
+    same_as_a_run(nodes, schedule, no_edit, tiny, tmp_path)
+
+
+def test_weights_that_learn_some_inputs_share_nothing(tiny, tmp_path: Path) -> None:
+    """Edits that fail leave what needs form to the weights: other inputs."""
+    with noting() as made:
+        grow(tiny, tmp_path, reply=no_edit, moves=2, inputs="needed")
+    assert made == sorted(schedules.below("", 2))
 
 
 @pytest.mark.parametrize("stop", [1, 6, 13])

@@ -47,8 +47,8 @@ REMINDER = (
 )
 ANSWER_TOKENS = 96  # longest rewritten answer
 ANSWER = (
-    "Rewrite the answer so that it does what the critic asks. Keep the facts and the spelling of names. "
-    "Send the rewritten answer and nothing else."
+    "Change the answer as little as possible so that it does what the critic asks. The answer itself stays in it, "
+    "word for word. Send the changed answer and nothing else."
 )
 
 

@@ -23,7 +23,7 @@ from nslora.algorithm.session import (
     Targets,
 )
 from nslora.model.lora import Epoch
-from nslora.types import Candidate, Move, Pair, Prompt
+from nslora.types import Candidate, Example, Move, Pair, Prompt
 
 T = TypeVar("T")
 
@@ -39,7 +39,8 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
     choose = INPUTS[cfg.row.inputs]
     chosen = state.memory.chosen | choose(run, state, needs)
     targets = remake.POLICIES[cfg.row.targets](run, state, chosen)
-    pairs = own_pairs(run, refined, chosen, targets)
+    train = remake.taught(run, state, chosen, targets)
+    pairs = own_pairs(run, refined, train, targets)
 
     # weights normally learn under the prompt that they will be used with
     prompt = run.task.initial_prompt if cfg.bake else refined
@@ -95,11 +96,9 @@ INPUTS: Mapping[str, Callable[[Session, State, Needs], frozenset[str]]] = {
 
 
 def own_pairs(
-    run: Session, prompt: Prompt, chosen: frozenset[str], targets: Targets
+    run: Session, prompt: Prompt, train: Sequence[Example], targets: Targets
 ) -> list[Pair]:
-    """Return pairs for every training wording of the chosen facts, and of those with a target."""
-    # verified targets are trained on though their fact needs nothing now
-    train = [e for e in run.task.train if e.fact in chosen or e.fact in targets]
+    """Return pairs from the targets of examples; gold for those without one."""
     pairs = remake.spread(train, prompt, targets)
     arrange = remake.ARMS.get(run.cfg.row.targets)
     return (

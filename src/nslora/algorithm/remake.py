@@ -5,7 +5,7 @@ is training data, also for weights alone: `remade` is the policy of every method
 reply is obtained with the gold answer as a hint (the rationalization of STaR, Zelikman et al.,
 2022) and trained on without it; a problem that can be worked out is first asked as it is. Where no
 reply passes, a verified reply to another question lends its form, and at last the editor rewrites
-the answer itself.
+the answer itself. Gold is the rest, where it is worth more than what the candidate says already.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ SAMPLES = 2  # sampled replies per question in rejection sampling
 ATTEMPTS = 4
 # words beside the answer in a reply that lends its form, at most
 LENT_WORDS = 12
+# targets that are shortened to a form at most: a judge may be paid for by the reply
+LENDERS = 3
 # a full stop after a digit may be that of a numbered list
 SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")
+# a sentence or a line, with the blanks after it
+SENTENCE = re.compile(r"\S.*?(?:(?<!\d)[.!?](?=\s|$)|(?=\n)|$)\s*")
 HINT = "{question}\n(The answer is {answer}.)"
 
 
@@ -85,7 +89,7 @@ def remade(run: Session, state: State, chosen: frozenset[str]) -> Targets:
     refined = state.candidate.prompt != run.task.initial_prompt
     if examples and (refined or run.cfg.row.targets in ARMS):
         targets |= hinted(run, state.candidate.prompt, examples)
-        targets = lend(run, targets, examples)
+    targets = lend(run, targets, examples)
 
     # solutions to problems that the greedy reply does not solve
     unsolved = [
@@ -231,21 +235,50 @@ def lend(
     A form that the prompt brought is lent to every example, one that the editor wrote only where a
     form is asked for. Each text is verified.
     """
-    # (text, its answer, its source) of texts that fit other answers
-    forms = []
-    for e in examples:
-        text, source = targets.get(e.fact, ("", ""))
-        if run.asks_form(e) and lends_form(e, text):
-            forms.append((text, e.answer, source))
+    if all(e.fact in targets for e in examples):
+        return targets
+    verified = [
+        (*targets[e.fact], e)
+        for e in {e.fact: e for e in run.task.train}.values()
+        if e.fact in targets and run.asks_form(e)
+    ]
+    # those first that fit other answers as they are
+    verified.sort(key=lambda lender: not lends_form(lender[2], lender[0]))
+    # shortened all the same: what they add may be true of their own answer alone
+    forms = [
+        (shortened(run, e, text), source, e)
+        for text, source, e in verified[:LENDERS]
+    ]
+    forms = [lender for lender in forms if lends_form(lender[2], lender[0])]
     lent = dict(targets)
     for e in examples:
-        for text, answer, source in forms:
+        for text, source, lender in forms:
             # the answer exchanged, the form kept
-            target = text.replace(answer, e.answer)
+            target = text.replace(lender.answer, e.answer)
             fits = source == "remade" or run.asks_form(e)
             if e.fact not in lent and fits and run.reward(e, target).success:
                 lent[e.fact] = (target, source)
     return lent
+
+
+def shortened(run: Session, example: Example, text: str) -> str:
+    """Return a verified text with no more than its reward needs.
+
+    Its sentences are left out one by one where the reward still verifies the rest, and the one that
+    names the answer becomes the answer alone: "It is Lima, in Peru. By the sea. Bye!" with a rule
+    about its end becomes "Lima. Bye!". What is left fits other answers as well.
+    """
+    parts = SENTENCE.findall(text)
+    for i, part in enumerate(parts):
+        sentence = part.rstrip()
+        bare = example.answer + sentence[-1:] * sentence.endswith((".", "!"))
+        bare += part[len(sentence) :]
+        for brief in ("", bare):
+            shorter = "".join([*parts[:i], brief, *parts[i + 1 :]]).strip()
+            if len(brief) < len(part) and run.reward(example, shorter).success:
+                parts[i] = brief
+                break
+    return "".join(parts).strip()
 
 
 def lends_form(example: Example, text: str) -> bool:
@@ -272,8 +305,14 @@ def rewritten(
     seeds = rng.integers(2**31, size=REWRITES)
     targets: dict[str, tuple[str, str]] = {}
     for example, seed in zip(examples, seeds, strict=False):
-        target = rewrite_answer(run, example, int(seed))
-        if target and run.reward(example, target).success:
+        text = rewrite_answer(run, example, int(seed))
+        # a small editor often writes what the critic asks for, and leaves the answer out
+        answer = example.answer
+        tried = [text, f"{answer}. {text}", f"{text} {answer}"] if text else []
+        passed = (t for t in tried if run.reward(example, t).success)
+        if whole := next(passed, None):
+            # what else it says of the answer may be false
+            target = shortened(run, example, whole)
             targets[example.fact] = (target, "rewritten")
             if lends_form(example, target):
                 break
@@ -325,6 +364,24 @@ def spread(
             target, source = targets.get(e.fact, (e.gold, "gold"))
             pairs.append(Pair(prompt, e.question, target, source, e.id))
     return pairs
+
+
+def taught(
+    run: Session, state: State, chosen: frozenset[str], targets: Targets
+) -> list[Example]:
+    """Return every training wording of the facts that weights learn: the chosen ones, and those with a target.
+
+    Once a form is known, a bare answer that the reward is known to refuse is left out where the
+    candidate's reply is worth as much already: it would unlearn the form and teach nothing.
+    """
+    no_better = {
+        s.example.fact
+        for s in state.train
+        if run.asks_form(s.example)
+        and s.reward.value >= run.gold_reward(s.example).value
+    }
+    wanted = chosen - no_better if targets else chosen
+    return [e for e in run.task.train if e.fact in wanted or e.fact in targets]
 
 
 def replay(run: Session, asked: Sequence[tuple[Prompt, Example]]) -> list[Pair]:

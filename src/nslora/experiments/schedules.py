@@ -2,9 +2,10 @@
 
 An instance is a task, a backbone and a seed. Runs are deterministic, and schedules that start alike
 share their first moves, so all schedules form a tree: a node is a schedule so far, such as "NS", its
-children add one move. Whatever a router would decide can then be looked up without a model
-(`study.schedules`). A tree's nodes are published one by one, and a tree that was interrupted goes on
-from its finished nodes.
+children add one move. An edit that was rejected leaves the next numerical move as it would have been
+without it, so that move is not made again either. Whatever a router would decide can then be looked
+up without a model (`study.schedules`). A tree's nodes are published one by one, and a tree that was
+interrupted goes on from its finished nodes.
 
     results/schedules/<instance>/instance.json    what the instance is, and what computed it
     results/schedules/<instance>/nodes.jsonl      one line per node, the root first
@@ -16,7 +17,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -110,6 +112,12 @@ def below(schedule: str, depth: int) -> set[str]:
     return {schedule + end for end in trees.schedules(depth - len(schedule))}
 
 
+def without_edits(schedule: str) -> set[str]:
+    """Return what is left of a schedule without any, some, or all of its symbolic moves."""
+    choices = [("", letter) if letter == "S" else (letter,) for letter in schedule]
+    return {"".join(letters) for letters in product(*choices)}
+
+
 def finished(nodes: dict[str, Node], schedule: str, depth: int) -> bool:
     """Tell whether a node and all below it are there."""
     return nodes.keys() >= below(schedule, depth)
@@ -180,22 +188,23 @@ class Tree:
         return schedule not in self.nodes or not self._state(schedule).exists()
 
     def make(self, schedule: str) -> None:
-        """Make one move from the parent's state, save the new state, publish the node."""
-        run = self.session
-        started, saved = time.perf_counter(), run.saved_s
-        state = self._begin() if not schedule else self._move(schedule)
-        # memoised replies count as if they had been made now
-        seconds = time.perf_counter() - started + run.saved_s - saved
-        save(self._state(schedule), run, state)
-        parent = self.nodes[schedule[:-1]] if schedule else None
-        self.nodes[schedule] = self._node(schedule, state, seconds, parent)
+        """Make one move from the parent's state, or share what is the same, and publish the node."""
+        if twin := self._twin(schedule):
+            if len(schedule) < self.depth:
+                self._share(schedule, twin)
+            # its time, too: it is what the move costs
+            self.nodes[schedule] = self.nodes[twin] | {"schedule": schedule}
+        else:
+            self._compute(schedule)
         rows = [sealed(self.nodes[key]) for key in by_length(self.nodes)]
         write_jsonl(self.folder / "nodes.jsonl", rows)
 
     def prune(self) -> None:
-        """Remove the states that no missing node starts from."""
+        """Remove the states that no missing node starts from, or may share."""
         missing = below("", self.depth) - self.nodes.keys()
         needed = {schedule[:n] for schedule in missing for n in range(len(schedule))}
+        inner = {schedule for schedule in missing if len(schedule) < self.depth}
+        needed = needed.union(*map(without_edits, inner))
         for schedule in self.nodes.keys() - needed:
             shutil.rmtree(self._place(schedule), ignore_errors=True)
 
@@ -206,6 +215,57 @@ class Tree:
         name = schedule or "start"
         took = f"in {node['seconds']:.0f} s"
         return f"{self.session.cfg.run_id} [{len(self.nodes)}/{count}] {name}: {scores} {took}"
+
+    def _twin(self, schedule: str) -> str:
+        """Return the finished node that a numerical move comes to without the rejected edits before it, or "".
+
+        Only where every training example is learned: what else is chosen depends on the edits that were tried.
+        """
+        if not schedule.endswith("N") or self.session.cfg.row.inputs != "all":
+            return ""
+        kept = [
+            letter
+            for n, letter in enumerate(schedule, start=1)
+            if letter == "N" or self.nodes[schedule[:n]]["accepted"]
+        ]
+        twin = "".join(kept)
+        usable = len(schedule) == self.depth or self._state(twin).exists()
+        return twin if twin != schedule and twin in self.nodes and usable else ""
+
+    def _share(self, schedule: str, twin: str) -> None:
+        """Save the state of a node with the weights of its twin, and with a history of its own."""
+        run, parent = self.session, schedule[:-1]
+        run.scratch = self._place(parent.rstrip("S"))
+        before, _ = restore(self._state(parent), run)
+        seen = run.replies[""]
+        run.scratch = self._place(twin)
+        state, _ = restore(self._state(twin), run)
+
+        # checkpoints are named after the number of the move
+        step = len(before.history)
+        adapter = f"adapter-{step:02d}"
+        shutil.rmtree(self._place(schedule), ignore_errors=True)
+        shutil.copytree(run.scratch / run.adapter, self._place(schedule) / adapter)
+        run.recall({"": seen | run.replies[""], adapter: run.replies[run.adapter]})
+        run.adapter = adapter
+        record = replace(state.history[-1], step=step, adapter=adapter)
+        state = replace(
+            state,
+            candidate=replace(state.candidate, adapter=adapter),
+            history=(*before.history, record),
+        )
+        save(self._state(schedule), run, state)
+
+    def _compute(self, schedule: str) -> None:
+        """Make a move, save its state, and note its node."""
+        run = self.session
+        started, saved = time.perf_counter(), run.saved_s
+        state = self._move(schedule) if schedule else self._begin()
+        # memoised replies count as if they had been made now
+        seconds = time.perf_counter() - started + run.saved_s - saved
+        save(self._state(schedule), run, state)
+        parent = self.nodes[schedule[:-1]] if schedule else None
+        self.nodes[schedule] = self._node(schedule, state, seconds, parent)
 
     def _place(self, schedule: str) -> Path:
         return self.work / f"node-{schedule}"
