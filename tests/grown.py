@@ -59,11 +59,12 @@ def write_tree(
     signal: Callable[[str], dict[str, float]] = lambda schedule: {},
     facts: Sequence[str] | None = None,
     retention: float = 1.0,
+    task: str = "mixed",
 ) -> Path:
     """Write one instance; its dev and test items are right with `worth`, exactly so without a generator."""
     name = f"{backbone}-{family.replace(' ', '_')}-s{seed}"
     (folder / name).mkdir(parents=True)
-    config = {"task": "mixed", "backbone": backbone, "seed": seed, "rule": "json", "moves": depth}
+    config = {"task": task, "backbone": backbone, "seed": seed, "rule": "json", "moves": depth}
     instance = {
         "schema": 1,
         "instance": name,
@@ -73,6 +74,7 @@ def write_tree(
         "depth": depth,
         "shares": {"content": 1 - style, "style": style, "both": 0.0},
         "follows": follows,
+        "abilities": {"locality": 100, "promptability": 100},
         "facts": list(facts or map(str, range(items))),
         "weights": "0" * 64,
         "environment": {"revision": "0" * 40, "threads": 1},

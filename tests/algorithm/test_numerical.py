@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from peft import get_peft_model_state_dict
 from nslora.algorithm import loop, numerical
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Memory, Session, State
-from nslora.types import Candidate, Generation, Move, Pair, Prompt, Signal
+from nslora.types import Candidate, Generation, Move, Pair, Prompt, Reward, Signal
 
 REFINED = Prompt("Write lower case.")
 
@@ -113,6 +115,57 @@ def test_losses_are_those_of_the_tasks_own_pairs_without_replay(opened, monkeypa
     assert outcome.evidence["loss"] == pytest.approx(nll / tokens)
     # bytes are tokens, and each answer ends its turn
     assert tokens == sum(len(e.gold.encode()) + 1 for e in run.task.train)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "scale"),
+    [
+        # of equals the smallest
+        ({1.0: [1, 1], 0.8: [1, 1], 0.6: [1, 1], 0.4: [1, 1]}, 0.4),
+        ({1.0: [1, 1], 0.8: [1, 1], 0.6: [0, 0], 0.4: [1, 1]}, 0.8),
+        ({1.0: [1, 1], 0.8: [0, 1]}, 1.0),
+        # the mean of four is 0.75, its standard error 0.22
+        ({1.0: [1, 1, 1, 0], 0.8: [1, 1, 0.2, 0], 0.6: [1, 1, 0, 0]}, 0.8),
+        # better than the whole, and then within the error of that
+        ({1.0: [0, 0, 0, 1], 0.8: [1, 1, 1, 0], 0.6: [1, 1, 0.2, 0], 0.4: [1, 1, 0, 0]}, 0.6),
+    ],
+)
+def test_an_adapter_is_scaled_down_as_far_as_dev_cannot_tell(rewards, scale: float) -> None:
+    """One standard error below the best so far."""
+
+    class Run:
+        """A session whose dev rewards depend on the scale in place."""
+
+        def __init__(self) -> None:
+            self.adapter, self.replies = "adapter-01", {}
+            self.learner, self.task = self, SimpleNamespace(dev=range(9))
+            self.place = 1.0
+            self.scored: list[float] = []
+
+        def shrink(self, to: float) -> None:
+            self.place = to
+
+        def score(self, prompt: Prompt, dev: object) -> list[SimpleNamespace]:
+            self.scored.append(self.place)
+            self.replies[self.adapter]["?"] = f"at {self.place}"
+            return [SimpleNamespace(reward=Reward(value)) for value in rewards[self.place]]
+
+    run = Run()
+    assert numerical.shrink(cast(Session, run), Prompt()) == scale
+    assert run.place == scale
+    # none twice, and the replies are those of the weights in place
+    assert run.scored == list(numerical.SCALES[: len(run.scored)])
+    assert run.replies == {"adapter-01": {"?": f"at {scale}"}}
+
+
+def test_a_move_says_how_far_its_adapter_was_scaled_down(opened) -> None:
+    run = opened(targets="gold", shrink=False)
+    assert moved(run, begun(run)).evidence["scale"] == 1.0 == run.learner.shrunk
+    run = opened(targets="gold")
+    outcome = moved(run, begun(run))
+    assert outcome.evidence["scale"] == run.learner.shrunk
+    # a random model gets nothing right at any scale
+    assert run.learner.shrunk == min(numerical.SCALES)
 
 
 def test_a_move_of_several_passes_counts_all_of_them_and_trains_further(opened) -> None:

@@ -65,6 +65,8 @@ def whole(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> Grown:
 
 def settings_of(tiny, **settings) -> RunConfig:
     basic = {"method": "neurosymbolic", "rule": "lower_case", "seed": 1, "moves": DEPTH}
+    # of whole adapters this seed has edits that are accepted and others that are not
+    basic |= {"shrink": False}
     return config(**{**basic, "backbone": tiny.name, **settings})
 
 
@@ -85,11 +87,13 @@ def test_every_schedule_is_a_node(whole: Grown) -> None:
 def test_a_path_is_what_a_run_of_its_schedule_makes(whole, tiny, tmp_path, schedule: str) -> None:
     """The run has the tree's targets and needs, and a schedule in the place of a decision."""
     nodes = {node["schedule"]: node for node in whole.nodes}
-    same_as_a_run(nodes, schedule, lowercase, tiny, tmp_path)
+    same_as_a_run(nodes, settings_of(tiny), schedule, lowercase, tiny, tmp_path)
 
 
-def same_as_a_run(nodes: dict[str, dict], schedule: str, reply, tiny, folder: Path) -> None:
-    cfg = settings_of(tiny, method=f"fixed:{schedule}", needs="asked")
+def same_as_a_run(
+    nodes: dict[str, dict], cfg: RunConfig, schedule: str, reply, tiny, folder: Path
+) -> None:
+    cfg = cfg.but(method=f"fixed:{schedule}", needs="asked")
     place = Store(folder / "results", folder / "runs")
     record = make_run(cfg, place, Scripted(reply), tiny, watch=lambda step: None)
     for step in read_jsonl(record / "steps.jsonl"):
@@ -126,7 +130,7 @@ def no_edit(request: object) -> str:
 def in_vain(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grown, list[str]]:
     """A tree of which no edit is accepted, and the schedules whose moves were made."""
     with noting() as made:
-        return grow(tiny_loaded, tmp_path_factory.mktemp("in_vain"), reply=no_edit), made
+        return grow(tiny_loaded, tmp_path_factory.mktemp("in_vain"), no_edit, shrink=True), made
 
 
 def test_a_numerical_move_after_rejected_edits_is_made_once(in_vain) -> None:
@@ -140,7 +144,8 @@ def test_a_shared_move_is_what_a_run_of_its_schedule_makes(
     in_vain, tiny, tmp_path, schedule: str
 ) -> None:
     nodes = {node["schedule"]: node for node in in_vain[0].nodes}
-    same_as_a_run(nodes, schedule, no_edit, tiny, tmp_path)
+    cfg = settings_of(tiny, shrink=True)
+    same_as_a_run(nodes, cfg, schedule, no_edit, tiny, tmp_path)
 
 
 def test_weights_that_learn_some_inputs_share_nothing(tiny, tmp_path: Path) -> None:
@@ -211,4 +216,6 @@ def test_an_instance_says_what_it_is(whole: Grown) -> None:
     assert instance["shares"] == pytest.approx({"content": 1 / 3, "style": 1 / 3, "both": 1 / 3})
     assert instance["depth"] == DEPTH and instance["split"] == "test"
     assert 0 <= instance["follows"] <= 1
+    assert set(instance["abilities"]) == {"locality", "promptability"}
+    assert instance["abilities"]["promptability"] > 0
     assert len(instance["facts"]) == len(nodes[0]["test_items"]) == nodes[0]["test"]["n"]

@@ -236,7 +236,7 @@ def test_a_save_that_breaks_off_leaves_no_optimizer_of_another_adapter(
     learner.epoch(PAIRS, rng(0))
     learner.save(tmp_path)
 
-    def breaks_off(_tensors, path):
+    def breaks_off(_tensors, path, _about):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -257,6 +257,56 @@ def test_the_files_of_another_rank_are_refused(toy, tmp_path, file) -> None:
     write_sums(tmp_path / "8")
     with pytest.raises(UserError, match="another backbone or rank"):
         learner.load(tmp_path / "8")
+
+
+def test_shrunk_weights_lie_between_the_frozen_and_the_tuned_ones(toy) -> None:
+    learner, text = Learner(toy, CFG), toy.text(Prompt(), "What is it?")
+    learner.epoch(PAIRS, rng(0))
+
+    def added() -> list[torch.Tensor]:
+        """What the adapter adds to each weight."""
+        layers = [m for m in toy.model.modules() if isinstance(m, lora.FusedLoraLinear)]
+        return [m.scale * (b @ a) for m in layers for _, _, a, b in [m.tensors()]]
+
+    whole, nll = added(), toy.nll([text], ["Lima"])
+    learner.shrink(0.5)
+    for half, tuned in zip(added(), whole, strict=True):
+        torch.testing.assert_close(half, tuned / 2)
+    assert toy.nll([text], ["Lima"]) != nll
+    # to other shares as well, and back
+    learner.shrink(0.8)
+    learner.shrink(1.0)
+    for again, tuned in zip(added(), whole, strict=True):
+        torch.testing.assert_close(again, tuned)
+
+
+def test_training_goes_on_from_the_whole_adapter(toy, tmp_path) -> None:
+    """As if it had not been shrunk, and to the bit where it was saved in between."""
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng(0))
+    learner.epoch(PAIRS, rng(1))
+    expected = adapter(learner)
+
+    learner = Learner(toy, CFG)
+    learner.epoch(PAIRS, rng(0))
+    learner.shrink(0.6)
+    learner.save(tmp_path)
+    shrunk = adapter(learner)
+    learner.epoch(PAIRS, rng(1))
+    assert learner.shrunk == 1.0
+    gone_on = adapter(learner)
+    for one, other in zip(gone_on, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+    learner = Learner(toy, CFG)
+    learner.load(tmp_path)
+    assert learner.shrunk == 0.6
+    assert equal(adapter(learner), shrunk)
+    learner.epoch(PAIRS, rng(1))
+    assert equal(adapter(learner), gone_on)
+    learner.shrink(0.6)
+    learner.reset()
+    assert learner.shrunk == 1.0
 
 
 def test_only_the_adapter_is_trained(toy) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from grown import Worth, write_tree
 from synthetic import write_record
 
 from nslora.study import claims, records, stats
@@ -22,14 +25,25 @@ def judge(results: Path) -> dict[str, dict[str, Any]]:
     return {claim["key"]: claim for claim in judged["claims"]}
 
 
-def write_pair(
-    results: Path, a: tuple[str, float], b: tuple[str, float], seeds: int = 6, **settings: Any
+def write_trees(
+    results: Path, worth: Worth, seeds: Sequence[int] = range(10, 16), **settings: Any
 ) -> None:
-    """Runs of two methods on the same items, right with these chances."""
-    for method, skill in (a, b):
-        for seed in range(seeds):
-            shared = {"method": method, "seed": seed, "test_items": 24, **settings}
-            write_record(results, (skill, skill), **shared)
+    """Trees of two moves beside the results, their nodes worth what `worth` says, up to chance."""
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        shared = {"depth": 2, "items": 24, "dev": 40, "seed": seed, **settings}
+        write_tree(results.parent / "schedules", worth, rng, **shared)
+
+
+def weights_or_prompts(weights: float, prompts: float) -> Worth:
+    """What a schedule is worth by its first move."""
+    return lambda schedule: {"N": weights, "S": prompts, "": 0.0}[schedule[:1]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder of results, beside which trees are."""
+    return tmp_path / "quick"
 
 
 def test_without_records_nothing_was_run(tmp_path: Path) -> None:
@@ -41,66 +55,83 @@ def test_without_records_nothing_was_run(tmp_path: Path) -> None:
     assert [claim["key"] for claim in judged["claims"]] == KEYS
 
 
-def test_one_seed_leaves_everything_undecided(tmp_path: Path) -> None:
-    write_pair(tmp_path, ("lora-remade", 1.0), ("textgrad", 0.0), seeds=1, task="facts")
-    claim = judge(tmp_path)["facts-numerical"]
+def test_one_instance_leaves_everything_undecided(place: Path) -> None:
+    write_trees(place, weights_or_prompts(1.0, 0.0), [10], style=0.0)
+    claim = judge(place)["facts-numerical"]
     assert claim["verdict"] == "undecided" and claim["backbones"] == {"smollm2-135m": "undecided"}
     assert claims.points(claim["comparisons"][0]) == "100.0 (one seed)"
-    assert judge(tmp_path)["style-symbolic"]["verdict"] == "not run"
+    assert judge(place)["style-symbolic"]["verdict"] == "not run"
 
 
-def test_a_claim_holds_where_each_backbone_says_so_and_pooling_decides_nothing(
-    tmp_path: Path,
-) -> None:
-    write_pair(tmp_path, ("lora-remade", 0.9), ("textgrad", 0.1), task="facts")
-    assert judge(tmp_path)["facts-numerical"]["verdict"] == "holds"
-    even = (("lora-remade", 0.5), ("textgrad", 0.5))
-    write_pair(tmp_path, *even, task="facts", backbone="gemma3-270m")
-    claim = judge(tmp_path)["facts-numerical"]
+def test_a_claim_holds_where_each_backbone_says_so_and_pooling_decides_nothing(place: Path) -> None:
+    write_trees(place, weights_or_prompts(0.9, 0.1), style=0.0)
+    assert judge(place)["facts-numerical"]["verdict"] == "holds"
+    write_trees(place, weights_or_prompts(0.5, 0.5), style=0.0, backbone="gemma3-270m")
+    claim = judge(place)["facts-numerical"]
     assert claim["backbones"] == {"gemma3-270m": "undecided", "smollm2-135m": "holds"}
     pooled = claim["comparisons"][-1]
     assert pooled["backbone"] == "all" and pooled["low"] > 0.2 and claim["verdict"] == "undecided"
 
 
-def test_a_claim_can_fail(tmp_path: Path) -> None:
-    write_pair(tmp_path, ("lora-remade", 0.1), ("textgrad", 0.9), task="facts")
-    assert judge(tmp_path)["facts-numerical"]["verdict"] == "fails"
+def test_a_claim_can_fail(place: Path) -> None:
+    write_trees(place, weights_or_prompts(0.1, 0.9), style=0.0)
+    assert judge(place)["facts-numerical"]["verdict"] == "fails"
 
 
-def test_beating_one_of_two_is_not_beating_both(tmp_path: Path) -> None:
-    write_pair(tmp_path, ("neurosymbolic", 0.7), ("lora-remade", 0.2))
-    claim = judge(tmp_path)["beats-both"]
-    assert claim["verdict"] == "undecided", "textgrad was not run"
-    words = [claims.points(row) for row in claim["comparisons"]]
-    assert words[2:] == ["not run", "not run"]
-    for seed in range(6):
-        write_record(tmp_path, (0.9, 0.9), method="textgrad", seed=seed, test_items=24)
-    assert judge(tmp_path)["beats-both"]["verdict"] == "fails"
+def test_beating_one_of_two_is_not_beating_both(place: Path) -> None:
+    # form is asked for, and prompts are followed: neurosymbolic begins as prompts alone do
+    write_trees(place, weights_or_prompts(0.1, 0.9), follows=1.0, needs=lambda schedule: (0.0, 1.0))
+    claim = judge(place)["beats-both"]
+    over_weights, over_prompts = (row["estimate"] for row in claim["comparisons"][::2])
+    assert over_weights > 0.5 and abs(over_prompts) < 0.1
+    assert claim["verdict"] == "undecided"
 
 
-def test_a_bound_below_zero_allows_a_small_loss(tmp_path: Path) -> None:
-    for task in ("facts", "style", "math"):
-        methods = ("neurosymbolic", "lora-remade" if task != "style" else "textgrad")
-        for method in methods:
-            for seed in range(10):
-                shared = {"task": task, "method": method, "seed": seed, "test_items": 24}
-                write_record(tmp_path, (1.0, 1.0), **shared)
-    assert judge(tmp_path)["not-worse"]["verdict"] == "holds"
+def test_a_bound_below_zero_allows_a_small_loss(place: Path) -> None:
+    for style, task in ((0.0, "mixed"), (1.0, "mixed"), (0.0, "math")):
+        family = f"{task} {style}"
+        flat = weights_or_prompts(1.0, 1.0)
+        # enough instances for a small error
+        write_trees(place, flat, range(10, 40), style=style, task=task, family=family)
+    claim = judge(place)["not-worse"]
+    assert [row["estimate"] for row in claim["comparisons"]] == [0] * 6
+    assert claim["verdict"] == "holds"
 
 
-def test_a_comparison_is_due_where_its_study_ran_its_task(tmp_path: Path) -> None:
-    write_pair(tmp_path, ("neurosymbolic", 1.0), ("lora-remade", 1.0), task="facts")
-    other = (("neurosymbolic", 1.0), ("textgrad", 1.0))
-    write_pair(tmp_path, *other, task="style", backbone="gemma3-270m")
-    rows = judge(tmp_path)["not-worse"]["comparisons"]
+def test_a_comparison_is_due_where_its_study_grew_such_trees(place: Path) -> None:
+    flat = weights_or_prompts(1.0, 1.0)
+    write_trees(place, flat, style=0.0)
+    write_trees(place, flat, style=1.0, backbone="gemma3-270m")
+    rows = judge(place)["not-worse"]["comparisons"]
     assert [row["backbone"] for row in rows] == ["smollm2-135m", "all", "gemma3-270m", "all", "all"]
 
 
-def test_fixed_schedules_are_compared_one_by_one(loaded: records.Records) -> None:
-    words = [comparison.words for comparison in claims.against_fixed(loaded)]
-    assert [word.rpartition(" ")[2] for word in words] == ["fixed:NNSN", "fixed:SNNN", "alternate"]
-    nothing = records.Records(loaded.runs[:0], loaded.steps[:0], loaded.scores[:0])
-    assert [c.words.rpartition(" ")[2] for c in claims.against_fixed(nothing)] == ["alternate"]
+def test_fixed_schedules_are_compared_one_by_one(place: Path) -> None:
+    worth = {"NN": 0.5, "SN": 0.9}
+    write_trees(place, lambda schedule: worth.get(schedule, 0.2), follows=0.1)
+    rows = judge(place)["beats-fixed"]["comparisons"][::2]
+    words = "test success on trees: neurosymbolic - "
+    assert [row["comparison"].removeprefix(words) for row in rows] == ["NN", "NS", "SN", "SS"]
+    # a backbone that follows no prompt has its weights tuned
+    assert [round(row["estimate"], 1) for row in rows] == [0, 0.3, -0.4, 0.3]
+
+
+def test_what_is_kept_is_that_of_the_candidate_that_is_returned(place: Path) -> None:
+    for retention in (0.5, 0.98):
+        shutil.rmtree(place.parent / "schedules", ignore_errors=True)
+        worth = weights_or_prompts(0.9, 0.1)
+        write_trees(place, worth, retention=retention, follows=0.1)
+        claim = judge(place)["knowledge-kept"]
+        assert claim["comparisons"][0]["estimate"] == pytest.approx(retention)
+        assert claim["verdict"] == ("holds" if retention > 0.9 else "fails")
+
+
+def test_real_tasks_are_judged_against_the_frozen_backbone(place: Path) -> None:
+    write_trees(place, weights_or_prompts(0.6, 0.1), task="word_sorting", follows=0.1)
+    write_trees(place, weights_or_prompts(0.0, 0.0), family="another")
+    over_frozen, _, over_weights, _ = judge(place)["real-tasks"]["comparisons"]
+    assert over_frozen["estimate"] > 0.4 and over_frozen["n"] == 6
+    assert over_weights["estimate"] == 0
 
 
 def test_share_of_editor_requests_avoided(loaded: records.Records) -> None:
@@ -148,14 +179,14 @@ def test_a_claim_that_holds_holds_on_each_backbone(judged: dict[str, Any]) -> No
                 assert -1 <= row["low"] <= row["estimate"] <= row["high"] <= 1
 
 
-def test_a_notebook_is_shown_verdicts_with_what_they_rest_on(
-    loaded: records.Records, judged: dict[str, Any]
-) -> None:
-    table = claims.table(loaded, "facts-numerical", "style-symbolic")
-    assert len(table) == 2 * 3 and table.index.names[0] == "sentence"
-    first = judged["claims"][0]
+def test_a_notebook_is_shown_verdicts_with_what_they_rest_on(place: Path) -> None:
+    write_trees(place, weights_or_prompts(0.9, 0.1), style=0.0)
+    loaded = records.load(place)
+    table = claims.table(loaded, "facts-numerical", "deciding-pays")
+    assert table.index.names[0] == "sentence"
+    first = claims.judged(loaded)["claims"][0]
     assert table.iloc[0][claims.SHOWN] == claims.points(first["comparisons"][0])
-    assert table.index.get_level_values("backbone")[2] == "all"
+    assert list(table.index.get_level_values("backbone")) == ["smollm2-135m", "all"] * 2
 
 
 def test_a_missing_p_value_is_no_evidence() -> None:

@@ -26,13 +26,15 @@ from nslora.model.lora import Epoch
 from nslora.types import Candidate, Example, Move, Pair, Prompt
 
 T = TypeVar("T")
+# of a tuned adapter, down from the whole of it
+SCALES = (1.0, 0.8, 0.6, 0.4)
 
 
 def numerical(run: Session, state: State, needs: Needs) -> Outcome:
     """Train `cfg.epochs` passes on the chosen facts (all of them by default) and on replay, and save a checkpoint.
 
-    With `bake` the weights learn under the initial prompt what the refined one brought, and the
-    candidate goes on with the initial prompt.
+    The adapter is then scaled down as far as dev allows (`shrink`). With `bake` the weights learn under the initial
+    prompt what the refined one brought, and the candidate goes on with the initial prompt.
     """
     cfg, refined = run.cfg, state.candidate.prompt
     step = state.history[-1].step + 1
@@ -54,18 +56,46 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
         epoch = run.timed(lambda: run.learner.epoch([*pairs, *replayed], rng))
         run.train_tokens += epoch.tokens
 
+    run.adapter = adapter = f"adapter-{step:02d}"
+    scale = shrink(run, prompt) if cfg.shrink else 1.0
     # adapter and optimizer: a run can go back to any of its moves
-    adapter = f"adapter-{step:02d}"
     run.learner.save(run.scratch / adapter)
-    run.adapter = adapter
     losses = own_losses(epoch, pairs)
     memory = Memory(chosen, targets, losses, (*state.memory.trained, *pairs))
     evidence = {
         "loss": monitor.mean_nll(losses),
         "grad_norm": epoch.grad_norm,
+        "scale": scale,
         "pairs": count_sources([*pairs, *replayed]),
     }
     return Outcome(Candidate(prompt, adapter), evidence, run.bill(), memory)
+
+
+def shrink(run: Session, prompt: Prompt) -> float:
+    """Scale the tuned adapter down as long as dev reward stays within one standard error of the best; return the scale.
+
+    Weights between the frozen and the tuned ones keep more of what the backbone knew (WiSE-FT, Wortsman et al., 2022).
+    Of scales that dev cannot tell apart the smallest is taken (the one-standard-error rule, Breiman et al., 1984). The
+    next numerical move trains on from the whole adapter.
+    """
+    adapter = run.adapter
+    best, error, smallest = 0.0, 0.0, 1.0
+    replies = {}
+    for scale in SCALES:
+        run.learner.shrink(scale)
+        # each scale has replies of its own
+        run.replies[adapter] = {}
+        values = [s.reward.value for s in run.score(prompt, run.task.dev)]
+        mean = float(np.mean(values))
+        if mean < best - error:
+            break
+        smallest, replies = scale, run.replies[adapter]
+        if mean > best:
+            best, error = mean, float(np.std(values)) / len(values) ** 0.5
+    run.learner.shrink(smallest)
+    # dev is not answered again
+    run.replies[adapter] = replies
+    return smallest
 
 
 def every_fact(run: Session, state: State, needs: Needs) -> frozenset[str]:

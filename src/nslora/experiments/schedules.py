@@ -358,6 +358,8 @@ def instance(run: Session) -> Json:
         "shares": {need: needs.count(need) / len(needs) for need in ("content", "style", "both")},
         # how far the frozen backbone follows prompts
         "follows": run.follows,
+        # how many questions retention is measured on
+        "abilities": {split: len(examples) for split, examples in run.abilities.items()},
         "facts": [example.fact for example in task.test],
         "weights": backbone.identity,
         "environment": environment(cfg.threads, backbone.device, backbone.dtype)

@@ -19,7 +19,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,6 +39,8 @@ ALPHA = 2
 # files of a checkpoint: PEFT's own, and ours beside it
 ADAPTER_FILE = "adapter_model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+# of the latter, how far the adapter was shrunk
+SHRUNK = "shrunk"
 # what AdamW keeps of each weight: number of steps, and the moments of the gradient
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -130,11 +132,13 @@ class Learner:
         self.weights = [parameters[name] for name in self.names]
         # for `reset`: A as drawn, B zero
         self.initial = [weight.detach().clone() for weight in self.weights]
+        self.shrunk = 1.0
         self.optimizer = self._fresh_optimizer()
 
     def epoch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> Epoch:
         """Train once over `pairs` (at least one), in random order."""
         started = time.perf_counter()
+        self.shrink(1.0)
         rows = [self._row(pair) for pair in pairs]
         order: list[int] = []
         token_nll: list[Tensor] = []
@@ -171,7 +175,8 @@ class Learner:
             # from here until the last line `load` refuses the folder
             (folder / SUMS).unlink(missing_ok=True)
             self.model.save_pretrained(str(folder))
-            save_file(self._optimizer_tensors(), folder / OPTIMIZER_FILE)
+            about = {SHRUNK: str(self.shrunk)}
+            save_file(self._optimizer_tensors(), folder / OPTIMIZER_FILE, about)
             write_sums(folder)
 
     def load(self, folder: Path) -> None:
@@ -183,6 +188,7 @@ class Learner:
         state = self._optimizer_state(folder / OPTIMIZER_FILE)
         # both files are whole and fit
         set_peft_model_state_dict(self.model, adapter)
+        self.shrunk = _shrunk(folder / OPTIMIZER_FILE)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer = self._fresh_optimizer()
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -200,11 +206,23 @@ class Learner:
             raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
         return adapter
 
+    def shrink(self, to: float) -> None:
+        """Put weights in place that are `to` of the way from the frozen ones to the tuned ones.
+
+        What the adapter adds is linear in B, which is scaled. Training goes on from the tuned ones.
+        """
+        with torch.no_grad():
+            for name, weight in zip(self.names, self.weights, strict=True):
+                if "lora_B" in name:
+                    weight.mul_(to / self.shrunk)
+        self.shrunk = to
+
     def reset(self) -> None:
         """Put back the neutral adapter and the optimizer as they were at first, to the bit."""
         with torch.no_grad():
             for weight, initial in zip(self.weights, self.initial, strict=True):
                 weight.copy_(initial)
+        self.shrunk = 1.0
         self.optimizer = self._fresh_optimizer()
 
     def _fresh_optimizer(self) -> torch.optim.AdamW:
@@ -381,6 +399,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def _shrunk(path: Path) -> float:
+    """Read how far the adapter beside a file was shrunk."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+    # adapters of before were saved whole
+    return float(about.get(SHRUNK, 1.0))
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

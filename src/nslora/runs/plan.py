@@ -109,8 +109,8 @@ def seconds(cfg: RunConfig, task: Task, kinds: str, rates: Rates) -> dict[str, f
     parts = {"loading": rates.load_s, "start": (scored + kept) * rates.reply_s}
     if "N" in kinds:
         parts["replay"] = bool(cfg.replay) * len(task.replay) * rates.reply_s
-        # replies with the answer as a hint are asked for as well
-        replies = scored + len(task.feedback)
+        # replies with the answer as a hint are asked for as well, and dev at two smaller scales
+        replies = scored + len(task.feedback) + 2 * cfg.shrink * len(task.dev)
         parts["numerical move"] = pairs * rates.pair_s + replies * rates.reply_s
     if "S" in kinds:
         parts["symbolic move"] = metric_calls(cfg, task) * rates.reply_s

@@ -7,21 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from nslora.study import classifier, signal, stats, stream
-from nslora.study.records import (
-    MEASURES,
-    Records,
-    estimate,
-    graded,
-    paired,
-    rank_of,
-)
+from nslora.study.records import Records, estimate, paired
 from nslora.study.schedules import Trees, answers
-from nslora.study.schedules.routers import begun
-from nslora.study.schedules.trees import difference
+from nslora.study.schedules.routers import begun, ends_of, method
+from nslora.study.schedules.trees import difference, schedules, scored
 from nslora.study.stats import AREA, DIFFERENCE, SHARE, Bounds, Interval
+from nslora.tasks import bigbench
 from nslora.types import Json
 
 # Numbers by `backbone` and `seed`: the column `value`, and what `records.estimate` needs for its floor.
@@ -43,6 +37,7 @@ class Comparison:
         bounds: its possible range.
         task: the comparison is due on the backbones on which the study ran this task; empty for any task.
         study: the study whose runs it compares; `schedules` compares ends of trees, a value per instance.
+        among: chooses the trees that it is about.
     """
 
     words: str
@@ -51,38 +46,17 @@ class Comparison:
     bounds: Bounds = DIFFERENCE
     task: str = "mixed"
     study: str = "main"
+    among: Callable[[Trees], Trees] = lambda trees: trees
 
     def due(self, records: Records) -> list[str]:
         """Return the backbones on which the study ran the task."""
         runs = records.of(self.study).runs
         if self.study == SCHEDULES:
-            runs = confirmed(records.trees).instances
+            runs = self.among(confirmed(records.trees)).instances
         return sorted(set(runs.backbone[(runs.task == self.task) | (self.task == "")]))
 
 
 # ---------------------------------------------------------------------------------------------- comparisons
-
-
-def methods(a: str, b: str, task: str = "mixed", bound: float = 0.0) -> Comparison:
-    """Compare test success of method `a` with that of `b` in the main study, paired by seed and item."""
-
-    def values(records: Records) -> DataFrame:
-        return paired(records.scores[records.scores.task == task], a, b)
-
-    return Comparison(f"test success on {task}: {a} - {b}", values, bound, task=task)
-
-
-def against_fixed(records: Records) -> list[Comparison]:
-    """Compare neurosymbolic with every method whose schedule is given in advance, at least with `alternate`."""
-    names = records.of("main").runs.query("task == 'mixed'").method
-    fixed = set(names[names.str.startswith("fixed:") | (names == "alternate")])
-    return [methods("neurosymbolic", name) for name in sorted(fixed, key=rank_of) or ["alternate"]]
-
-
-def facts_kept(records: Records) -> DataFrame:
-    """Return, per item that the frozen backbone gets right, whether neurosymbolic adaptation still does."""
-    rows = graded(records, *MEASURES["facts kept"], task="mixed")
-    return rows[rows.method == "neurosymbolic"]
 
 
 def remade(records: Records) -> DataFrame:
@@ -152,21 +126,89 @@ def confirmed(trees: Trees) -> Trees:
     return trees.where(trees.instances.split == "test")
 
 
-def on_trees(words: str, values: Callable[[Trees], DataFrame]) -> Comparison:
-    """Compare ends of trees (`values`, of all splits) on the instances of the test split."""
+def on_trees(
+    words: str,
+    values: Callable[[Trees], DataFrame],
+    bound: float = 0.0,
+    bounds: Bounds = DIFFERENCE,
+    among: Callable[[Trees], Trees] = lambda trees: trees,
+) -> Comparison:
+    """Compare `values` of trees (of all splits) on those instances of the test split that `among` chooses."""
 
     def tested(records: Records) -> DataFrame:
         if records.trees.instances.empty:
             return DataFrame(columns=["backbone", "seed", "value", "variance"])
         frame = values(records.trees)
-        return frame[frame.split == "test"]
+        return frame[frame.instance.isin(among(confirmed(records.trees)).instances.index)]
 
-    return Comparison(words, tested, task="", study=SCHEDULES)
+    return Comparison(words, tested, bound, bounds, task="", study=SCHEDULES, among=among)
 
 
-def routers(a: str, b: str) -> Comparison:
+def routers(
+    a: str, b: str, bound: float = 0.0, among: Callable[[Trees], Trees] = lambda trees: trees
+) -> Comparison:
     """Compare test success of two routers (keys of `routers.ROUTERS`) on the same trees."""
-    return on_trees(f"test success on trees: {a} - {b}", lambda trees: answers.between(trees, a, b))
+    words = f"test success on {KINDS.get(among, 'trees')}: {a} - {b}"
+    return on_trees(words, lambda trees: answers.between(trees, a, b), bound, among=among)
+
+
+def facts_alone(trees: Trees) -> Trees:
+    """Return the trees whose items need content and no style."""
+    return trees.where((trees.instances.task == "mixed") & (answers.style_share(trees) == 0))
+
+
+def style_alone(trees: Trees) -> Trees:
+    """Return the trees whose items need style and no content."""
+    return trees.where((trees.instances.task == "mixed") & (answers.style_share(trees) == 1))
+
+
+def of_math(trees: Trees) -> Trees:
+    """Return the trees of problems to work out."""
+    return trees.where(trees.instances.task == "math")
+
+
+def of_real_tasks(trees: Trees) -> Trees:
+    """Return the trees of BIG-bench's tasks."""
+    return trees.where(trees.instances.task.isin(list(bigbench.TASKS)))
+
+
+# what a choice of trees is called
+KINDS = {
+    facts_alone: "trees of facts alone",
+    style_alone: "trees of style alone",
+    of_math: "trees of math",
+    of_real_tasks: "trees of real tasks",
+}
+
+
+def against_fixed(records: Records) -> list[Comparison]:
+    """Compare neurosymbolic with every schedule of full depth that is fixed in advance."""
+    depths = records.trees.instances.depth
+    depth = int(depths.max()) if len(depths) else 1
+    return [against(schedule) for schedule in schedules(depth) if len(schedule) == depth]
+
+
+def against(schedule: str) -> Comparison:
+    """Compare neurosymbolic with one fixed schedule."""
+    words = f"test success on trees: neurosymbolic - {schedule}"
+    return on_trees(words, lambda trees: beyond(trees, schedule))
+
+
+def beyond(trees: Trees, schedule: str) -> DataFrame:
+    """Return test success of neurosymbolic minus that of one schedule for all ("": of the frozen backbone)."""
+    fixed = ends_of(Series(schedule, index=trees.instances.index))
+    return difference(trees, method(trees, "neurosymbolic"), fixed)
+
+
+def kept(trees: Trees) -> DataFrame:
+    """Return the share of known facts that neurosymbolic adaptation keeps, per instance."""
+    ends = scored(trees, method(trees, "neurosymbolic"))
+    places = zip(ends.instance, ends.returned, strict=True)
+    value = trees.nodes.locality.reindex(places).to_numpy(float)
+    known = trees.instances.known.reindex(ends.instance).to_numpy(float)
+    columns = ends[["instance", "family", "split", "backbone"]]
+    rows = columns.assign(seed=range(len(ends)), value=value)
+    return rows.assign(variance=stats.share_variance(value, known)).dropna()
 
 
 def adaptivity(trees: Trees) -> DataFrame:
@@ -185,15 +227,15 @@ def prompt_first(trees: Trees) -> DataFrame:
 CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Comparison]]]] = {
     "facts-numerical": (
         "New facts are learned by tuning weights rather than by rewriting prompts.",
-        [methods("lora-remade", "textgrad", "facts")],
+        [routers("weights only", "prompts only", among=facts_alone)],
     ),
     "style-symbolic": (
         "Style rules are learned by rewriting prompts rather than by tuning weights.",
-        [methods("textgrad", "lora-remade", "style")],
+        [routers("prompts only", "weights only", among=style_alone)],
     ),
     "beats-both": (
         "Deciding between both moves beats weights alone and prompts alone, all with the same targets.",
-        [methods("neurosymbolic", "lora-remade"), methods("neurosymbolic", "textgrad")],
+        [routers("neurosymbolic", "weights only"), routers("neurosymbolic", "prompts only")],
     ),
     "beats-fixed": (
         "Deciding beats every schedule that is fixed in advance.",
@@ -237,14 +279,25 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
     "not-worse": (
         "Where one kind of move is enough, deciding between both loses at most 3 points against it.",
         [
-            methods("neurosymbolic", "lora-remade", "facts", -0.03),
-            methods("neurosymbolic", "textgrad", "style", -0.03),
-            methods("neurosymbolic", "lora-remade", "math", -0.03),
+            routers("neurosymbolic", "weights only", -0.03, facts_alone),
+            routers("neurosymbolic", "prompts only", -0.03, style_alone),
+            routers("neurosymbolic", "weights only", -0.03, of_math),
+        ],
+    ),
+    "real-tasks": (
+        "On real tasks, graded by exact match, adaptation helps, and deciding loses at most 3 points against weights.",
+        [
+            on_trees(
+                "test success on trees of real tasks: neurosymbolic - frozen",
+                lambda trees: beyond(trees, ""),
+                among=of_real_tasks,
+            ),
+            routers("neurosymbolic", "weights only", -0.03, of_real_tasks),
         ],
     ),
     "knowledge-kept": (
         "Neurosymbolic adaptation keeps nine tenths of what the backbone knew.",
-        [Comparison("share of facts kept by neurosymbolic on mixed", facts_kept, 0.9, SHARE)],
+        [on_trees("share of facts kept by neurosymbolic on trees", kept, 0.9, SHARE)],
     ),
     "saturation-signal": (
         "A small relative change of the loss and a small gradient norm tell that LoRA is saturated.",

@@ -47,7 +47,8 @@ class Trees:
     Attributes:
         instances: by `instance`: `family`, `split` ("tuning" or "test"), `backbone`, `task`, `seed`, `depth` (moves);
             shares of items by need (`content`, `style`, `both`); the share of instructions that the frozen backbone
-            `follows`; its settings (`config`) and the number of the cluster of each test item (`facts`).
+            `follows`; how many questions that it gets right are asked again (`known`); its settings (`config`) and the
+            number of the cluster of each test item (`facts`).
         nodes: by (`instance`, `schedule`), parents first. The record under dotted names (`dev.success`, `signal.c1`,
             `needs.asked.style`), and of a run that ends here: the node `returned`, its scores on `test` and `dev`, its
             test items as 0 and 1 (`right`), test success times what was `retained`, and `moves`, `tokens` and `seconds`
@@ -56,7 +57,9 @@ class Trees:
     """
 
     instances: pd.DataFrame = field(
-        default_factory=lambda: pd.DataFrame(columns=[*INSTANCE, *NEEDS, "config", "facts"])
+        default_factory=lambda: pd.DataFrame(
+            columns=[*INSTANCE, *NEEDS, "config", "facts", "known"]
+        )
     )
     nodes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=NODES).set_index(NODE))
     unfinished: tuple[str, ...] = ()
@@ -138,6 +141,8 @@ def tidy_instance(instance: dict[str, Any]) -> dict[str, Any]:
         **{need: instance["shares"].get(need, 0.0) for need in NEEDS},
         "family": instance.get("family") or family(config),
         "facts": pd.factorize(np.array(instance["facts"]))[0],
+        # trees of before do not say it
+        "known": instance.get("abilities", {}).get("locality", 0),
     }
 
 
