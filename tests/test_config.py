@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from nslora.config import METHODS, OF_OWN_DATA, Needs, RunConfig, Targets
+from nslora.config import METHODS, OF_OWN_DATA, OF_STREAM, Needs, RunConfig, Targets
 from nslora.types import UserError
 
 pytestmark = pytest.mark.pure
@@ -17,7 +17,7 @@ OTHER = {  # another valid value for every setting that takes part in a run's id
     "task": "facts", "backbone": "gemma3-270m", "method": "lora", "moves": 3, "returned": "tuned",
     "items": 5, "dev_items": 5, "test_items": 5, "mix": "2:1:0", "rule": "json", "tier": "hard", "max_new_tokens": 9,
     "reward": "parts", "rank": 4, "lr": 1e-3, "batch": 2, "epochs": 2, "targets": "gold",
-    "inputs": "needed", "bake": True, "replay": 0.0, "replay_pool": 9, "candidates": 1, "feedback": 1,
+    "inputs": "needed", "shrink": False, "bake": True, "replay": 0.0, "replay_pool": 9, "candidates": 1, "feedback": 1,
     "prompt_tokens": 99, "gate": False, "control": "random", "needs": "classifier", "c1_eps": 0.5,
     "c2_eps": 0.1, "gain_eps": 0.1, "patience": 2, "demand_floor": 0.2, "follows_floor": 0.4, "reserve": 0,
     "editor_url": "https://example.org/v1", "editor_model": "smollm2-135m",
@@ -44,6 +44,7 @@ OTHER = {  # another valid value for every setting that takes part in a run's id
         ({"replay": -1.0}, "setting replay = -1.0: input should be greater than or equal to 0"),
         ({"targets": "best"}, "setting targets = 'best': input should be 'method', 'gold'"),
         ({"needs": "parts"}, 'needs = "parts" takes a reward in parts'),
+        ({"rounds": 3}, "rounds is a setting of the stream alone"),
     ],
 )
 def test_wrong_settings_get_one_sentence(settings: dict, sentence: str) -> None:
@@ -58,10 +59,12 @@ def test_whole_numbers_do_for_fractions() -> None:
 
 def test_every_setting_but_seed_and_study_changes_the_fingerprint() -> None:
     base = RunConfig()
-    assert set(OTHER) == set(RunConfig.model_fields) - {"seed", "study", *OF_OWN_DATA}
+    assert set(OTHER) == set(RunConfig.model_fields) - {"seed", "study", *OF_OWN_DATA, *OF_STREAM}
     prints = {base.but(**{name: value}).fingerprint for name, value in OTHER.items()}
     assert len(prints | {base.fingerprint}) == len(OTHER) + 1
     assert base.but(seed=3, study="main").fingerprint == base.fingerprint
+    stream = base.but(task="stream")
+    assert stream.but(rounds=3).fingerprint != stream.fingerprint
 
 
 def test_own_data_are_known_by_their_content(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from nslora.types import SLOT, UserError
 
 # settings that other tasks do not have
 OF_OWN_DATA = ("grader", "judge", "columns", "test", "system", "template", "dtype")
+# a setting that other tasks do not have
+OF_STREAM = ("rounds",)
 TASKS = (
     "facts",
     "style",
@@ -120,6 +122,7 @@ class RunConfig(BaseModel):
     seed: NonNegativeInt = 0
     study: str = "single"  # which study of experiments.toml the run belongs to; not its identity
     moves: PositiveInt = 6  # budget, equal for all methods; of each phase in a stream
+    rounds: NonNegativeInt = 0  # of a stream: most moves of a phase, all phases sharing one budget
     returned: Literal["best", "tuned"] = "best"  # on dev: the best candidate, or best tuned one
 
     # the task
@@ -215,6 +218,8 @@ class RunConfig(BaseModel):
         for name in () if self.is_own else OF_OWN_DATA:
             if getattr(self, name) != RunConfig.model_fields[name].default:
                 raise ValueError(f"{name} is a setting of own data alone")
+        if self.rounds and self.task != "stream":
+            raise ValueError("rounds is a setting of the stream alone")
         if self.row.needs == "parts" and self.reward != "parts":
             raise ValueError('needs = "parts" takes a reward in parts: set reward = "parts"')
         return self
@@ -256,7 +261,9 @@ class RunConfig(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         """All settings as a receipt holds them: `needs`, `targets` and `inputs` by their own names."""
-        given = self.model_dump(exclude=None if self.is_own else set(OF_OWN_DATA))
+        others = [] if self.is_own else [*OF_OWN_DATA]
+        others += [] if self.task == "stream" else OF_STREAM
+        given = self.model_dump(exclude=set(others))
         return given | {name: getattr(self.row, name) for name in ("needs", "targets", "inputs")}
 
     @property

@@ -92,7 +92,7 @@ def test_the_budget_is_kept_and_evidence_fits_the_move(opened) -> None:
     edits = symbolic.evidence["edits"]
     columns = {"system", "question", "problem", "screen_value", "accepted", "diff"}
     assert set(edits[0]) == columns
-    assert set(numerical.evidence) == {"loss", "grad_norm", "pairs"}
+    assert set(numerical.evidence) == {"loss", "grad_norm", "scale", "pairs"}
     assert numerical.signal.c2 == numerical.evidence["grad_norm"] and numerical.signal.c1 is None
     assert symbolic.signal.c2 is None and symbolic.signal.gain is not None
     assert [state.history[-1] for state in states] == list(history)
@@ -127,6 +127,18 @@ def test_a_stream_goes_on_from_the_best_of_each_phase(opened) -> None:
     assert second and third
     assert not any(run.reward(examples[f], text).success for f, (text, _) in second.items())
     assert all(run.reward(examples[f], text).success for f, (text, _) in third.items())
+
+
+@pytest.mark.parametrize(
+    ("method", "by_phase"), [("lora", [3, 3, 0]), ("fixed:NN", [2, 2, 2]), ("fixed:N", [1, 1, 1])]
+)
+def test_phases_share_one_budget(opened, method: str, by_phase: list[int]) -> None:
+    """Two moves for each of three phases: who spends them first has none left."""
+    run = opened(task="stream", method=method, moves=2, rounds=3, targets="gold")
+    history, _ = adapt(run)
+    starts = [i for i, step in enumerate(history) if step.move == "start"]
+    ends = [*starts[1:], len(history)]
+    assert [end - start - 1 for start, end in zip(starts, ends, strict=True)] == by_phase
 
 
 def test_a_phase_starts_without_the_losses_of_the_one_before_it(opened) -> None:

@@ -39,7 +39,7 @@ def adapt(run: Session, state: State, watch: Watch) -> State:
     if not state.dev:
         state = begin(run, state)  # ----------------------- 1: score the start
         watch(state, None)
-    while len(state.moves) < cfg.moves:  # ------------ 2: while budget is left
+    while left(state, cfg):  # ------------------------ 2: while budget is left
         needs = estimate(run, state)  # --------- 3: what does each input need?
         choice = decide(state.moves, needs, cfg)  # ----- 4: weights or prompt?
         if choice.move is Move.STOP or not run.affords(choice.move):  # ----- 5
@@ -49,6 +49,18 @@ def adapt(run: Session, state: State, watch: Watch) -> State:
         state = after(run, state, needs, choice, outcome)  # - 7: score, signal
         watch(state, needs)
     return state  # ------------------------------ 8: the best candidate on dev
+
+
+def left(state: State, cfg: RunConfig) -> int:
+    """Return how many moves the phase may still make.
+
+    With `rounds` the phases of a stream share one budget: what a phase leaves others can use, and
+    no phase knows how many come.
+    """
+    if not cfg.rounds:
+        return cfg.moves - len(state.moves)
+    made = sum(step.move in list(Move) for step in state.whole)
+    return min(cfg.rounds - len(state.moves), cfg.moves * phases(cfg) - made)
 
 
 def begin(run: Session, state: State) -> State:

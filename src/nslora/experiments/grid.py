@@ -31,7 +31,6 @@ STUDIES = (
     "ablations",
     "baking",
     "controls",
-    "quickstart",
     "schedules",
 )
 # seeds from here on are for tuning

@@ -12,7 +12,7 @@ from pandas import DataFrame, Series
 from nslora.study import classifier, signal, stats, stream
 from nslora.study.records import Records, estimate, paired
 from nslora.study.schedules import Trees, answers
-from nslora.study.schedules.routers import begun, ends_of, method
+from nslora.study.schedules.routers import begun, ends_by, ends_of
 from nslora.study.schedules.trees import difference, schedules, scored
 from nslora.study.stats import AREA, DIFFERENCE, SHARE, Bounds, Interval
 from nslora.tasks import bigbench
@@ -197,12 +197,12 @@ def against(schedule: str) -> Comparison:
 def beyond(trees: Trees, schedule: str) -> DataFrame:
     """Return test success of neurosymbolic minus that of one schedule for all ("": of the frozen backbone)."""
     fixed = ends_of(Series(schedule, index=trees.instances.index))
-    return difference(trees, method(trees, "neurosymbolic"), fixed)
+    return difference(trees, ends_by(trees, "neurosymbolic"), fixed)
 
 
 def kept(trees: Trees) -> DataFrame:
     """Return the share of known facts that neurosymbolic adaptation keeps, per instance."""
-    ends = scored(trees, method(trees, "neurosymbolic"))
+    ends = scored(trees, ends_by(trees, "neurosymbolic"))
     places = zip(ends.instance, ends.returned, strict=True)
     value = trees.nodes.locality.reindex(places).to_numpy(float)
     known = trees.instances.known.reindex(ends.instance).to_numpy(float)

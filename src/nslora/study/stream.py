@@ -25,7 +25,11 @@ def by_move(records: Records) -> DataFrame:
     of dev items behind a value.
     """
     stream = records.of("stream")
-    steps = records.with_settings(stream.steps.sort_values(["run_id", "step"]), "moves")
+    steps = stream.steps.sort_values(["run_id", "step"])
+    steps = records.with_settings(steps, "moves", "rounds")
+    # with one budget for all, no phase makes more moves than there are rounds
+    rounds = steps["rounds"].astype(float).fillna(0)
+    steps = steps.assign(moves=steps.moves.where(rounds == 0, rounds).astype(int))
     # each phase begins with a record without a move
     steps = steps.assign(phase=(steps.move == "start").groupby(steps.run_id).cumsum())
     by = ["run_id", "phase"]

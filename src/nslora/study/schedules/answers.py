@@ -27,6 +27,7 @@ from nslora.study.schedules.routers import (
     best_fixed,
     by_schedule,
     chosen,
+    ends_by,
     ends_of,
     inner_nodes,
     routed,
@@ -183,9 +184,7 @@ def spending(trees: Trees) -> pd.DataFrame:
 
 def between(trees: Trees, a: str, b: str) -> pd.DataFrame:
     """Return test success of router `a` minus that of `b` per instance."""
-    everything = routed(trees)
-    ends = (everything[everything.router == name] for name in (a, b))
-    return difference(trees, *ends)
+    return difference(trees, ends_by(trees, a), ends_by(trees, b))
 
 
 # ---------------------------------------------------------------------------------------------- the signal

@@ -324,8 +324,14 @@ ROUTERS: dict[str, Callable[[Trees], pd.DataFrame]] = {
 }
 
 
+@lru_cache(maxsize=128)
+def ends_by(trees: Trees, name: str) -> pd.DataFrame:
+    """Return the ends of a router of ROUTERS."""
+    return ROUTERS[name](trees)
+
+
 @lru_cache(maxsize=4)
 def routed(trees: Trees, cost: str = "tokens") -> pd.DataFrame:
     """Return what every router of ROUTERS makes of every instance: `scored`, by `router`."""
-    parts = [scored(trees, ends(trees), cost).assign(router=name) for name, ends in ROUTERS.items()]
+    parts = [scored(trees, ends_by(trees, name), cost).assign(router=name) for name in ROUTERS]
     return pd.concat(parts, ignore_index=True)
