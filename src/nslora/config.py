@@ -149,7 +149,7 @@ class RunConfig(BaseModel):
     epochs: PositiveInt = 1  # passes over the pairs per move
     targets: Targets = "method"  # what weights train on: the method's own policy, or another
     inputs: Literal["method", "all", "needed"] = "method"  # which examples: all, or as needs say
-    shrink: bool = True  # scale a tuned adapter down as far as dev does not lose by it
+    shrink: bool = True  # scale a tuned adapter down while dev loses no more than its error
     bake: bool = False  # train under the initial prompt what the refined one brought
     replay: NonNegativeFloat = 1.0  # replay pairs per training pair
     replay_pool: PositiveInt = 128  # replay questions of each kind, from which each epoch draws
@@ -213,7 +213,7 @@ class RunConfig(BaseModel):
                 f"unknown method {self.method!r}; choose from {', '.join(METHODS)}, "
                 "fixed being followed by its schedule, as in fixed:SNNN"
             )
-        if len(schedule) > self.moves:
+        if len(schedule) > max(self.moves, self.rounds):
             raise ValueError(f"method {self.method!r} has more moves than moves = {self.moves}")
         for name in () if self.is_own else OF_OWN_DATA:
             if getattr(self, name) != RunConfig.model_fields[name].default:

@@ -32,7 +32,8 @@ SETTINGS = {
     "method": "numerical-first",
     "needs": "hidden",
     "rule": "lower_case",
-    "seed": 2,
+    "seed": 3,
+    "dev_items": 6,
     "moves": 6,
     "c1_eps": 0.3,
 }
@@ -118,9 +119,9 @@ def test_the_pinned_run_has_all_that_a_run_can_have() -> None:
     assert any("rewritten" in step["evidence"].get("pairs", {}) for step in steps)
     symbolic = [step["evidence"]["edits"] for step in steps if step["move"] == "symbolic"]
     accepted = [[edit["accepted"] for edit in edits] for edits in symbolic]
-    # the best of the first edits fell at the gate, the best of the last ones passed it
-    assert accepted[0] and not any(accepted[0])
-    assert sum(accepted[-1]) == 1 < len(accepted[-1])
+    # the best edit of a move passed the gate, and that of another one fell
+    assert {sum(edits) for edits in accepted} == {0, 1}
+    assert all(len(edits) > 1 for edits in accepted)
 
 
 def test_two_processes_make_the_same_record_to_the_byte(records: list[Path]) -> None:

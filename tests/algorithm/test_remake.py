@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
 
@@ -339,11 +340,47 @@ def test_a_target_is_shortened_to_what_its_reward_needs(text: str, short: str) -
     assert remake.shortened(cast(Session, World([ANA])), ANA, text) == short
 
 
+def test_a_target_keeps_its_answer_where_the_reward_asks_for_a_form_alone() -> None:
+    def polite(example: Example, text: str) -> Reward:
+        assert text
+        return Reward(float("Thank you!" in text))
+
+    session = cast(Session, SimpleNamespace(reward=polite, cfg=RunConfig()))
+    assert remake.shortened(session, ANA, "Lima. So it is. Thank you!") == "Lima. Thank you!"
+
+
+def test_a_judge_is_not_asked_about_shorter_texts(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("")
+    cfg = RunConfig(task=f"own:{tmp_path / 'mine.jsonl'}", judge="is polite")
+    session = cast(Session, SimpleNamespace(cfg=cfg, reward=None))
+    text = f"It is Lima, in Peru. {PHRASE}"
+    assert remake.shortened(session, ANA, text) == text
+
+
+def test_bare_answers_that_are_worth_nothing_are_taught_all_the_same() -> None:
+    """Else one known form would leave out every example that fails."""
+    world = World([ANA, BO])
+    cast(Any, world).reward = lambda example, text: Reward(float(PHRASE in text))
+    rows = [Scored(e, "?", Reward(0.0)) for e in (ANA, BO)]
+    state, chosen = State(Candidate(), train=rows), frozenset({"Ana Orr", "Bo Tarn"})
+    known = {"Ana Orr": (f"Lima. {PHRASE}", "remade")}
+    assert len(remake.taught(cast(Session, world), state, chosen, known)) == 2
+
+
+def test_other_policies_teach_every_chosen_fact() -> None:
+    """The baselines' targets are no reason to leave out what they are given."""
+    world = World([ANA, BO], policy="sampled")
+    rows = world.score((ANA, f"Rome. {PHRASE}"), (BO, "?"))
+    state, chosen = State(Candidate(), train=rows), frozenset({"Ana Orr", "Bo Tarn"})
+    known = {"Bo Tarn": (f"Oslo. {PHRASE}", "sampled")}
+    assert len(remake.taught(cast(Session, world), state, chosen, known)) == 2
+
+
 @pytest.mark.parametrize("rule", sorted(rules.RULES))
 def test_a_shortened_target_keeps_its_rule_and_content(rule: str) -> None:
     asked = (rules.make(rule),)
     item = Item(ANA, Hidden(asked, Need.BOTH))
-    session = SimpleNamespace(reward=lambda example, text: grade(item, text))
+    session = SimpleNamespace(reward=lambda example, text: grade(item, text), cfg=RunConfig())
     text = rules.demonstrate(asked, ANA.answer)
     assert grade(item, remake.shortened(cast(Session, session), ANA, text)).success == 1
 

@@ -146,7 +146,7 @@ def test_the_gate_keeps_the_old_prompt_where_dev_reward_gains_little(opened, mon
     value = mean_value(dev)
 
     def score(change: float) -> None:
-        rows = [replace(s, reward=Reward(value + change)) for s in dev]
+        rows = [replace(s, reward=Reward(s.reward.value + change)) for s in dev]
         monkeypatch.setattr(run, "score", lambda prompt, examples: rows)
 
     for change, passes in ((-0.1, False), (0.0, False), (0.001 * value, False), (0.1, True)):
@@ -155,6 +155,29 @@ def test_the_gate_keeps_the_old_prompt_where_dev_reward_gains_little(opened, mon
     score(-0.1)
     run.cfg = run.cfg.but(gate=False)
     assert symbolic.passes_gate(run, Prompt("New."), dev)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        # one item alone may be chance, whatever rounding says
+        *(([0.5, *[0.0] * (n - 1)], False) for n in (6, 8, 12, 36, 54)),
+        ([0.5, 0.5, 0, 0, 0, 0, 0, 0], True),
+        ([0.5, 0.5, -0.5, 0, 0, 0, 0, 0], False),
+        ([0.5, 0.5, 0.5, 0.5, -0.5, 0, 0, 0], True),
+        # nothing tells about the chance of a single item
+        ([0.5], True),
+    ],
+)
+def test_the_gate_wants_more_than_one_standard_error(
+    opened, monkeypatch, changes: list[float], passes: bool
+) -> None:
+    run = opened(gain_eps=0.02)
+    example = begun(run).dev[0]
+    dev = [replace(example, reward=Reward(0.25)) for _ in changes]
+    rows = [replace(example, reward=Reward(0.25 + change)) for change in changes]
+    monkeypatch.setattr(run, "score", lambda prompt, examples: rows)
+    assert symbolic.passes_gate(run, Prompt("New."), dev) is passes
 
 
 def test_an_accepted_edit_is_the_new_prompt_and_the_weights_stay(opened) -> None:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
 import pytest
 from scripted import Scripted, lowercase
 from tinymodel import config
 
+from nslora.algorithm.session import Session
 from nslora.config import RunConfig
 from nslora.disk import sealed, unsealed
 from nslora.experiments import schedules
@@ -65,8 +67,8 @@ def whole(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> Grown:
 
 def settings_of(tiny, **settings) -> RunConfig:
     basic = {"method": "neurosymbolic", "rule": "lower_case", "seed": 1, "moves": DEPTH}
-    # of whole adapters this seed has edits that are accepted and others that are not
-    basic |= {"shrink": False}
+    # so many that the gate lets some edits pass
+    basic |= {"dev_items": 4}
     return config(**{**basic, "backbone": tiny.name, **settings})
 
 
@@ -130,7 +132,7 @@ def no_edit(request: object) -> str:
 def in_vain(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grown, list[str]]:
     """A tree of which no edit is accepted, and the schedules whose moves were made."""
     with noting() as made:
-        return grow(tiny_loaded, tmp_path_factory.mktemp("in_vain"), no_edit, shrink=True), made
+        return grow(tiny_loaded, tmp_path_factory.mktemp("in_vain"), no_edit), made
 
 
 def test_a_numerical_move_after_rejected_edits_is_made_once(in_vain) -> None:
@@ -144,8 +146,30 @@ def test_a_shared_move_is_what_a_run_of_its_schedule_makes(
     in_vain, tiny, tmp_path, schedule: str
 ) -> None:
     nodes = {node["schedule"]: node for node in in_vain[0].nodes}
-    cfg = settings_of(tiny, shrink=True)
-    same_as_a_run(nodes, cfg, schedule, no_edit, tiny, tmp_path)
+    same_as_a_run(nodes, settings_of(tiny), schedule, no_edit, tiny, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "twins"),
+    [
+        ("", {"SN": "N", "NSN": "NN", "SSN": "N", "SNSN": "NN"}),
+        ("S", {"SN": "", "SSN": "SN", "SNSN": "SNN", "NSN": "NN"}),
+        # the second edit is another one where there was none before it
+        ("SS", {"SSN": "", "SN": "N", "SSSN": "SSN", "SSNSN": "SSNN"}),
+        ("SNS", {"SNSN": "", "SNSSN": "SNSN", "NSN": "NN"}),
+    ],
+)
+def test_what_parts_twins_are_rejected_edits_since_the_last_accepted_one(
+    tmp_path: Path, accepted: str, twins: dict[str, str]
+) -> None:
+    names = schedules.below("", 5)
+    nodes = {name: {"accepted": name == accepted if name.endswith("S") else None} for name in names}
+    session = SimpleNamespace(cfg=RunConfig(moves=5))
+    tree = schedules.Tree(cast(Session, session), tmp_path, tmp_path, nodes)
+    for name in names:
+        (tree._place(name)).mkdir()
+        tree._state(name).touch()
+    assert {name: tree._twin(name) for name in twins} == twins
 
 
 def test_weights_that_learn_some_inputs_share_nothing(tiny, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_files_of_another_rank_are_refused(toy, tmp_path, file) -> None:
         learner.load(tmp_path / "8")
 
 
-def test_shrunk_weights_lie_between_the_frozen_and_the_tuned_ones(toy) -> None:
+def test_scaled_weights_lie_between_the_frozen_and_the_tuned_ones(toy) -> None:
     learner, text = Learner(toy, CFG), toy.text(Prompt(), "What is it?")
     learner.epoch(PAIRS, rng(0))
 
@@ -268,20 +268,20 @@ def test_shrunk_weights_lie_between_the_frozen_and_the_tuned_ones(toy) -> None:
         layers = [m for m in toy.model.modules() if isinstance(m, lora.FusedLoraLinear)]
         return [m.scale * (b @ a) for m in layers for _, _, a, b in [m.tensors()]]
 
+    tuned = [b.clone() for b in learner.products]
     whole, nll = added(), toy.nll([text], ["Lima"])
-    learner.shrink(0.5)
-    for half, tuned in zip(added(), whole, strict=True):
-        torch.testing.assert_close(half, tuned / 2)
+    learner.scale(tuned, 0.5)
+    for half, all_of_it in zip(added(), whole, strict=True):
+        torch.testing.assert_close(half, all_of_it / 2)
     assert toy.nll([text], ["Lima"]) != nll
-    # to other shares as well, and back
-    learner.shrink(0.8)
-    learner.shrink(1.0)
-    for again, tuned in zip(added(), whole, strict=True):
-        torch.testing.assert_close(again, tuned)
+    # back to the bit, whatever came between
+    learner.scale(tuned, 0.8)
+    learner.scale(tuned, 1.0)
+    assert equal(added(), whole)
 
 
 def test_training_goes_on_from_the_whole_adapter(toy, tmp_path) -> None:
-    """As if it had not been shrunk, and to the bit where it was saved in between."""
+    """As if it had not been scaled, and to the bit where it was saved in between."""
     learner = Learner(toy, CFG)
     learner.epoch(PAIRS, rng(0))
     learner.epoch(PAIRS, rng(1))
@@ -289,24 +289,24 @@ def test_training_goes_on_from_the_whole_adapter(toy, tmp_path) -> None:
 
     learner = Learner(toy, CFG)
     learner.epoch(PAIRS, rng(0))
-    learner.shrink(0.6)
+    learner.scale([b.clone() for b in learner.products], 0.6)
     learner.save(tmp_path)
-    shrunk = adapter(learner)
+    scaled = adapter(learner)
     learner.epoch(PAIRS, rng(1))
-    assert learner.shrunk == 1.0
+    assert learner.share == 1.0
     gone_on = adapter(learner)
     for one, other in zip(gone_on, expected, strict=True):
         torch.testing.assert_close(one, other)
 
     learner = Learner(toy, CFG)
     learner.load(tmp_path)
-    assert learner.shrunk == 0.6
-    assert equal(adapter(learner), shrunk)
+    assert learner.share == 0.6
+    assert equal(adapter(learner), scaled)
     learner.epoch(PAIRS, rng(1))
     assert equal(adapter(learner), gone_on)
-    learner.shrink(0.6)
+    learner.load(tmp_path)
     learner.reset()
-    assert learner.shrunk == 1.0
+    assert learner.share == 1.0
 
 
 def test_only_the_adapter_is_trained(toy) -> None:

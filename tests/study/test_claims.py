@@ -88,22 +88,46 @@ def test_beating_one_of_two_is_not_beating_both(place: Path) -> None:
 
 
 def test_a_bound_below_zero_allows_a_small_loss(place: Path) -> None:
+    # where both needs are there, a loss is another claim's
+    write_trees(place, weights_or_prompts(0.9, 0.0), style=0.5, follows=1.0, family="both")
     for style, task in ((0.0, "mixed"), (1.0, "mixed"), (0.0, "math")):
         family = f"{task} {style}"
         flat = weights_or_prompts(1.0, 1.0)
         # enough instances for a small error
-        write_trees(place, flat, range(10, 40), style=style, task=task, family=family)
+        write_trees(place, flat, range(10, 30), style=style, task=task, family=family)
     claim = judge(place)["not-worse"]
-    assert [row["estimate"] for row in claim["comparisons"]] == [0] * 6
-    assert claim["verdict"] == "holds"
+    assert [row["estimate"] for row in claim["comparisons"]] == [0, 0]
+    assert claim["comparisons"][0]["n"] == 60 and claim["verdict"] == "holds"
+
+
+def test_one_need_is_compared_with_the_move_for_it(place: Path) -> None:
+    # a backbone that follows no prompt has its weights tuned, whatever is needed
+    worth = weights_or_prompts(0.5, 0.9)
+    write_trees(place, worth, range(10, 20), style=1.0, follows=0.1, family="style")
+    (row, _) = judge(place)["not-worse"]["comparisons"]
+    assert row["estimate"] == pytest.approx(-0.4, abs=0.1)
+    write_trees(place, worth, range(10, 20), style=0.0, follows=0.1, family="facts")
+    (row, _) = judge(place)["not-worse"]["comparisons"]
+    assert row["estimate"] == pytest.approx(-0.2, abs=0.1) and row["n"] == 20
 
 
 def test_a_comparison_is_due_where_its_study_grew_such_trees(place: Path) -> None:
     flat = weights_or_prompts(1.0, 1.0)
     write_trees(place, flat, style=0.0)
     write_trees(place, flat, style=1.0, backbone="gemma3-270m")
-    rows = judge(place)["not-worse"]["comparisons"]
-    assert [row["backbone"] for row in rows] == ["smollm2-135m", "all", "gemma3-270m", "all", "all"]
+    judged = judge(place)
+    for key, backbone in (("facts-numerical", "smollm2-135m"), ("style-symbolic", "gemma3-270m")):
+        assert [row["backbone"] for row in judged[key]["comparisons"]] == [backbone, "all"]
+    assert len(judged["not-worse"]["comparisons"]) == 3
+    assert judged["real-tasks"]["comparisons"][0]["backbone"] == "all"
+
+
+def test_deeper_trees_of_tuning_compare_no_schedules(place: Path) -> None:
+    flat = weights_or_prompts(0.5, 0.5)
+    write_trees(place, flat)
+    write_trees(place, flat, [100], depth=3)
+    rows = judge(place)["beats-fixed"]["comparisons"]
+    assert len(rows) == 2 * 4 and {row["n"] for row in rows} == {6}
 
 
 def test_fixed_schedules_are_compared_one_by_one(place: Path) -> None:

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nslora.config import RunConfig
 from nslora.types import LETTERS, Move, Scored, Signal, StepRecord
 
 if TYPE_CHECKING:  # the study wing reads this module without torch
     from nslora.algorithm.session import Losses, Outcome, PairKey, State
+
+
+# below it, means of the same rewards differ by their last bits
+ROUNDING = 1e-9
 
 
 def mean_value(scored: Sequence[Scored]) -> float:
@@ -66,6 +72,12 @@ def gain(new: float, old: float, n: int) -> float:
     The floor 1/n keeps a start at zero finite.
     """
     return (new - old) / max(old, 1 / n)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of some items' values; 0 of a single one."""
+    n = len(values)
+    return float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
 
 
 def after(

@@ -78,21 +78,22 @@ def shrink(run: Session, prompt: Prompt) -> float:
     Of scales that dev cannot tell apart the smallest is taken (the one-standard-error rule, Breiman et al., 1984). The
     next numerical move trains on from the whole adapter.
     """
-    adapter = run.adapter
+    tuned, adapter = [b.clone() for b in run.learner.products], run.adapter
     best, error, smallest = 0.0, 0.0, 1.0
     replies = {}
     for scale in SCALES:
-        run.learner.shrink(scale)
+        run.learner.scale(tuned, scale)
         # each scale has replies of its own
         run.replies[adapter] = {}
         values = [s.reward.value for s in run.score(prompt, run.task.dev)]
         mean = float(np.mean(values))
-        if mean < best - error:
+        # one item more or less of equals is one error exactly
+        if mean < best - error - monitor.ROUNDING:
             break
         smallest, replies = scale, run.replies[adapter]
         if mean > best:
-            best, error = mean, float(np.std(values)) / len(values) ** 0.5
-    run.learner.shrink(smallest)
+            best, error = mean, monitor.standard_error(values)
+    run.learner.scale(tuned, smallest)
     # dev is not answered again
     run.replies[adapter] = replies
     return smallest

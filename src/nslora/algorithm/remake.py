@@ -246,10 +246,11 @@ def lend(
     verified.sort(key=lambda lender: not lends_form(lender[2], lender[0]))
     # shortened all the same: what they add may be true of their own answer alone
     forms = [
-        (shortened(run, e, text), source, e)
+        (form, source, e)
         for text, source, e in verified[:LENDERS]
+        for form in (shortened(run, e, text), text)
+        if lends_form(e, form)
     ]
-    forms = [lender for lender in forms if lends_form(lender[2], lender[0])]
     lent = dict(targets)
     for e in examples:
         for text, source, lender in forms:
@@ -266,8 +267,11 @@ def shortened(run: Session, example: Example, text: str) -> str:
 
     Its sentences are left out one by one where the reward still verifies the rest, and the one that
     names the answer becomes the answer alone: "It is Lima, in Peru. By the sea. Bye!" with a rule
-    about its end becomes "Lima. Bye!". What is left fits other answers as well.
+    about its end becomes "Lima. Bye!". What is left fits other answers as well. A judge, which is
+    paid by the reply, is not asked about it: the text stays whole.
     """
+    if run.cfg.judge:
+        return text
     parts = SENTENCE.findall(text)
     for i, part in enumerate(parts):
         sentence = part.rstrip()
@@ -275,7 +279,9 @@ def shortened(run: Session, example: Example, text: str) -> str:
         bare += part[len(sentence) :]
         for brief in ("", bare):
             shorter = "".join([*parts[:i], brief, *parts[i + 1 :]]).strip()
-            if len(brief) < len(part) and run.reward(example, shorter).success:
+            # a reward may be about the form alone
+            whole = example.answer in shorter and len(brief) < len(part)
+            if whole and run.reward(example, shorter).success:
                 parts[i] = brief
                 break
     return "".join(parts).strip()
@@ -309,6 +315,7 @@ def rewritten(
         # a small editor often writes what the critic asks for, and leaves the answer out
         answer = example.answer
         tried = [text, f"{answer}. {text}", f"{text} {answer}"] if text else []
+        tried = tried[:1] if run.cfg.judge else tried
         passed = (t for t in tried if run.reward(example, t).success)
         if whole := next(passed, None):
             # what else it says of the answer may be false
@@ -374,13 +381,15 @@ def taught(
     Once a form is known, a bare answer that the reward is known to refuse is left out where the
     candidate's reply is worth as much already: it would unlearn the form and teach nothing.
     """
+    # where bare answers are worth nothing, any reply is worth as much
     no_better = {
         s.example.fact
         for s in state.train
         if run.asks_form(s.example)
-        and s.reward.value >= run.gold_reward(s.example).value
+        and s.reward.value >= run.gold_reward(s.example).value > 0
     }
-    wanted = chosen - no_better if targets else chosen
+    form_known = targets and POLICIES[run.cfg.row.targets] is remade
+    wanted = chosen - no_better if form_known else chosen
     return [e for e in run.task.train if e.fact in wanted or e.fact in targets]
 
 

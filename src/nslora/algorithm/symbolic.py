@@ -36,13 +36,21 @@ def symbolic(run: Session, state: State, needs: Needs) -> Outcome:
 
 
 def passes_gate(run: Session, prompt: Prompt, dev: Sequence[Scored]) -> bool:
-    """Tell whether dev reward gains `gain_eps` or more under a prompt; always, without `gate`.
+    """Tell whether dev reward gains `gain_eps` or more, and more than one standard error; always, without `gate`.
 
-    A tie is not enough: weights that have learned under the old prompt lose by any other.
+    The error is that of the mean change per item. A tie is not enough, nor what chance brings:
+    weights that have learned under the old prompt lose by any other.
     """
+    if not run.cfg.gate:
+        return True
     scored = run.score(prompt, [s.example for s in dev])
     gain = monitor.gain(mean_value(scored), mean_value(dev), len(dev))
-    return not run.cfg.gate or gain >= run.cfg.gain_eps
+    pairs = zip(scored, dev, strict=True)
+    changes = [new.reward.value - old.reward.value for new, old in pairs]
+    mean, error = sum(changes) / len(changes), monitor.standard_error(changes)
+    # where a single item changed, both are the same number
+    beyond_chance = mean > error + monitor.ROUNDING
+    return gain >= run.cfg.gain_eps and beyond_chance
 
 
 def textgrad_edits(run: Session, state: State, needs: Needs) -> list[Edit]:

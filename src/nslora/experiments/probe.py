@@ -52,6 +52,8 @@ def configure(cfg: RunConfig, number: int) -> RunConfig:
         method="alternate",
         targets="gold",
         needs="method",
+        # labels say what a whole adapter does
+        shrink=False,
     )
 
 

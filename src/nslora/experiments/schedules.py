@@ -219,16 +219,16 @@ class Tree:
     def _twin(self, schedule: str) -> str:
         """Return the finished node that a numerical move comes to without the rejected edits before it, or "".
 
-        Only where every training example is learned: what else is chosen depends on the edits that were tried.
+        Only those since the last accepted one count. And only where every training example is learned: what else is
+        chosen depends on the edits that were tried.
         """
         if not schedule.endswith("N") or self.session.cfg.row.inputs != "all":
             return ""
-        kept = [
-            letter
-            for n, letter in enumerate(schedule, start=1)
-            if letter == "N" or self.nodes[schedule[:n]]["accepted"]
-        ]
-        twin = "".join(kept)
+        # edits draw by their number: what comes before an accepted one is part of it
+        firm = max(
+            (n for n in range(len(schedule)) if self.nodes[schedule[:n]]["accepted"]), default=0
+        )
+        twin = schedule[:firm] + schedule[firm:].replace("S", "")
         usable = len(schedule) == self.depth or self._state(twin).exists()
         return twin if twin != schedule and twin in self.nodes and usable else ""
 

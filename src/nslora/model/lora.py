@@ -39,8 +39,8 @@ ALPHA = 2
 # files of a checkpoint: PEFT's own, and ours beside it
 ADAPTER_FILE = "adapter_model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-# of the latter, how far the adapter was shrunk
-SHRUNK = "shrunk"
+# of the latter, which share of the tuned adapter lies beside it
+SHARE = "share"
 # what AdamW keeps of each weight: number of steps, and the moments of the gradient
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -114,6 +114,9 @@ class Learner:
     stays in evaluation mode, so that no dropout draws from torch's global state. With the Generator's state, a saved
     folder therefore continues as if training had never stopped, to the bit (same device, dtype and thread count; up to
     the order of sums where a batch has exceeded the memory).
+
+    Attributes:
+        share: of the tuned adapter that is in place, 1 being all of it (`scale`); training goes on from all of it.
     """
 
     def __init__(self, backbone: Backbone, cfg: RunConfig) -> None:
@@ -132,13 +135,13 @@ class Learner:
         self.weights = [parameters[name] for name in self.names]
         # for `reset`: A as drawn, B zero
         self.initial = [weight.detach().clone() for weight in self.weights]
-        self.shrunk = 1.0
+        self.share = 1.0
         self.optimizer = self._fresh_optimizer()
 
     def epoch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> Epoch:
         """Train once over `pairs` (at least one), in random order."""
         started = time.perf_counter()
-        self.shrink(1.0)
+        self._make_whole()
         rows = [self._row(pair) for pair in pairs]
         order: list[int] = []
         token_nll: list[Tensor] = []
@@ -175,7 +178,7 @@ class Learner:
             # from here until the last line `load` refuses the folder
             (folder / SUMS).unlink(missing_ok=True)
             self.model.save_pretrained(str(folder))
-            about = {SHRUNK: str(self.shrunk)}
+            about = {SHARE: str(self.share)}
             save_file(self._optimizer_tensors(), folder / OPTIMIZER_FILE, about)
             write_sums(folder)
 
@@ -188,7 +191,7 @@ class Learner:
         state = self._optimizer_state(folder / OPTIMIZER_FILE)
         # both files are whole and fit
         set_peft_model_state_dict(self.model, adapter)
-        self.shrunk = _shrunk(folder / OPTIMIZER_FILE)
+        self.share = _share(folder / OPTIMIZER_FILE)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer = self._fresh_optimizer()
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -206,23 +209,30 @@ class Learner:
             raise UserError(f"{folder / ADAPTER_FILE} is of another backbone or rank.")
         return adapter
 
-    def shrink(self, to: float) -> None:
-        """Put weights in place that are `to` of the way from the frozen ones to the tuned ones.
+    @property
+    def products(self) -> list[Tensor]:
+        """B of every layer, in which what the adapter adds to a weight, A B, is linear."""
+        named = zip(self.names, self.weights, strict=True)
+        return [weight for name, weight in named if "lora_B" in name]
 
-        What the adapter adds is linear in B, which is scaled. Training goes on from the tuned ones.
-        """
+    def scale(self, tuned: Sequence[Tensor], share: float) -> None:
+        """Put weights in place that are a share of the way from the frozen ones to those with `tuned` as `products`."""
         with torch.no_grad():
-            for name, weight in zip(self.names, self.weights, strict=True):
-                if "lora_B" in name:
-                    weight.mul_(to / self.shrunk)
-        self.shrunk = to
+            for weight, whole in zip(self.products, tuned, strict=True):
+                weight.copy_(whole * share)
+        self.share = share
+
+    def _make_whole(self) -> None:
+        # from what a checkpoint holds: whoever goes on from it does the same arithmetic
+        if self.share != 1.0:
+            self.scale([weight / self.share for weight in self.products], 1.0)
 
     def reset(self) -> None:
         """Put back the neutral adapter and the optimizer as they were at first, to the bit."""
         with torch.no_grad():
             for weight, initial in zip(self.weights, self.initial, strict=True):
                 weight.copy_(initial)
-        self.shrunk = 1.0
+        self.share = 1.0
         self.optimizer = self._fresh_optimizer()
 
     def _fresh_optimizer(self) -> torch.optim.AdamW:
@@ -401,12 +411,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
 
 
-def _shrunk(path: Path) -> float:
-    """Read how far the adapter beside a file was shrunk."""
+def _share(path: Path) -> float:
+    """Read which share of the tuned adapter lies beside a file."""
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
     # adapters of before were saved whole
-    return float(about.get(SHRUNK, 1.0))
+    return float(about.get(SHARE, 1.0))
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

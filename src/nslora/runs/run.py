@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nslora.algorithm import monitor
-from nslora.algorithm.loop import adapt_phases, best
+from nslora.algorithm.loop import adapt_phases, best, left
 from nslora.algorithm.needs import Needs
 from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
@@ -248,7 +248,8 @@ class Progress:
         save(folder / store.STATE, self.run, state, self._spent())
         self.state, self.before = state, state.train
         self._take(step, seconds)
-        left_s = self.room.until_end_s(self.run.cfg.most_moves - len(state.moves))
+        most = min(self.run.cfg.most_moves - len(state.moves), left(state, self.run.cfg))
+        left_s = self.room.until_end_s(max(most, 0))
         self.watch(Timed(**vars(step), seconds=seconds, left_s=left_s))
         self.ended, self.saved = time.perf_counter(), self.run.saved_s
 

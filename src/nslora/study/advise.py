@@ -330,7 +330,9 @@ def _measure(
     run.require_lengths(cfg, task, backbone)
     # small moves, and no call where nobody answers
     targets = "gold" if untried else cfg.targets
-    small = cfg.but(epochs=PASSES, replay=0.0, candidates=1, targets=targets)
+    alike = {"epochs": PASSES, "replay": 0.0, "candidates": 1}
+    # so few rows tell no scale from another
+    small = cfg.but(**alike, targets=targets, shrink=False)
     train = task.feedback[:GRADED]
     few = replace(task, train=train, feedback=train, dev=task.dev[:DEV])
     session = Session(small, few, backbone, editor, scratch, place.memo)
