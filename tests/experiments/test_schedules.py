@@ -138,6 +138,7 @@ def in_vain(tiny_loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grow
 def test_a_numerical_move_after_rejected_edits_is_made_once(in_vain) -> None:
     grown, made = in_vain
     assert [name for name in made if name.endswith("N")] == ["N", "NN", "NNN"]
+    assert any(line.endswith(" as NN") for line in grown.said)
     assert len(grown.nodes) == 2 ** (DEPTH + 1) - 1
 
 

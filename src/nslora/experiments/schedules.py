@@ -213,7 +213,8 @@ class Tree:
         node, count = self.nodes[schedule], 2 ** (self.depth + 1) - 1
         scores = f"dev {node['dev']['success']:.2f}, test {node['test']['success']:.2f}"
         name = schedule or "start"
-        took = f"in {node['seconds']:.0f} s"
+        twin = self._twin(schedule)
+        took = f"as {twin}" if twin else f"in {node['seconds']:.0f} s"
         return f"{self.session.cfg.run_id} [{len(self.nodes)}/{count}] {name}: {scores} {took}"
 
     def _twin(self, schedule: str) -> str:
