@@ -26,14 +26,14 @@ from nslora.model.lora import Epoch
 from nslora.types import Candidate, Example, Move, Pair, Prompt
 
 T = TypeVar("T")
-# of a tuned adapter, down from the whole of it
-SCALES = (1.0, 0.8, 0.6, 0.4)
+# of a tuned adapter that is used; smaller ones lose what was learned (LOG, 2026-11-28)
+SCALE = 0.8
 
 
 def numerical(run: Session, state: State, needs: Needs) -> Outcome:
     """Train `cfg.epochs` passes on the chosen facts (all of them by default) and on replay, and save a checkpoint.
 
-    The adapter is then scaled down as far as dev allows (`shrink`). With `bake` the weights learn under the initial
+    The adapter is then scaled down if dev allows it (`shrink`). With `bake` the weights learn under the initial
     prompt what the refined one brought, and the candidate goes on with the initial prompt.
     """
     cfg, refined = run.cfg, state.candidate.prompt
@@ -72,31 +72,27 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
 
 
 def shrink(run: Session, prompt: Prompt) -> float:
-    """Scale the tuned adapter down as long as dev reward stays within one standard error of the best; return the scale.
+    """Scale the tuned adapter to SCALE, unless dev reward loses more than one standard error; return the scale.
 
     Weights between the frozen and the tuned ones keep more of what the backbone knew (WiSE-FT, Wortsman et al., 2022).
-    Of scales that dev cannot tell apart the smallest is taken (the one-standard-error rule, Breiman et al., 1984). The
-    next numerical move trains on from the whole adapter.
+    The error is that of the mean change per item, as for an edit. The next numerical move trains on from all of it.
     """
-    tuned, adapter = [b.clone() for b in run.learner.products], run.adapter
-    best, error, smallest = 0.0, 0.0, 1.0
-    replies = {}
-    for scale in SCALES:
-        run.learner.scale(tuned, scale)
-        # each scale has replies of its own
-        run.replies[adapter] = {}
-        values = [s.reward.value for s in run.score(prompt, run.task.dev)]
-        mean = float(np.mean(values))
-        # one item more or less of equals is one error exactly
-        if mean < best - error - monitor.ROUNDING:
-            break
-        smallest, replies = scale, run.replies[adapter]
-        if mean > best:
-            best, error = mean, monitor.standard_error(values)
-    run.learner.scale(tuned, smallest)
-    # dev is not answered again
+    adapter, dev = run.adapter, run.task.dev
+    tuned = [b.clone() for b in run.learner.products]
+    whole = run.score(prompt, dev)
+    # the scaled one has replies of its own
+    replies = run.replies.pop(adapter, {})
+    run.learner.scale(tuned, SCALE)
+    scaled = run.score(prompt, dev)
+
+    pairs = zip(scaled, whole, strict=True)
+    changes = [new.reward.value - old.reward.value for new, old in pairs]
+    error = monitor.standard_error(changes)
+    if sum(changes) / len(changes) >= -error - monitor.ROUNDING:
+        return SCALE
+    run.learner.scale(tuned, 1.0)
     run.replies[adapter] = replies
-    return smallest
+    return 1.0
 
 
 def every_fact(run: Session, state: State, needs: Needs) -> frozenset[str]:

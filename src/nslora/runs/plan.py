@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from nslora.algorithm.numerical import SCALES
 from nslora.algorithm.remake import POLICIES, REWRITES, remade, rewrite_answer
 from nslora.algorithm.symbolic import metric_calls
 from nslora.algorithm.textgrad_compat import SHOWN, propose_edits
@@ -110,9 +109,8 @@ def seconds(cfg: RunConfig, task: Task, kinds: str, rates: Rates) -> dict[str, f
     parts = {"loading": rates.load_s, "start": (scored + kept) * rates.reply_s}
     if "N" in kinds:
         parts["replay"] = bool(cfg.replay) * len(task.replay) * rates.reply_s
-        # replies with the answer as a hint are asked for as well, and dev at every scale
-        scales = len(SCALES) - 1 if cfg.shrink else 0
-        replies = scored + len(task.feedback) + scales * len(task.dev)
+        # replies with the answer as a hint are asked for as well, and dev of the scaled adapter
+        replies = scored + len(task.feedback) + cfg.shrink * len(task.dev)
         parts["numerical move"] = pairs * rates.pair_s + replies * rates.reply_s
     if "S" in kinds:
         parts["symbolic move"] = metric_calls(cfg, task) * rates.reply_s
