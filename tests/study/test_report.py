@@ -109,7 +109,9 @@ def test_numbers_are_distinct_latex_commands(grid: Path, loaded: records.Records
     value = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", text))
     cell = str(report.main_table(loaded).loc["lora", ("mixed", "smollm2-135m")])
     assert cell.startswith(value["successMixedSmollmTwoOneThreeFiveMLora"])
-    assert value["claimBeatsBothVerdict"] in ("holds", "undecided")
+    assert value["claimSaturationSignalVerdict"] in ("holds", "undecided")
+    # of trees, which this folder has none of
+    assert value["claimBeatsBothVerdict"] == "not run"
 
 
 @given(st.lists(st.text("aZ9._-: ", max_size=8), min_size=1, max_size=4))
