@@ -31,6 +31,9 @@ COLOURS = {
     "lora": SKY,
     "lora-remade": BLUE,
     "textgrad": ORANGE,
+    # of the stream, which has neither lora nor textgrad
+    "fixed:NN": SKY,
+    "fixed:SS": ORANGE,
     "neurosymbolic": GREEN,
     "numerical": BLUE,
     "symbolic": ORANGE,
