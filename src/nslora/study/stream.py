@@ -124,7 +124,8 @@ def stream(frame: DataFrame) -> Figure:
     fig = Figure(figsize=(PAGE, 0.6 + 1.9 * frame.backbone.nunique()))
     for ax, here in panels(fig, frame, "backbone", sharex=True):
         # a line of its own per phase
-        draw_lines(ax, here, "position", style="phase", dashes=False, marker="o")
+        for _, part in here.groupby("phase"):
+            draw_lines(ax, part, "position", marker="o")
         ax.set(ylim=(-0.03, 1.2), yticks=(0, 0.5, 1))
         for phase, words in enumerate(PHASES):
             ax.axvline(phase * width - 0.5, color="#888888", lw=0.7, ls=":")
