@@ -74,10 +74,17 @@ def gain(new: float, old: float, n: int) -> float:
     return (new - old) / max(old, 1 / n)
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean of some items' values; 0 of a single one."""
-    n = len(values)
-    return float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
+def mean_change(
+    new: Sequence[Scored], old: Sequence[Scored]
+) -> tuple[float, float]:
+    """Return the mean change of reward per item, and its standard error; the error of a single item is 0."""
+    pairs = zip(new, old, strict=True)
+    changes = [
+        after.reward.value - before.reward.value for after, before in pairs
+    ]
+    n = len(changes)
+    error = float(np.std(changes, ddof=1)) / n**0.5 if n > 1 else 0.0
+    return sum(changes) / n, error
 
 
 def after(

@@ -85,10 +85,8 @@ def shrink(run: Session, prompt: Prompt) -> float:
     run.learner.scale(tuned, SCALE)
     scaled = run.score(prompt, dev)
 
-    pairs = zip(scaled, whole, strict=True)
-    changes = [new.reward.value - old.reward.value for new, old in pairs]
-    error = monitor.standard_error(changes)
-    if sum(changes) / len(changes) >= -error - monitor.ROUNDING:
+    mean, error = monitor.mean_change(scaled, whole)
+    if mean >= -error - monitor.ROUNDING:
         return SCALE
     run.learner.scale(tuned, 1.0)
     run.replies[adapter] = replies

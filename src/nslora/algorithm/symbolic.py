@@ -45,9 +45,7 @@ def passes_gate(run: Session, prompt: Prompt, dev: Sequence[Scored]) -> bool:
         return True
     scored = run.score(prompt, [s.example for s in dev])
     gain = monitor.gain(mean_value(scored), mean_value(dev), len(dev))
-    pairs = zip(scored, dev, strict=True)
-    changes = [new.reward.value - old.reward.value for new, old in pairs]
-    mean, error = sum(changes) / len(changes), monitor.standard_error(changes)
+    mean, error = monitor.mean_change(scored, dev)
     # where a single item changed, both are the same number
     beyond_chance = mean > error + monitor.ROUNDING
     return gain >= run.cfg.gain_eps and beyond_chance

@@ -27,6 +27,11 @@ SCHEDULES = "schedules"
 NOT_RUN, UNDECIDED, HOLDS, FAILS = "not run", "undecided", "holds", "fails"
 
 
+def every_tree(trees: Trees) -> Trees:
+    """Return all trees: what a comparison is about that chooses none."""
+    return trees
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A number that a claim says is above a bound.
@@ -47,7 +52,7 @@ class Comparison:
     bounds: Bounds = DIFFERENCE
     task: str = "mixed"
     study: str = "main"
-    among: Callable[[Trees], Trees] = lambda trees: trees
+    among: Callable[[Trees], Trees] = every_tree
 
     def due(self, records: Records) -> list[str]:
         """Return the backbones on which the study ran the task."""
@@ -132,7 +137,7 @@ def on_trees(
     values: Callable[[Trees], DataFrame],
     bound: float = 0.0,
     bounds: Bounds = DIFFERENCE,
-    among: Callable[[Trees], Trees] = lambda trees: trees,
+    among: Callable[[Trees], Trees] = every_tree,
 ) -> Comparison:
     """Compare `values` of trees (of all splits) on those instances of the test split that `among` chooses."""
 
@@ -146,7 +151,7 @@ def on_trees(
 
 
 def routers(
-    a: str, b: str, bound: float = 0.0, among: Callable[[Trees], Trees] = lambda trees: trees
+    a: str, b: str, bound: float = 0.0, among: Callable[[Trees], Trees] = every_tree
 ) -> Comparison:
     """Compare test success of two routers (keys of `routers.ROUTERS`) on the same trees."""
     words = f"test success on {KINDS.get(among, 'trees')}: {a} - {b}"
