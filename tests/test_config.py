@@ -34,10 +34,10 @@ OTHER = {  # another valid value for every setting that takes part in a run's id
         ({"method": "fixed"}, "unknown method 'fixed'"),
         ({"method": "fixed:NNX"}, "unknown method 'fixed:NNX'"),
         ({"method": "lora:NN"}, "unknown method 'lora:NN'"),
-        ({"method": "fixed:NNSN", "moves": 3}, "has more moves than moves = 3"),
+        ({"method": "fixed:NNSN", "moves": 3}, "has more moves than its budget, 3"),
         (
             {"method": "fixed:NNSN", "moves": 2, "rounds": 3, "task": "stream"},
-            "has more moves than",
+            "has more moves than its budget, 3",
         ),
         ({"lr": "1e-4"}, "setting lr = '1e-4': input should be a valid number"),
         ({"seed": 1.5}, "setting seed = 1.5: input should be a valid integer"),

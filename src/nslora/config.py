@@ -213,8 +213,8 @@ class RunConfig(BaseModel):
                 f"unknown method {self.method!r}; choose from {', '.join(METHODS)}, "
                 "fixed being followed by its schedule, as in fixed:SNNN"
             )
-        if len(schedule) > max(self.moves, self.rounds):
-            raise ValueError(f"method {self.method!r} has more moves than moves = {self.moves}")
+        if len(schedule) > self.phase_moves:
+            raise ValueError(f"method {self.method!r} has more moves than its budget, {self.phase_moves}")
         for name in () if self.is_own else OF_OWN_DATA:
             if getattr(self, name) != RunConfig.model_fields[name].default:
                 raise ValueError(f"{name} is a setting of own data alone")
@@ -244,6 +244,11 @@ class RunConfig(BaseModel):
     def schedule(self) -> str:
         """The moves of a `fixed:` method as N and S; empty for the others."""
         return self.method.partition(":")[2]
+
+    @property
+    def phase_moves(self) -> int:
+        """The most moves of a phase: `rounds` where the phases of a stream share a budget, else `moves`."""
+        return self.rounds or self.moves
 
     @property
     def most_moves(self) -> int:

@@ -79,6 +79,15 @@ def test_alternate_goes_prompt_weights_prompt_in_thirds(moves: int, schedule: li
     assert made("alternate", moves, CFG.but(moves=moves)) == schedule
 
 
+def test_in_a_stream_the_budget_is_that_of_a_phase() -> None:
+    """Three moves per phase at most, whatever the phases have together."""
+    stream = CFG.but(task="stream", moves=6, rounds=3)
+    assert made("alternate", 3, stream) == [S, N, S]
+    assert choose("numerical-first", numerical([1.0]), cfg=stream).reason == "needed and never tried"
+    # one move into a budget of six
+    assert choose("numerical-first", numerical([1.0])).reason == "LoRA still learns"
+
+
 def test_random_has_a_coin_of_its_own_in_every_run() -> None:
     coin = made("random", 16)
     assert coin == made("random", 16)

@@ -50,7 +50,7 @@ def schedule(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
 def alternate(moves: History, needs: Needs, cfg: RunConfig) -> Choice:
     """Prompt, weights, prompt, ..., each for a third of the budget: BetterTogether's p-w-p."""
     # with fewer than three moves every turn is one move
-    third = max(1, cfg.moves // 3)
+    third = max(1, cfg.phase_moves // 3)
     weights = (len(moves) // third) % 2 == 1
     move = Move.NUMERICAL if weights else Move.SYMBOLIC
     return Choice(move, "by turns")
@@ -102,7 +102,7 @@ def by_signal_and_demand(
         return _without_demand(moves, cfg)
 
     # a needed kind that was never tried gets its turn
-    left = cfg.moves - len(moves)
+    left = cfg.phase_moves - len(moves)
     if left == cfg.reserve and (move := _untried(moves, needs, cfg)):
         return Choice(move, "needed and never tried")
 

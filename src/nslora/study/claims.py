@@ -158,20 +158,24 @@ def routers(
     return on_trees(words, lambda trees: answers.between(trees, a, b), bound, among=among)
 
 
+def need_alone(trees: Trees, style: float) -> Series:
+    """Tell of each tree whether all its items need content (`style` = 0), or all need style (1)."""
+    return (trees.instances.task == "mixed") & (answers.style_share(trees) == style)
+
+
 def facts_alone(trees: Trees) -> Trees:
     """Return the trees whose items need content and no style."""
-    return trees.where((trees.instances.task == "mixed") & (answers.style_share(trees) == 0))
+    return trees.where(need_alone(trees, 0))
 
 
 def style_alone(trees: Trees) -> Trees:
     """Return the trees whose items need style and no content."""
-    return trees.where((trees.instances.task == "mixed") & (answers.style_share(trees) == 1))
+    return trees.where(need_alone(trees, 1))
 
 
 def of_one_need(trees: Trees) -> Trees:
     """Return the trees of facts alone, of style alone, and of problems to work out."""
-    alone = answers.style_share(trees).isin([0, 1]) & (trees.instances.task == "mixed")
-    return trees.where(alone | (trees.instances.task == "math"))
+    return trees.where(need_alone(trees, 0) | need_alone(trees, 1) | (trees.instances.task == "math"))
 
 
 def of_real_tasks(trees: Trees) -> Trees:
