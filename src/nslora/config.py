@@ -214,7 +214,9 @@ class RunConfig(BaseModel):
                 "fixed being followed by its schedule, as in fixed:SNNN"
             )
         if len(schedule) > self.phase_moves:
-            raise ValueError(f"method {self.method!r} has more moves than its budget, {self.phase_moves}")
+            raise ValueError(
+                f"method {self.method!r} has more moves than its budget, {self.phase_moves}"
+            )
         for name in () if self.is_own else OF_OWN_DATA:
             if getattr(self, name) != RunConfig.model_fields[name].default:
                 raise ValueError(f"{name} is a setting of own data alone")

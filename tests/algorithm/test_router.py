@@ -83,7 +83,9 @@ def test_in_a_stream_the_budget_is_that_of_a_phase() -> None:
     """Three moves per phase at most, whatever the phases have together."""
     stream = CFG.but(task="stream", moves=6, rounds=3)
     assert made("alternate", 3, stream) == [S, N, S]
-    assert choose("numerical-first", numerical([1.0]), cfg=stream).reason == "needed and never tried"
+    assert (
+        choose("numerical-first", numerical([1.0]), cfg=stream).reason == "needed and never tried"
+    )
     # one move into a budget of six
     assert choose("numerical-first", numerical([1.0])).reason == "LoRA still learns"
 

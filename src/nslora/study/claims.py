@@ -175,7 +175,9 @@ def style_alone(trees: Trees) -> Trees:
 
 def of_one_need(trees: Trees) -> Trees:
     """Return the trees of facts alone, of style alone, and of problems to work out."""
-    return trees.where(need_alone(trees, 0) | need_alone(trees, 1) | (trees.instances.task == "math"))
+    return trees.where(
+        need_alone(trees, 0) | need_alone(trees, 1) | (trees.instances.task == "math")
+    )
 
 
 def of_real_tasks(trees: Trees) -> Trees:
