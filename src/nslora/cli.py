@@ -348,7 +348,10 @@ def reproduce(args: Namespace) -> int:
     require_jobs(args)
     profile = load(args.profile)
     warn_of_unnamed(profile)
-    preregistration.require_frozen_code(profile)
+    made = profile.store.accept if args.reuse else profile.store.done
+    # what is only read may be read by newer code
+    if not all(map(made, profile.runs)):
+        preregistration.require_frozen_code(profile)
     preflight.check(configs_left(profile))
     if args.cluster:
         failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
@@ -377,9 +380,12 @@ def schedules(args: Namespace) -> int:
     profile = load(args.profile)
     if not profile.schedules:
         raise UserError(f"profile {args.profile!r} has no schedules in experiments.toml.")
-    preregistration.require_frozen_code(profile)
-    preflight.check(list(profile.schedules))
     from nslora.experiments import schedules as trees
+
+    left = trees.left(profile, say)
+    if left:
+        preregistration.require_frozen_code(profile)
+    preflight.check(left)
     from nslora.experiments.jobs import end_with
 
     # each process takes the next tree that nobody grows
@@ -389,9 +395,9 @@ def schedules(args: Namespace) -> int:
     with preflight.one_engine(list(profile.schedules), args.jobs):
         others = [subprocess.Popen(command, preexec_fn=with_us) for _ in range(args.jobs - 1)]
         try:
-            trees.grow_all(profile, say)
+            failed = trees.grow_all(profile, say)
             statuses = [other.wait() for other in others]
-            return int(any(statuses))
+            return int(bool(failed) or any(statuses))
         finally:
             # where this process was interrupted
             for other in others:

@@ -29,6 +29,8 @@ from pydantic import (
 
 from nslora.types import SLOT, UserError
 
+# seeds from here on are for tuning; what they ask about, where questions are few, other seeds never do
+TUNING = 100
 # settings that other tasks do not have
 OF_OWN_DATA = ("grader", "judge", "columns", "test", "system", "template", "dtype")
 # a setting that other tasks do not have
@@ -246,6 +248,11 @@ class RunConfig(BaseModel):
     def schedule(self) -> str:
         """The moves of a `fixed:` method as N and S; empty for the others."""
         return self.method.partition(":")[2]
+
+    @property
+    def is_tuning(self) -> bool:
+        """Tell whether the seed is one on which methods may still change."""
+        return self.seed >= TUNING
 
     @property
     def phase_moves(self) -> int:

@@ -10,6 +10,8 @@ from toy import RUNS, edit, finish, make, notebook
 from nslora.disk import write_sums
 from nslora.experiments import grid
 from nslora.runs.store import write_json, write_text
+from nslora.tasks import bigbench
+from nslora.tasks.build import build, phases
 from nslora.types import UserError
 
 pytestmark = pytest.mark.pure
@@ -131,3 +133,26 @@ def test_the_committed_profiles_have_what_their_comments_say():
     assert len({c.run_id for runs in quick.notebooks.values() for c in runs}) <= 25
     assert min(c.seed for runs in full.notebooks.values() for c in runs) == 10
     assert full.results == ROOT / "results" / "full"
+
+
+def test_every_task_of_the_committed_profiles_can_be_built():
+    """A block once took dev items from its profile that left its test too few wordings: no run could have begun."""
+    for name in ("smoke", "quick", "tuning", "full"):
+        profile = grid.load(name, ROOT)
+        for cfg in [*profile.runs, *profile.schedules]:
+            # those of BIG-bench are fetched, and tested with their own sizes
+            if cfg.task in bigbench.TASKS:
+                continue
+            for phase in range(phases(cfg)):
+                task = build(cfg, phase)
+                sizes = cfg.shares if cfg.task == "mixed" else (1,)
+                assert len(task.test) >= sum(sizes) * cfg.test_items
+
+
+def test_no_family_of_the_confirmatory_trees_shares_a_seed_with_another():
+    """Else they would ask about the same people."""
+    families = {}
+    for cfg in grid.load("full", ROOT).schedules:
+        if cfg.task == "mixed":
+            family = (cfg.rule, cfg.mix, cfg.items, cfg.lr)
+            assert families.setdefault((cfg.backbone, cfg.seed), family) == family

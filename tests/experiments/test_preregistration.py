@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from grown import write_tree
 from toy import RUNS, make
 
 from nslora.experiments import grid, preregistration
@@ -15,6 +19,17 @@ from nslora.study import claims
 from nslora.types import UserError
 
 pytestmark = pytest.mark.pure
+
+# prints the modules of the library that judging needs, below study/ and among the decisions
+IMPORTED = """
+import sys
+import nslora.study.claims
+for name in sorted(sys.modules):
+    path = name.replace(".", "/").removeprefix("nslora/")
+    parts = getattr(sys.modules[name], "__path__", None)
+    if name.startswith("nslora.study"):
+        print(path + ("/__init__.py" if parts else ".py"))
+"""
 
 
 @pytest.fixture
@@ -28,7 +43,7 @@ def profile(tmp_path: Path, monkeypatch) -> grid.Profile:
 def publish(profile: grid.Profile, name: str, by: str) -> None:
     folder = profile.results / "records" / name
     folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"environment": {"code": by}})
+    write_json(folder / "run.json", {"study": "main", "environment": {"code": by}})
 
 
 def plant(profile: grid.Profile, name: str, split: str, by: str) -> None:
@@ -46,6 +61,52 @@ def test_it_holds_runs_claims_and_code(profile) -> None:
     by_key = {row["key"]: row for row in content["claims"]}
     assert by_key["knowledge-kept"]["comparisons"][0].endswith("> 90 points")
     assert all(row["comparisons"][0] for row in content["claims"])
+
+
+def test_tuning_trees_and_what_judges_are_registered(profile, monkeypatch) -> None:
+    """Rivals are chosen on trees of tuning, and routers decide when trees are judged: both could change late."""
+    write_tree(profile.trees, seed=100, depth=2)
+    (tree,) = profile.trees.iterdir()
+    preregistration.freeze(profile)
+    assert preregistration.disagreements(profile) == []
+
+    nodes = (tree / "nodes.jsonl").read_bytes()
+    (tree / "nodes.jsonl").write_bytes(nodes + b"\n")
+    write_tree(profile.trees, seed=101, depth=2)
+    said = preregistration.disagreements(profile)
+    assert len([line for line in said if "is not the registered one" in line]) == len(said) == 3
+    shutil.rmtree(profile.trees)
+    (line,) = preregistration.disagreements(profile)
+    assert line == f"the tuning tree {tree.name} is not the registered one."
+    write_tree(profile.trees, seed=100, depth=2)
+    assert preregistration.disagreements(profile) == []
+
+    monkeypatch.setattr(preregistration, "judge", lambda: "1" * 64)
+    (line,) = preregistration.disagreements(profile)
+    assert "the code that judges" in line and "1" * 64 in line
+    amendments = preregistration.path_of(profile).with_name("amendments.toml")
+    row = f'[[amendments]]\ndate = "2026-12-01"\njudge = "{"1" * 64}"\nwhy = "Wrong."\n'
+    amendments.write_text(row)
+    assert preregistration.disagreements(profile) == []
+    amendments.write_text(row.replace("why", "reason"))
+    with pytest.raises(UserError, match="amendments.toml cannot be read"):
+        preregistration.disagreements(profile)
+
+
+def test_what_judges_is_all_that_verdicts_import() -> None:
+    """Of study/ and of the decisions: else a change there would go unsaid."""
+    root = Path(preregistration.nslora.__file__).parent
+    assert all((root / name).exists() for name in preregistration.JUDGES)
+    done = subprocess.run(
+        (sys.executable, "-c", IMPORTED),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root.parent,
+    )
+    # drawing and reading decide nothing
+    others = {"study/__init__.py", "study/figures.py", "study/signal.py"}
+    assert set(done.stdout.split()) - others <= set(preregistration.JUDGES)
 
 
 def test_a_study_is_registered_once_and_before_it_is_run(profile, monkeypatch) -> None:
@@ -79,7 +140,7 @@ def test_other_code_makes_no_run_of_the_study(profile, monkeypatch) -> None:
     preregistration.freeze(profile)
     preregistration.require_frozen_code(profile)
     monkeypatch.setattr(preregistration, "code", lambda: "0" * 64)
-    with pytest.raises(UserError, match="git worktree add ../frozen abc"):
+    with pytest.raises(UserError, match=r"git worktree add ../frozen .* make .venv/ready"):
         preregistration.require_frozen_code(profile)
 
 
@@ -87,21 +148,27 @@ def test_what_is_not_as_registered_is_named(profile, monkeypatch) -> None:
     preregistration.freeze(profile)
     first = profile.notebooks["good"][0].run_id
     publish(profile, first, code())
-    plant(profile, "tuned", "tuning", "0")
     assert preregistration.disagreements(profile) == []
 
-    write_json(profile.results / "records" / first / "run.json", {"environment": {"code": "0"}})
+    other = {"study": "main", "environment": {"code": "0"}}
+    write_json(profile.results / "records" / first / "run.json", other)
     publish(profile, "another", code())
+    second = profile.notebooks["good"][1].run_id
+    publish(profile, second, code())
+    elsewhere = {"study": "ablations", "environment": {"code": code()}}
+    write_json(profile.results / "records" / second / "run.json", elsewhere)
     plant(profile, "unlisted", "test", code())
     monkeypatch.setattr(preregistration, "STATISTICS", "Some.")
     monkeypatch.setitem(claims.CLAIMS, "beats-both", ("It beats one of them.", []))
     said = "\n".join(preregistration.disagreements(profile))
     assert f"{first} was made by other code" in said
     assert "another is no part" in said
+    # of another study
+    assert f"{second} is no part" in said
     assert "unlisted is no part" in said
     assert "claim beats-both is not the registered one" in said
     assert "the statistics are not" in said
-    assert len(said.splitlines()) == 5
+    assert len(said.splitlines()) == 6
 
 
 def test_what_is_not_made_yet_is_counted(profile) -> None:
@@ -116,7 +183,7 @@ def test_a_receipt_without_an_environment_and_a_damaged_instance_are_said(profil
     preregistration.freeze(profile)
     run = profile.notebooks["good"][0].run_id
     publish(profile, run, code())
-    write_json(profile.results / "records" / run / "run.json", {})
+    write_json(profile.results / "records" / run / "run.json", {"study": "main"})
     assert "made by other code" in "".join(preregistration.disagreements(profile))
     plant(profile, "tree", "test", code())
     (profile.root / "results" / "schedules" / "tree" / "instance.json").write_text("{")

@@ -16,7 +16,7 @@ from tinymodel import config
 from nslora.algorithm.session import Session
 from nslora.config import RunConfig
 from nslora.disk import sealed, unsealed
-from nslora.experiments import schedules
+from nslora.experiments import grid, schedules
 from nslora.runs.run import make_run
 from nslora.runs.store import Store, read_jsonl
 from nslora.types import UserError
@@ -212,6 +212,18 @@ def test_other_code_does_not_finish_a_tree(whole: Grown, tiny, tmp_path: Path) -
     (tmp_path / "tree" / "instance.json").write_text(json.dumps(sealed(instance)))
     with pytest.raises(UserError, match="of other code"):
         grow(tiny, tmp_path)
+
+
+def test_a_tree_that_cannot_be_grown_stops_no_other(tmp_path: Path) -> None:
+    """Two instances of which none can be built: both are said, and named to whoever asked."""
+    wrong = [config(task="facts", items=2, test_items=99, seed=seed) for seed in (1, 2)]
+    profile = grid.Profile("t", tmp_path, tmp_path / "results", 60, {}, (), tuple(wrong))
+    names = [cfg.run_id for cfg in wrong]
+    assert schedules.left(profile) == wrong
+    said: list[str] = []
+    assert schedules.grow_all(profile, said.append) == names
+    assert [line.split(":")[0] for line in said] == names
+    assert all("are too many for items = 2" in line for line in said)
 
 
 def test_states_go_when_nothing_starts_from_them(whole: Grown) -> None:

@@ -125,6 +125,22 @@ def test_a_receipt_names_code_versions_and_machine() -> None:
     assert module.peak_megabytes() > 10
 
 
+def test_the_hash_of_the_code_is_of_what_git_knows(tmp_path, monkeypatch) -> None:
+    """A linter's cache in a package once made the hash one that no clean clone has."""
+    for name in (*module.MODULES, *(f"{package}/x.py" for package in module.EXECUTED)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "runs" / "store.py"))
+    whole = module.code.__wrapped__()
+    for name in ("tasks/.ruff_cache/CACHEDIR.TAG", "tasks/__pycache__/x.pyc.1", "tasks/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("y")
+    assert module.code.__wrapped__() == whole
+    (tmp_path / "tasks" / "x.toml").write_text("y")
+    assert module.code.__wrapped__() != whole
+
+
 def test_a_receipt_says_whether_the_code_was_changed(tmp_path, monkeypatch) -> None:
     """Paths were once looked for in the library's folder, where none is: nothing ever changed."""
     code = tmp_path / "src" / "lib" / "store.py"

@@ -109,7 +109,7 @@ def test_numbers_are_distinct_latex_commands(grid: Path, loaded: records.Records
     value = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", text))
     cell = str(report.main_table(loaded).loc["lora", ("mixed", "smollm2-135m")])
     assert cell.startswith(value["successMixedSmollmTwoOneThreeFiveMLora"])
-    assert value["claimSaturationSignalVerdict"] in ("holds", "undecided")
+    assert value["claimNeedClassifierVerdict"] in ("holds", "undecided")
     # of trees, which this folder has none of
     assert value["claimBeatsBothVerdict"] == "not run"
 
@@ -164,7 +164,7 @@ def test_verify_sees_whatever_was_changed(tmp_path: Path) -> None:
     report.build(tmp_path, images=False)
     assert report.verify(tmp_path) == []
     stored = (tmp_path / "claims.json").read_text()
-    (tmp_path / "claims.json").write_text(stored.replace("undecided", "holds"))
+    (tmp_path / "claims.json").write_text(stored.replace("not run", "holds"))
     (tmp_path / "tables" / "extra.md").write_text("typed by hand")
     (tmp_path / "figures" / "success.csv").unlink()
     run = json.loads((record / "run.json").read_text())

@@ -65,15 +65,15 @@ def write_stream(
 def streamed(tmp_path: Path) -> records.Records:
     for seed in range(3):
         write_stream(tmp_path, "neurosymbolic", seed, QUICK)
-        write_stream(tmp_path, "fixed:NN", seed, SLOW, forgotten="b")
-        write_stream(tmp_path, "fixed:SS", seed, SLOW, forgotten="ab")
+        write_stream(tmp_path, "lora-remade", seed, SLOW, forgotten="b")
+        write_stream(tmp_path, "textgrad", seed, SLOW, forgotten="ab")
         write_stream(tmp_path, "frozen", seed, SLOW)
     return records.load(tmp_path)
 
 
 def test_reward_is_the_best_so_far_of_each_phase(streamed: records.Records) -> None:
     frame = stream.by_move(streamed)
-    run = frame[(frame.method == "fixed:NN") & (frame.seed == 0)]
+    run = frame[(frame.method == "lora-remade") & (frame.seed == 0)]
     assert run.value.tolist() == [0.0, 0.2, 0.4, 0.1, 0.1, 0.2, 0.0, 0.0, 0.0]
     assert run.phase.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     stopped = frame[(frame.method == "frozen") & (frame.seed == 0)]
@@ -87,7 +87,7 @@ def test_recovery_counts_moves_until_most_of_the_old_level_is_back(
     table = stream.recovery(stream.by_move(streamed))
     moves = table[table.seed == 0].set_index(["method", "phase"]).moves
     assert moves["neurosymbolic", 2] == 1 and moves["neurosymbolic", 3] == 1
-    assert moves["fixed:NN", 2] == 3 and moves["fixed:NN", 3] == 3  # never within two moves
+    assert moves["lora-remade", 2] == 3 and moves["lora-remade", 3] == 3  # never within two moves
     assert pd.isna(moves["frozen", 2])  # there was no level to lose
 
 
@@ -95,15 +95,15 @@ def test_retention_and_regret(streamed: records.Records) -> None:
     kept = stream.retention(streamed).groupby("method").kept.mean()
     assert kept.to_dict() == {
         "neurosymbolic": 1.0,
-        "fixed:NN": 0.5,
-        "fixed:SS": 0.0,
+        "lora-remade": 0.5,
+        "textgrad": 0.0,
         "frozen": 1.0,
     }
     regret = stream.regrets(stream.by_move(streamed)).groupby("method").regret.mean()
     assert regret["neurosymbolic"] == pytest.approx(1 - sum(QUICK) / 9)
     table = stream.summary(streamed)
-    assert table.loc[("smollm2-135m", "fixed:NN"), "test-3"] == pytest.approx(7 / 8)
-    assert table.loc[("smollm2-135m", "fixed:NN"), "moves to recover, phase 2"] == 3
+    assert table.loc[("smollm2-135m", "lora-remade"), "test-3"] == pytest.approx(7 / 8)
+    assert table.loc[("smollm2-135m", "lora-remade"), "moves to recover, phase 2"] == 3
     assert set(table.seeds) == {3}
 
 
@@ -113,7 +113,9 @@ def test_the_claim_compares_regret(streamed: records.Records) -> None:
     row = judged["comparisons"][0]
     assert row["estimate"] == pytest.approx((sum(QUICK) - sum(SLOW)) / 9, abs=1e-6)
     # all seeds are alike here, yet twelve dev items leave room
-    assert row["low"] < row["estimate"] < row["high"] and judged["verdict"] == "holds"
+    assert 0 < row["low"] < row["estimate"] < row["high"]
+    # three seeds are too few for one of so many claims
+    assert judged["verdict"] == "undecided"
 
 
 def test_the_stream_stays_out_of_the_main_comparison(

@@ -22,7 +22,7 @@ from tinymodel import config
 
 from nslora import cache
 from nslora.algorithm.session import Session
-from nslora.config import TASKS, RunConfig
+from nslora.config import TASKS, TUNING, RunConfig
 from nslora.runs import run as runs
 from nslora.tasks import bigbench, grading
 from nslora.tasks.build import INITIAL, Task, build
@@ -450,6 +450,16 @@ def test_splits_are_drawn_by_the_seed_and_share_nothing(cached, name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_is_tuned_on_is_never_asked_elsewhere(cached, name: str) -> None:
+    cfg = config(task=name, items=8, test_items=20)
+    asked, tuned = (
+        {e.question for seed in seeds for e in everything(build(cfg.but(seed=seed)))}
+        for seeds in (range(6), range(TUNING, TUNING + 6))
+    )
+    assert len(asked) >= 36 and not asked & tuned
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_canary_is_passed_on(cached, name: str) -> None:
     task = build(config(task=name, items=8, test_items=20))
     assert "canary" not in json.dumps([asdict(e) for e in everything(task)])
@@ -459,7 +469,7 @@ def test_no_canary_is_passed_on(cached, name: str) -> None:
 
 def questions(name: str, **settings: int) -> dict[str, tuple[str, ...]]:
     """Return the accepted replies of a task's examples by question."""
-    task = build(config(**{"task": name, "items": 50, "test_items": 90, **settings}))
+    task = build(config(**{"task": name, "items": 25, "test_items": 50, **settings}))
     return {e.question: task.hidden[e.id].accepted for e in everything(task)}
 
 
@@ -481,7 +491,7 @@ def test_questions_are_posed_as_the_files_say() -> None:
 def test_the_best_option_is_the_target_and_several_targets_are_accepted(cached) -> None:
     assert set(questions("intent_recognition").values()) == {("play",)}
     counting = questions("object_counting")
-    assert counting["I have 5 cats. How many?"] == ("word 5", "5")
+    assert counting["I have 4 cats. How many?"] == ("word 4", "4")
 
 
 def test_equal_questions_are_one_example_and_unreachable_targets_are_left_out() -> None:
@@ -493,21 +503,22 @@ def test_equal_questions_are_one_example_and_unreachable_targets_are_left_out() 
 
 
 def test_data_wrangling_asks_one_problem_of_each_domain_it_needs(cached) -> None:
-    problems = []
-    for seed in range(8):
+    problems: dict[bool, set[str]] = {False: set(), True: set()}
+    for seed in (*range(8), *range(TUNING, TUNING + 8)):
         task = build(config(task="mult_data_wrangling", seed=seed, items=10, test_items=20))
         ids = {e.id.partition(":")[0] for e in everything(task)}
         # two problems of 32 examples hold 40
         assert len(ids) == len({name.split("_")[-2] for name in ids}) == 2
         assert all(name.endswith("_1") for name in ids), "one wording"
-        problems.append(ids)
-    assert len(set().union(*problems)) == 6, "any problem may be drawn"
+        problems[seed >= TUNING] |= ids
+    assert len(problems[False]) == len(problems[True]) == 3, "any problem may be drawn"
+    assert not problems[False] & problems[True]
     hidden = task.hidden[task.test[0].id]
     assert hidden.pattern == QUOTED and hidden.need is Need.STYLE
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("object_counting", 200), ("qa_wikidata", 201), ("mult_data_wrangling", 96)]
+    ("name", "most"), [("object_counting", 100), ("qa_wikidata", 101), ("mult_data_wrangling", 96)]
 )
 def test_too_many_examples_are_one_sentence(cached, name: str, most: int) -> None:
     assert build(config(task=name, items=20, test_items=most - 40))
@@ -577,8 +588,8 @@ def test_a_run_publishes_no_canary(cached, tiny, store, name: str) -> None:
 
 def test_the_real_archive_fills_the_sizes_of_the_study() -> None:
     for name in NAMES:
-        task = build(RunConfig(task=name, items=32, test_items=128))
+        task = build(RunConfig(task=name, items=24, dev_items=36, test_items=72))
         examples = everything(task)
-        assert len({e.question for e in examples}) == 192
+        assert len({e.question for e in examples}) == 132
         assert all(task.reward(e, e.answer).value == 1 for e in examples)
         assert "canary GUID" not in json.dumps([asdict(e) for e in examples])

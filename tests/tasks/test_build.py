@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nslora.config import RunConfig
+from nslora.config import TUNING, RunConfig
 from nslora.tasks import rules, world
 from nslora.tasks.build import INITIAL, Task, build, phases
 from nslora.tasks.grading import grade, normalise
@@ -228,12 +228,28 @@ def test_a_larger_dev_asks_about_every_fact_as_often() -> None:
     assert small.train == large.train
 
 
-def test_style_can_have_all_countries() -> None:
-    most = sum(map(len, world.countries())) - 6
-    cfg = RunConfig(task="style", items=50, test_items=most - 100)
-    assert len(build(cfg).test) == most - 100 >= 150
+@pytest.mark.parametrize("seed", [0, TUNING])
+def test_style_can_have_all_countries_of_its_half(seed: int) -> None:
+    most = sum(map(len, world.countries()[seed == TUNING :: 2])) - 6
+    cfg = RunConfig(task="style", items=30, test_items=most - 60, seed=seed)
+    assert len(build(cfg).test) == most - 60 >= 60
     with pytest.raises(UserError, match=f"must be at most {most} "):
-        build(cfg.but(test_items=most - 99))
+        build(cfg.but(test_items=most - 59))
+
+
+@pytest.mark.parametrize("task", ["style", "mixed", "stream"])
+def test_what_is_tuned_on_is_never_asked_elsewhere(task: str) -> None:
+    """Every seed takes the best known countries: they are not the same ones."""
+    cfg = RunConfig(task=task, items=12, test_items=12)
+
+    def asked(seed: int) -> set[str]:
+        built = build(cfg.but(seed=seed))
+        return {e.question for e in (*built.train, *built.dev, *built.test)}
+
+    for seed in (0, TUNING - 1):
+        assert not asked(seed) & (asked(TUNING) | asked(TUNING + 1))
+    # of style alone, seeds of one half share most of it
+    assert task != "style" or asked(0) & asked(1)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -261,7 +277,7 @@ def test_math_answers_are_right() -> None:
 
 
 def test_style_questions_are_about_well_known_countries() -> None:
-    first = {country[0].group for country in world.countries()[:60]}
+    first = {country[0].group for country in world.countries()[:80]}
     task = build(RunConfig(task="style"))
     assert set().union(*(groups(task, split) for split in SPLITS)) <= first
 

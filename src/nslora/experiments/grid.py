@@ -33,8 +33,6 @@ STUDIES = (
     "controls",
     "schedules",
 )
-# seeds from here on are for tuning
-TUNING = 100
 REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
 OPTIONAL = {"rules", "settings", "variants"}
 Settings = dict[str, Any]

@@ -1,8 +1,15 @@
 """Pre-registration: what a confirmatory study will run and claim, written down before it is run.
 
 `nslora freeze` writes results/preregistration.toml: the claims with their bounds, the statistics, every
-run and instance, and the hash of the code that a run executes. From then on other code makes no run of
-the study, and `nslora verify` names every record and every claim that is not what was registered.
+run and instance, the tuning trees that rivals are chosen on, and two hashes: of the code that a run
+executes, and of the code that judges. From then on other code makes no run of the study, and `nslora
+verify` names every record, tree, claim and change of the judging code that is not what was registered.
+Whoever has to mend what judges says so in results/amendments.toml:
+
+    [[amendments]]
+    date = "2026-12-01"
+    judge = "the hash that `nslora verify` says"
+    why = "What was wrong, and which verdicts it changes."
 """
 
 from __future__ import annotations
@@ -14,12 +21,31 @@ import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
+import nslora
+from nslora.config import TUNING
 from nslora.disk import saving
-from nslora.experiments.grid import TUNING, Profile
+from nslora.experiments.grid import Profile
 from nslora.runs.store import code, git, read_json
 from nslora.study import claims
+from nslora.study.schedules import load as load_trees
 from nslora.types import Json, UserError
 
+# what turns records into verdicts: routers decide on trees when these are judged
+JUDGES = (
+    "config.py",
+    "types.py",
+    "algorithm/monitor.py",
+    "algorithm/router.py",
+    "study/claims.py",
+    "study/classifier.py",
+    "study/records.py",
+    "study/stats.py",
+    "study/stream.py",
+    "study/schedules/__init__.py",
+    "study/schedules/answers.py",
+    "study/schedules/routers.py",
+    "study/schedules/trees.py",
+)
 # begins the last line, which holds the checksum of all before it
 SEAL = "# sha256 of all above: "
 STATISTICS = (
@@ -53,7 +79,7 @@ def freeze(profile: Profile) -> Path:
         raise UserError("commit your changes first: a study is made by the code of one commit.")
     listed = registered(profile)
     settings = [*profile.runs, *profile.schedules]
-    if tuned := [cfg.run_id for cfg in settings if cfg.seed >= TUNING]:
+    if tuned := [cfg.run_id for cfg in settings if cfg.is_tuning]:
         raise UserError(f"{tuned[0]} has a seed of tuning ({TUNING} or more).")
     if begun := sorted(receipts(profile)):
         raise UserError(f"{begun[0].parent} is there: what is known cannot be registered.")
@@ -67,8 +93,32 @@ def registered(profile: Profile) -> dict[str, list[str]]:
     """Return the names of a profile's runs and of its trees."""
     return {
         "runs": sorted({cfg.run_id for cfg in profile.runs}),
+        # a run's name does not hold its study
+        "studies": sorted({f"{cfg.study} {cfg.run_id}" for cfg in profile.runs}),
         "trees": sorted(cfg.run_id for cfg in profile.schedules),
+        "tuning": tuning_trees(profile),
     }
+
+
+def tuning_trees(profile: Profile) -> list[str]:
+    """Return the name of each tree of seeds of tuning with the SHA-256 of its files."""
+    trees = [path.parent for path in sorted(profile.trees.glob("*/instance.json"))]
+    return [
+        f"{tree.name} {digest([tree / 'instance.json', tree / 'nodes.jsonl'])}"
+        for tree in trees
+        if _split(tree / "instance.json") == "tuning"
+    ]
+
+
+def judge() -> str:
+    """Return the SHA-256 of the code that judges (JUDGES)."""
+    return digest([Path(nslora.__file__).parent / name for name in JUDGES])
+
+
+def digest(paths: list[Path]) -> str:
+    """Return the SHA-256 of files one after the other; a missing one is empty."""
+    contents = [path.read_bytes() if path.exists() else b"" for path in paths]
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
 
 def text(profile: Profile, listed: dict[str, list[str]]) -> str:
@@ -79,6 +129,7 @@ def text(profile: Profile, listed: dict[str, list[str]]) -> str:
         "date": datetime.now(UTC).date().isoformat(),
         "revision": git("rev-parse", "HEAD"),
         "code": code(),
+        "judge": judge(),
         "statistics": STATISTICS,
         **listed,
     }
@@ -130,28 +181,39 @@ def require_frozen_code(profile: Profile) -> None:
     """Raise UserError where a profile is registered, and this is other code than what it is registered with."""
     content = read(profile)
     if content and content["code"] != code():
-        revision = content["revision"][:12]
+        # the commit that has both the code and the pre-registration
+        added = git("log", "--diff-filter=A", "-1", "--format=%h", "--", str(path_of(profile)))
         raise UserError(
-            f"profile {profile.name!r} is registered with the code of {revision}, and this is other code; "
-            f"run it there: git worktree add ../frozen {revision}."
+            f"profile {profile.name!r} is registered with the code of {content['revision'][:12]}, and this is other "
+            f"code; run it there, in an environment of its own: git worktree add ../frozen {added} "
+            "&& cd ../frozen && make .venv/ready."
         )
 
 
 def disagreements(profile: Profile) -> list[str]:
     """Return what is not as registered, one sentence each: records, trees, claims and statistics, in their words.
 
-    What is not made yet is no disagreement (`progress`). The code that judges may go on: its words bind it.
+    What is not made yet is no disagreement (`progress`). Code that judges otherwise is one, unless
+    results/amendments.toml says why.
     """
     content = read(profile)
     if not content:
         return []
     said = []
     for receipt in sorted(receipts(profile)):
-        name = receipt.parent.name
-        if name not in {*content["runs"], *content["trees"]}:
+        name, made = receipt.parent.name, read_json(receipt)
+        place = f"{made.get('study')} {name}" if receipt.name == "run.json" else name
+        if place not in {*content["studies"], *content["trees"]}:
             said.append(f"{name} is no part of the registered study.")
-        elif read_json(receipt).get("environment", {}).get("code") != content["code"]:
+        elif made.get("environment", {}).get("code") != content["code"]:
             said.append(f"{name} was made by other code than what is registered.")
+    for tree in sorted({*content["tuning"]} ^ {*tuning_trees(profile)}):
+        said.append(f"the tuning tree {tree.split()[0]} is not the registered one.")
+    if content["judge"] != judge() and judge() not in amendments(profile):
+        said.append(
+            f"the code that judges ({', '.join(JUDGES)}) is not the registered one; its hash is {judge()}: mend it, or "
+            "say why in results/amendments.toml."
+        )
     if content["statistics"] != STATISTICS:
         said.append("the statistics are not the registered ones.")
     now = claims_of()
@@ -162,15 +224,27 @@ def disagreements(profile: Profile) -> list[str]:
     return said
 
 
+def amendments(profile: Profile) -> dict[str, str]:
+    """Return why the judging code was changed, by its hash; raises UserError where the file is malformed."""
+    path = path_of(profile).with_name("amendments.toml")
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        rows = tomllib.loads(text).get("amendments", [])
+        return {row["judge"]: f"{row['date']}: {row['why']}" for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+
+
 def progress(profile: Profile) -> str:
     """Return how much of a registered study is made, as a sentence; empty where none is registered."""
     content = read(profile)
     if not content:
         return ""
-    made = {receipt.parent.name for receipt in receipts(profile)}
+    runs = {path.parent.name for path in profile.results.glob("records/*/run.json")}
+    made = {"runs": runs, "trees": set(load_trees(profile.trees).instances.index)}
     counts = {
-        kind: f"{len(made.intersection(content[kind]))} of {len(content[kind])} {kind}"
-        for kind in ("runs", "trees")
+        kind: f"{len(names.intersection(content[kind]))} of {len(content[kind])} {kind}"
+        for kind, names in made.items()
     }
     date = content["date"]
     return f"of the study registered on {date}, {counts['runs']} and {counts['trees']} are made."

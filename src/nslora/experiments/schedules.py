@@ -31,7 +31,7 @@ from nslora.algorithm.session import Session, State
 from nslora.config import RunConfig
 from nslora.disk import SEAL, saving, sealed, unsealed
 from nslora.editor.client import Editor
-from nslora.experiments.grid import TUNING, Profile
+from nslora.experiments.grid import Profile
 from nslora.model.backbone import Backbone, load
 from nslora.runs import run as runs
 from nslora.runs.state import restore, save
@@ -40,6 +40,7 @@ from nslora.runs.store import (
     Store,
     code,
     environment,
+    processor,
     read_json,
     write_json,
     write_jsonl,
@@ -55,11 +56,21 @@ Node = Json
 Say = Callable[[str], None]
 
 
-def grow_all(profile: Profile, say: Say = print) -> None:
-    """Grow the trees of a profile that are not finished, one by one.
+def left(profile: Profile, say: Say = print) -> list[RunConfig]:
+    """Return the instances of a profile whose trees are not finished."""
+    return [
+        cfg
+        for cfg in profile.schedules
+        if not finished(read_nodes(profile.trees / cfg.run_id, say), "", cfg.moves)
+    ]
+
+
+def grow_all(profile: Profile, say: Say = print) -> list[str]:
+    """Grow the trees of a profile that are not finished, one by one; return which could not be grown, having said why.
 
     Trees that another process grows are left to it: two commands share the work.
     """
+    failed = []
     for cfg in profile.schedules:
         work = profile.work / "schedules" / cfg.run_id
         with saving(work):
@@ -70,6 +81,11 @@ def grow_all(profile: Profile, say: Say = print) -> None:
                 grow(cfg, profile.trees / cfg.run_id, profile.store, work, say)
         except Timeout:
             say(f"{cfg.run_id}: grows in another process")
+        except UserError as problem:
+            # the others may do
+            say(f"{cfg.run_id}: {problem}")
+            failed.append(cfg.run_id)
+    return failed
 
 
 def grow(
@@ -320,6 +336,9 @@ class Tree:
             "bill": step.bill,
             "seconds": round(seconds, 2),
             "prompt": asdict(step.prompt),
+            # a tree may be finished on another machine than it was begun on
+            "processor": processor(),
+            "dtype": run.backbone.dtype,
         }
 
 
@@ -352,7 +371,7 @@ def instance(run: Session) -> Json:
     return {
         "schema": trees.SCHEMA,
         "instance": cfg.run_id,
-        "split": "tuning" if cfg.seed >= TUNING else "test",
+        "split": "tuning" if cfg.is_tuning else "test",
         "depth": cfg.moves,
         "config": cfg.settings,
         # of test items

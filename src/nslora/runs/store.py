@@ -268,7 +268,8 @@ def code() -> str:
         files += [path for path in (root / package).rglob("*") if path.is_file()]
     digest = hashlib.sha256()
     for path in sorted(files):
-        if path.suffix != ".pyc":
+        # caches of Python and of linters, which git does not know
+        if not any(part.startswith((".", "__pycache__")) for part in path.relative_to(root).parts):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # pandas types an indexed frame as a union of everything it could be, so these checks only produce noise here.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,7 @@ class Records:
         scores: one row per final item of every split.
         settings: names of the columns of `runs` that are settings.
         trees: all schedules of instances, which every results folder shares.
+        missing: names of runs and trees that are registered for this folder and not made yet.
     """
 
     runs: DataFrame
@@ -63,6 +65,7 @@ class Records:
     scores: DataFrame
     settings: tuple[str, ...] = ()
     trees: Trees = field(default_factory=Trees)
+    missing: tuple[str, ...] = ()
 
     def of(self, study: str) -> Records:
         """Return the records of one study, such as "main"."""
@@ -73,7 +76,7 @@ class Records:
         runs = self.runs[chosen.astype(bool)]
         steps = self.steps[self.steps.run_id.isin(runs.run_id)]
         scores = self.scores[self.scores.run_id.isin(runs.run_id)]
-        return Records(runs, steps, scores, self.settings, self.trees)
+        return Records(runs, steps, scores, self.settings, self.trees, self.missing)
 
     def with_settings(self, frame: DataFrame, *names: str) -> DataFrame:
         """Return steps or scores with settings of their runs as further columns."""
@@ -123,11 +126,26 @@ def load(results: Path) -> Records:
     """Read all finished records of `<results>/records/`; empty frames when there are none.
 
     A folder that holds any file is a record, lest one that lost its run.json vanish; `.part` marks an unfinished copy.
-    The trees are in the folder `schedules` beside `results`.
+    The trees are in the folder `schedules` beside `results`, and so is the pre-registration, if there is one.
     """
     folders = sorted(path for path in results.glob("records/*/") if path.suffix != ".part")
     records = read([folder for folder in folders if any(folder.iterdir())])
-    return replace(records, trees=schedules.load(results.parent / "schedules"))
+    trees = schedules.load(results.parent / "schedules")
+    made = {"runs": set(records.runs.run_id), "trees": set(trees.instances.index)}
+    listed = registered(results)
+    missing = [name for kind in made for name in listed[kind] if name not in made[kind]]
+    return replace(records, trees=trees, missing=tuple(missing))
+
+
+def registered(results: Path) -> dict[str, list[str]]:
+    """Return the names of runs and trees that the pre-registration lists for a results folder; none without one.
+
+    Whether it is as it was written is for `nslora verify` to say.
+    """
+    path = results.parent / "preregistration.toml"
+    content = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    bound = content.get("results") == f"{results.parent.name}/{results.name}"
+    return {kind: content[kind] if bound else [] for kind in ("runs", "trees")}
 
 
 def read(folders: Sequence[Path]) -> Records:

@@ -171,13 +171,13 @@ def pooled(strata_B: Sequence[Interval]) -> Interval:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return the p-values adjusted for their number (Holm 1979); NaN, not tested, counts for nothing and stays."""
+    """Return the p-values adjusted for their number (Holm 1979); NaN, not tested, stays, and counts as one of them."""
     tested = sorted((p, key) for key, p in p_values.items() if not np.isnan(p))
     adjusted = dict(p_values)
     # the smallest p-value counts for all tests, the next for all but one; none may fall below an earlier one
     highest = 0.0
     for rank, (p, key) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - rank)))
+        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
         adjusted[key] = highest
     return adjusted
 

@@ -92,28 +92,30 @@ Data = dict[str, Any]  # a file of the archive
 # ---- examples
 
 
-def draw(task: str, count: int, rng: np.random.Generator) -> list[Item]:
+def draw(task: str, count: int, rng: np.random.Generator, tuning: bool = False) -> list[Item]:
     """Return `count` examples of a task in random order; more where known ones are left out later.
 
-    Raises UserError when the task has fewer.
+    They are of the half that is for `tuning`, or of the other. Raises UserError when it has fewer.
     """
     source = TASKS[task]
     files = _read(task)
+    half = slice(int(tuning), None, 2)
     if source.problems:
-        files = _one_of_each_domain(files, rng)
-    items: list[Item] = []
-    for data in files:
-        # as few problems as do
-        if len(items) < count:
-            items += _items(task, data)
+        items: list[Item] = []
+        for data in _one_of_each_domain(files, half, rng):
+            # as few problems as do
+            if len(items) < count:
+                items += _items(task, data)
+    else:
+        items = [item for data in files for item in _items(task, data)][half]
     if len(items) < count:
-        raise UserError(f"2 x items + test_items must be at most {len(items)} for {task}.")
+        raise UserError(f"items + dev_items + test_items must be at most {len(items)} for {task}.")
     wanted = SPARE * count if source.unknown else count
     return [items[i] for i in rng.permutation(len(items))[:wanted]]
 
 
-def _one_of_each_domain(files: Sequence[Data], rng: np.random.Generator) -> list[Data]:
-    """Return one problem of each domain, in random order.
+def _one_of_each_domain(files: Sequence[Data], half: slice, rng: np.random.Generator) -> list[Data]:
+    """Return one problem of each domain, of a `half` of its problems, in random order.
 
     No question says what is to be done with a text, so that its domain must tell.
     """
@@ -125,7 +127,8 @@ def _one_of_each_domain(files: Sequence[Data], rng: np.random.Generator) -> list
             domain = data["name"].split("_")[-2]
             problems[domain].append(data)
     domains = rng.permutation(sorted(problems))
-    return [problems[domain][rng.integers(len(problems[domain]))] for domain in domains]
+    halves = [problems[domain][half] for domain in domains]
+    return [problems[rng.integers(len(problems))] for problems in halves]
 
 
 def _items(task: str, data: Data) -> list[Item]:

@@ -275,7 +275,7 @@ def _style(cfg: RunConfig) -> Splits:
     """Ask about countries under the rule, best known ones first, splits disjoint by country."""
     asked = (rules.make(cfg.rule),)
     sizes = _sizes(cfg)
-    chosen = _countries(sizes)
+    chosen = _countries(sizes, cfg.is_tuning)
     # whole countries go to a split, so that what one split learns about one helps no other
     rng = cfg.rng("countries")
     countries = iter([chosen[i] for i in rng.permutation(len(chosen))])
@@ -295,9 +295,10 @@ def _sizes(cfg: RunConfig) -> tuple[int, int, int]:
     return cfg.items, cfg.dev_items or cfg.items, cfg.test_items
 
 
-def _countries(sizes: Sequence[int]) -> Sequence[tuple[Question, ...]]:
-    """Return the best known countries that fill splits of these sizes."""
-    countries = world.countries()
+def _countries(sizes: Sequence[int], tuning: bool) -> Sequence[tuple[Question, ...]]:
+    """Return the best known countries that fill splits of these sizes, of those for tuning or of the others."""
+    # every other one, so that both halves are as well known
+    countries = world.countries()[tuning::2]
     reach = np.cumsum([len(country) for country in countries])
     # a split may leave its last country's other questions unused: two at most
     spare = 2 * len(sizes)
@@ -377,7 +378,7 @@ def _math(cfg: RunConfig) -> Splits:
 def _real(cfg: RunConfig) -> Splits:
     """Draw examples of a BIG-bench task, each for one split."""
     sizes = _sizes(cfg)
-    examples = bigbench.draw(cfg.task, sum(sizes), cfg.rng("bigbench"))
+    examples = bigbench.draw(cfg.task, sum(sizes), cfg.rng("bigbench"), cfg.is_tuning)
     rest = iter(examples)
     train, dev, test = (list(islice(rest, size)) for size in sizes)
     unknown = bigbench.TASKS[cfg.task].unknown

@@ -230,7 +230,7 @@ def test_prompt_first_averages_schedules_of_one_length(tmp_path: Path) -> None:
     """Where one need is all that is asked for, it says nothing."""
     for family, style in (("mixed", 0.5), ("facts", 0.0)):
         write_tree(tmp_path, toward("SN"), family=family, style=style, depth=2)
-    (row,) = claims.prompt_first(load(tmp_path)).to_dict("records")
+    (row,) = claims.prompt_first(claims.of_both_needs(load(tmp_path))).to_dict("records")
     # SN: 1, SS: a half; NN and NS: 0
     assert (row["family"], row["value"]) == ("mixed", 0.75)
 

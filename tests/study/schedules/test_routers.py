@@ -89,7 +89,37 @@ def test_needs_find_the_best_first_move_and_a_fixed_schedule_cannot(tmp_path: Pa
     assert set(rows.router) == set(routers.ROUTERS)
     assert (rows.regret >= -1e-9).all() and (rows.regret_cost >= -1e-9).all()
     weights = rows.groupby(["router", "instance"]).weight.sum()
-    assert weights.to_numpy() == pytest.approx(1.0) and len(weights) == 17 * 16
+    assert weights.to_numpy() == pytest.approx(1.0) and len(weights) == len(routers.ROUTERS) * 16
+
+
+def ends(data, name: str) -> str:
+    """The schedule of the only instance."""
+    (schedule,) = routers.ends_by(data, name).schedule
+    return schedule
+
+
+def test_without_the_signal_weights_are_tuned_to_the_end(tmp_path: Path) -> None:
+    content, small = (lambda schedule: (0.9, 0.0)), (lambda schedule: {"c1": -0.01, "c2": 1.0})
+    write_tree(tmp_path, follows=0.9, needs=content, signal=small)
+    data = load(tmp_path)
+    assert ends(data, "neurosymbolic") == "NSN"
+    assert ends(data, "neurosymbolic, no signal") == "NNN"
+
+
+def test_without_needs_a_prompt_is_tried_where_no_form_is_asked_for(tmp_path: Path) -> None:
+    write_tree(tmp_path, follows=0.9, needs=lambda schedule: (0.9, 0.0))
+    data = load(tmp_path)
+    assert ends(data, "neurosymbolic") == "NNN"
+    assert ends(data, "neurosymbolic, no needs").startswith("S")
+
+
+def test_without_following_a_prompt_is_tried_on_a_backbone_that_follows_none(
+    tmp_path: Path,
+) -> None:
+    write_tree(tmp_path, follows=0.1, needs=lambda schedule: (0.5, 0.5))
+    data = load(tmp_path)
+    assert ends(data, "neurosymbolic") == "NNN"
+    assert ends(data, "neurosymbolic, no following").startswith("S")
 
 
 def test_the_learned_router_learns_from_other_families_only(tmp_path: Path) -> None:

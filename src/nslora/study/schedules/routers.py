@@ -10,6 +10,7 @@ nothing but the number of the move is a fixed schedule, so "best fixed" is that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 import pandas as pd
 from sklearn.tree import DecisionTreeClassifier
 
-from nslora.algorithm.router import DECISIONS
+from nslora.algorithm.router import DECISIONS, Choice
 from nslora.config import METHODS, RunConfig
 from nslora.study.schedules.trees import (
     COSTS,
     NODE,
+    Demand,
     Moves,
     Trees,
     chosen_on_dev,
@@ -181,6 +183,42 @@ def method(trees: Trees, name: str) -> pd.DataFrame:
     return decided(DECISIONS[row.decision], trees, row.needs)
 
 
+def without_signal(trees: Trees) -> pd.DataFrame:
+    """Return ends of `neurosymbolic` where no phase is ever saturated or exhausted."""
+    row = METHODS["neurosymbolic"]
+    depth = int(trees.instances.depth.max())
+    # so many small signals in a row there never are
+    return decided(DECISIONS[row.decision], trees, row.needs, patience=depth + 1)
+
+
+def without_following(trees: Trees) -> pd.DataFrame:
+    """Return ends of `neurosymbolic` where every backbone counts as one that follows prompts."""
+    row = METHODS["neurosymbolic"]
+    return decided(DECISIONS[row.decision], trees, row.needs, follows_floor=0.0)
+
+
+def without_needs(trees: Trees) -> pd.DataFrame:
+    """Return ends of `neurosymbolic` where every example that fails counts as one of content and one of style."""
+
+    def router(moves: Moves, needs: Any, cfg: RunConfig) -> Choice:
+        # a move's demand is what failed before it
+        before = [moves.start, *moves]
+        seen = [
+            replace(move, demand={"content": failing(record), "style": failing(record)})
+            for record, move in zip(before, moves, strict=False)
+        ]
+        now = failing(before[-1])
+        return DECISIONS[row.decision](seen, Demand(now, now, needs.follows), cfg)
+
+    row = METHODS["neurosymbolic"]
+    return decided(router, trees, row.needs)
+
+
+def failing(record: Any) -> float:
+    """Return the share of training examples that fail after a move."""
+    return 1 - record.train["success"]
+
+
 def tuned_monitor(trees: Trees) -> pd.DataFrame:
     """Return ends of the monitoring signal, its thresholds chosen on other instances."""
     decide = partial(decided, DECISIONS[METHODS["monitor"].decision], trees, "none")
@@ -315,6 +353,9 @@ ROUTERS: dict[str, Callable[[Trees], pd.DataFrame]] = {
     "needs-only": partial(method, name="needs-only"),
     "numerical first": partial(method, name="numerical-first"),
     "neurosymbolic": partial(method, name="neurosymbolic"),
+    "neurosymbolic, no signal": without_signal,
+    "neurosymbolic, no needs": without_needs,
+    "neurosymbolic, no following": without_following,
     "learned": learned,
     "oracle needs": partial(method, name="oracle"),
     "lookahead": lookahead,
