@@ -342,8 +342,9 @@ def require_jobs(args: Namespace) -> None:
 
 def reproduce(args: Namespace) -> int:
     """Run the jobs of a profile, then print the main table."""
-    from nslora.experiments import cluster, preregistration
+    from nslora.experiments import cluster
     from nslora.experiments import jobs as local
+    from nslora.experiments.registration import require_frozen_code
 
     require_jobs(args)
     profile = load(args.profile)
@@ -351,7 +352,7 @@ def reproduce(args: Namespace) -> int:
     made = profile.store.accept if args.reuse else profile.store.done
     # what is only read may be read by newer code
     if not all(map(made, profile.runs)):
-        preregistration.require_frozen_code(profile)
+        require_frozen_code(profile.root, profile.name)
     preflight.check(configs_left(profile))
     if args.cluster:
         failed = cluster.reproduce(profile, args.cluster, args.gpu, args.reuse, say)
@@ -374,7 +375,7 @@ def reproduce(args: Namespace) -> int:
 
 def schedules(args: Namespace) -> int:
     """Grow the schedule trees of a profile."""
-    from nslora.experiments import preregistration
+    from nslora.experiments.registration import require_frozen_code
 
     require_jobs(args)
     profile = load(args.profile)
@@ -384,7 +385,7 @@ def schedules(args: Namespace) -> int:
 
     left = trees.left(profile, say)
     if left:
-        preregistration.require_frozen_code(profile)
+        require_frozen_code(profile.root, profile.name)
     preflight.check(left)
     from nslora.experiments.jobs import end_with
 

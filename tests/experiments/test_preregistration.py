@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from grown import write_tree
 from toy import RUNS, make
 
-from nslora.experiments import grid, preregistration
+from nslora.experiments import grid, preregistration, registration
 from nslora.runs.store import code, write_json
 from nslora.study import claims
 from nslora.types import UserError
@@ -38,6 +39,15 @@ def profile(tmp_path: Path, monkeypatch) -> grid.Profile:
     monkeypatch.setattr(preregistration, "git", lambda *args: "abc" if "HEAD" in args else "")
     make(tmp_path, good=(RUNS,))
     return grid.load("t", tmp_path)
+
+
+def tune(profile: grid.Profile, seed: int, by: str) -> Path:
+    """Write a finished tree of tuning, made by some code."""
+    write_tree(profile.trees, seed=seed, depth=2)
+    (tree,) = profile.trees.glob(f"*-s{seed}")
+    about = json.loads((tree / "instance.json").read_text())
+    write_json(tree / "instance.json", about | {"environment": {"code": by}})
+    return tree
 
 
 def publish(profile: grid.Profile, name: str, by: str) -> None:
@@ -65,32 +75,56 @@ def test_it_holds_runs_claims_and_code(profile) -> None:
 
 def test_tuning_trees_and_what_judges_are_registered(profile, monkeypatch) -> None:
     """Rivals are chosen on trees of tuning, and routers decide when trees are judged: both could change late."""
-    write_tree(profile.trees, seed=100, depth=2)
-    (tree,) = profile.trees.iterdir()
+    tree = tune(profile, 100, code())
     preregistration.freeze(profile)
     assert preregistration.disagreements(profile) == []
 
     nodes = (tree / "nodes.jsonl").read_bytes()
     (tree / "nodes.jsonl").write_bytes(nodes + b"\n")
-    write_tree(profile.trees, seed=101, depth=2)
+    tune(profile, 101, code())
     said = preregistration.disagreements(profile)
     assert len([line for line in said if "is not the registered one" in line]) == len(said) == 3
     shutil.rmtree(profile.trees)
     (line,) = preregistration.disagreements(profile)
     assert line == f"the tuning tree {tree.name} is not the registered one."
-    write_tree(profile.trees, seed=100, depth=2)
+    tune(profile, 100, code())
     assert preregistration.disagreements(profile) == []
 
     monkeypatch.setattr(preregistration, "judge", lambda: "1" * 64)
     (line,) = preregistration.disagreements(profile)
     assert "the code that judges" in line and "1" * 64 in line
-    amendments = preregistration.path_of(profile).with_name("amendments.toml")
+    amendments = registration.path_of(profile.root).with_name("amendments.toml")
     row = f'[[amendments]]\ndate = "2026-12-01"\njudge = "{"1" * 64}"\nwhy = "Wrong."\n'
     amendments.write_text(row)
     assert preregistration.disagreements(profile) == []
+    given_up = row.replace(f'judge = "{"1" * 64}"', 'abandoned = "a-run"')
+    amendments.write_text(row + given_up)
+    assert preregistration.disagreements(profile) == ["a-run was abandoned: Wrong."]
     amendments.write_text(row.replace("why", "reason"))
     with pytest.raises(UserError, match="amendments.toml cannot be read"):
         preregistration.disagreements(profile)
+
+
+def test_rivals_are_chosen_on_finished_trees_of_the_frozen_code(profile) -> None:
+    """Else the best fixed schedule would be chosen on the test trees, or on moves that are no more."""
+    (cfg,) = [one for one in profile.runs if one.method == "lora"]
+    studied = replace(profile, schedules=(cfg.but(study="schedules"),))
+    with pytest.raises(UserError, match=f"no tree of tuning is finished on {cfg.backbone}"):
+        preregistration.freeze(studied)
+    tree = tune(studied, 100, "0" * 64)
+    with pytest.raises(UserError, match=r"json-s100 is of other code"):
+        preregistration.freeze(studied)
+    shutil.rmtree(tree)
+    tune(studied, 100, code())
+    preregistration.freeze(studied)
+
+
+def test_a_notebook_opened_by_hand_makes_no_run_of_the_study_either(profile, monkeypatch) -> None:
+    preregistration.freeze(profile)
+    monkeypatch.setattr(registration, "code", lambda: "0" * 64)
+    monkeypatch.chdir(profile.root)
+    with pytest.raises(UserError, match="this is other code"):
+        grid.run_all("t", "good", "smollm2-135m", 0)
 
 
 def test_what_judges_is_all_that_verdicts_import() -> None:
@@ -136,12 +170,12 @@ def test_changes_and_seeds_of_tuning_are_refused(profile, monkeypatch, tmp_path)
 
 
 def test_other_code_makes_no_run_of_the_study(profile, monkeypatch) -> None:
-    preregistration.require_frozen_code(profile)
+    registration.require_frozen_code(profile.root, profile.name)
     preregistration.freeze(profile)
-    preregistration.require_frozen_code(profile)
-    monkeypatch.setattr(preregistration, "code", lambda: "0" * 64)
+    registration.require_frozen_code(profile.root, profile.name)
+    monkeypatch.setattr(registration, "code", lambda: "0" * 64)
     with pytest.raises(UserError, match=r"git worktree add ../frozen .* make .venv/ready"):
-        preregistration.require_frozen_code(profile)
+        registration.require_frozen_code(profile.root, profile.name)
 
 
 def test_what_is_not_as_registered_is_named(profile, monkeypatch) -> None:

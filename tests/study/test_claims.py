@@ -14,6 +14,7 @@ from grown import Worth, write_tree
 from synthetic import write_record
 
 from nslora.study import claims, records, stats
+from nslora.types import UserError
 
 pytestmark = pytest.mark.pure
 
@@ -157,7 +158,7 @@ def test_a_comparison_is_due_where_its_study_grew_such_trees(place: Path) -> Non
 
 def test_deeper_trees_of_tuning_compare_no_schedules(place: Path) -> None:
     flat = weights_or_prompts(0.5, 0.5)
-    write_trees(place, flat)
+    write_trees(place, flat, follows=0.9)
     write_trees(place, flat, [100], depth=3)
     rows = judge(place)["beats-fixed"]["comparisons"]
     assert len(rows) == 2 * 4 and {row["n"] for row in rows} == {6}
@@ -165,11 +166,16 @@ def test_deeper_trees_of_tuning_compare_no_schedules(place: Path) -> None:
 
 def test_fixed_schedules_are_compared_one_by_one(place: Path) -> None:
     worth = {"NN": 0.5, "SN": 0.9}
-    write_trees(place, lambda schedule: worth.get(schedule, 0.2), follows=0.1)
+
+    def content(schedule: str) -> tuple[float, float]:
+        return 0.9, 0.0
+
+    write_trees(place, lambda schedule: worth.get(schedule, 0.2), follows=0.9, needs=content)
+    # where no prompt is followed neurosymbolic is one of them
+    write_trees(place, weights_or_prompts(0.5, 0.5), follows=0.1, backbone="gemma3-270m")
     rows = judge(place)["beats-fixed"]["comparisons"][::2]
-    words = "test success on trees: neurosymbolic - "
+    words = "test success on trees of backbones that follow prompts: neurosymbolic - "
     assert [row["comparison"].removeprefix(words) for row in rows] == ["NN", "NS", "SN", "SS"]
-    # a backbone that follows no prompt has its weights tuned
     estimates = [row["estimate"] for row in rows]
     assert estimates[0] == 0 and estimates == pytest.approx([0, 0.3, -0.4, 0.3], abs=0.12)
 
@@ -241,9 +247,20 @@ def test_a_registered_study_has_no_verdicts_until_it_is_whole(place: Path) -> No
     assert judge(place)["real-tasks"]["verdict"] == "not run"
     register(whole, names)
     assert judge(place)["facts-numerical"]["verdict"] == "holds"
-    # what is registered for another folder
+    # every folder beside the trees judges them, but runs are those of one
     register("results/full", [*names, "another"])
+    assert judge(place)["facts-numerical"]["verdict"] == "incomplete"
+    # what cannot be made is given up in so many words
+    row = '[[amendments]]\ndate = "2026-12-01"\nabandoned = "another"\nwhy = "No memory."\n'
+    (place.parent / "amendments.toml").write_text(row)
     assert judge(place)["facts-numerical"]["verdict"] == "holds"
+
+
+@pytest.mark.parametrize("text", ["results = ", 'results = "x"', "trees = 1"])
+def test_a_damaged_registration_is_one_sentence(place: Path, text: str) -> None:
+    (place.parent / "preregistration.toml").write_text(text)
+    with pytest.raises(UserError, match=r"preregistration.toml cannot be read .* restore it"):
+        records.load(place)
 
 
 def test_a_claim_that_holds_holds_on_each_backbone(judged: dict[str, Any]) -> None:

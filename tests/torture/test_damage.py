@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import nslora
 from nslora.disk import write_sums
 from nslora.editor.ledger import Budget, Spending
 from nslora.editor.replay import Recordings, Reply
-from nslora.experiments import grid, preregistration, schedules
+from nslora.experiments import grid, preregistration, registration, schedules
 from nslora.model import checkpoints, download
 from nslora.model.lora import Learner
 from nslora.runs import evaluate
@@ -431,8 +432,9 @@ def test_a_damaged_preregistration_is_refused(damage, tmp_path: Path, monkeypatc
     path = preregistration.freeze(profile)
 
     def check(path: Path) -> None:
-        for use in (preregistration.require_frozen_code, preregistration.disagreements):
-            said = refusal(lambda use=use: use(profile))
+        frozen = partial(registration.require_frozen_code, profile.root, profile.name)
+        for use in (frozen, partial(preregistration.disagreements, profile)):
+            said = refusal(use)
             assert str(path) in said and "restore it from git" in said
 
     damage("damage: pre-registration", path.parent).each(60, [path.name], check)

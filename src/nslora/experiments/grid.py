@@ -21,6 +21,7 @@ from pydantic import BaseModel, PositiveFloat, ValidationError
 
 from nslora.config import RunConfig
 from nslora.disk import sha256
+from nslora.experiments.registration import require_frozen_code
 from nslora.runs.store import Store, append_json, read_json
 from nslora.types import Json, UserError
 
@@ -342,6 +343,9 @@ def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]
     store = job.profile.store
     runs = configs(profile, notebook, backbone, seed)
     missing = [cfg for cfg in runs if not store.done(cfg)]
+    if missing:
+        # a notebook may be opened by hand, and workers have checkouts of their own
+        require_frozen_code(job.profile.root, job.profile.name)
     # the editor and the backbone are the slow things to open
     for _, group in groupby(missing, lambda cfg: (cfg.editor_model, cfg.editor_url, cfg.threads)):
         _run_group(list(group), job)

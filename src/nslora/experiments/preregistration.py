@@ -4,7 +4,8 @@
 run and instance, the tuning trees that rivals are chosen on, and two hashes: of the code that a run
 executes, and of the code that judges. From then on other code makes no run of the study, and `nslora
 verify` names every record, tree, claim and change of the judging code that is not what was registered.
-Whoever has to mend what judges says so in results/amendments.toml:
+Whoever has to mend what judges says so in results/amendments.toml, and so whoever gives up a run or a tree
+that cannot be made (`abandoned` with its name instead of `judge`):
 
     [[amendments]]
     date = "2026-12-01"
@@ -17,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,15 +25,20 @@ import nslora
 from nslora.config import TUNING
 from nslora.disk import saving
 from nslora.experiments.grid import Profile
+from nslora.experiments.registration import SEAL, path_of, read
 from nslora.runs.store import code, git, read_json
 from nslora.study import claims
+from nslora.study.records import amendments
 from nslora.study.schedules import load as load_trees
-from nslora.types import Json, UserError
+from nslora.types import UserError
 
 # what turns records into verdicts: routers decide on trees when these are judged
 JUDGES = (
     "config.py",
     "types.py",
+    "disk.py",
+    "runs/store.py",
+    "tasks/bigbench.py",
     "algorithm/monitor.py",
     "algorithm/router.py",
     "study/claims.py",
@@ -46,8 +51,6 @@ JUDGES = (
     "study/schedules/routers.py",
     "study/schedules/trees.py",
 )
-# begins the last line, which holds the checksum of all before it
-SEAL = "# sha256 of all above: "
 STATISTICS = (
     "A claim holds on a backbone if each of its comparisons does, and altogether if it holds on every backbone "
     "(intersection-union). A comparison is a Student's t interval of 95% over seed or instance means, its variance "
@@ -56,24 +59,22 @@ STATISTICS = (
 )
 
 
-def path_of(profile: Profile) -> Path:
-    """Return where the project's pre-registration is, or will be."""
-    return profile.root / "results" / "preregistration.toml"
-
-
 def freeze(profile: Profile) -> Path:
     """Write the pre-registration of a profile, of which nothing has been run yet; return its path.
 
     Raises UserError where there is a pre-registration, where the code is not that of a commit, where a seed is one of
-    tuning, and where something has been run.
+    tuning, where something has been run, and where tuning trees, which rivals are chosen on, are missing or of other
+    code.
     """
-    path = path_of(profile)
+    path = path_of(profile.root)
     if path.exists():
         raise UserError(f"{path} is there: a study is registered once.")
     # a new file in src/ would be executed, too
     changes = (
         ("status", "--porcelain", "--untracked-files=no"),
         ("status", "--porcelain", "--", ":/src"),
+        # and a clone would lack a new tree
+        ("status", "--porcelain", "--", ":/results/schedules"),
     )
     if any(git(*asked) for asked in changes):
         raise UserError("commit your changes first: a study is made by the code of one commit.")
@@ -83,6 +84,7 @@ def freeze(profile: Profile) -> Path:
         raise UserError(f"{tuned[0]} has a seed of tuning ({TUNING} or more).")
     if begun := sorted(receipts(profile)):
         raise UserError(f"{begun[0].parent} is there: what is known cannot be registered.")
+    require_tuning(profile)
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(profile, listed), encoding="utf-8")
@@ -108,6 +110,21 @@ def tuning_trees(profile: Profile) -> list[str]:
         for tree in trees
         if _split(tree / "instance.json") == "tuning"
     ]
+
+
+def require_tuning(profile: Profile) -> None:
+    """Raise UserError unless each backbone of the trees has a finished one of tuning, all of them of this code."""
+    trees = load_trees(profile.trees, "tuning")
+    if lacking := {cfg.backbone for cfg in profile.schedules} - {*trees.instances.backbone}:
+        raise UserError(
+            f"no tree of tuning is finished on {min(lacking)}: rivals are chosen on them."
+        )
+    for path in sorted(profile.trees.glob("*/instance.json")):
+        about = read_json(path)
+        if about["split"] == "tuning" and about["environment"]["code"] != code():
+            raise UserError(
+                f"{path.parent} is of other code than this: grow it anew, or take it away."
+            )
 
 
 def judge() -> str:
@@ -162,41 +179,13 @@ def claims_of() -> dict[str, tuple[str, list[str]]]:
     return said
 
 
-def read(profile: Profile) -> Json | None:
-    """Return the pre-registration that binds a profile, if there is one; raises UserError where it is damaged."""
-    path = path_of(profile)
-    if not path.exists():
-        return None
-    try:
-        body, _, seal = path.read_text(encoding="utf-8").rpartition(f"\n{SEAL}")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
-    if seal != hashlib.sha256(body.encode()).hexdigest() + "\n":
-        raise UserError(f"{path} is not as it was written: restore it from git.")
-    content = tomllib.loads(body)
-    return content if content["profile"] == profile.name else None
-
-
-def require_frozen_code(profile: Profile) -> None:
-    """Raise UserError where a profile is registered, and this is other code than what it is registered with."""
-    content = read(profile)
-    if content and content["code"] != code():
-        # the commit that has both the code and the pre-registration
-        added = git("log", "--diff-filter=A", "-1", "--format=%h", "--", str(path_of(profile)))
-        raise UserError(
-            f"profile {profile.name!r} is registered with the code of {content['revision'][:12]}, and this is other "
-            f"code; run it there, in an environment of its own: git worktree add ../frozen {added} "
-            "&& cd ../frozen && make .venv/ready."
-        )
-
-
 def disagreements(profile: Profile) -> list[str]:
     """Return what is not as registered, one sentence each: records, trees, claims and statistics, in their words.
 
     What is not made yet is no disagreement (`progress`). Code that judges otherwise is one, unless
     results/amendments.toml says why.
     """
-    content = read(profile)
+    content = read(profile.root, profile.name)
     if not content:
         return []
     said = []
@@ -209,7 +198,11 @@ def disagreements(profile: Profile) -> list[str]:
             said.append(f"{name} was made by other code than what is registered.")
     for tree in sorted({*content["tuning"]} ^ {*tuning_trees(profile)}):
         said.append(f"the tuning tree {tree.split()[0]} is not the registered one.")
-    if content["judge"] != judge() and judge() not in amendments(profile):
+    amended = amendments(path_of(profile.root).parent)
+    said += [
+        f"{row['abandoned']} was abandoned: {row['why']}" for row in amended if "abandoned" in row
+    ]
+    if judge() not in {content["judge"], *(row.get("judge") for row in amended)}:
         said.append(
             f"the code that judges ({', '.join(JUDGES)}) is not the registered one; its hash is {judge()}: mend it, or "
             "say why in results/amendments.toml."
@@ -224,20 +217,9 @@ def disagreements(profile: Profile) -> list[str]:
     return said
 
 
-def amendments(profile: Profile) -> dict[str, str]:
-    """Return why the judging code was changed, by its hash; raises UserError where the file is malformed."""
-    path = path_of(profile).with_name("amendments.toml")
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        rows = tomllib.loads(text).get("amendments", [])
-        return {row["judge"]: f"{row['date']}: {row['why']}" for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
-
-
 def progress(profile: Profile) -> str:
     """Return how much of a registered study is made, as a sentence; empty where none is registered."""
-    content = read(profile)
+    content = read(profile.root, profile.name)
     if not content:
         return ""
     runs = {path.parent.name for path in profile.results.glob("records/*/run.json")}

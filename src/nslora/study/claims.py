@@ -177,8 +177,13 @@ def of_both_needs(trees: Trees) -> Trees:
     return trees.where((trees.instances.task == "mixed") & (style > 0) & (style < 1))
 
 
+def followed(trees: Trees) -> Trees:
+    """Return the trees of backbones that follow prompts as far as the default rule asks: elsewhere it tunes weights."""
+    return trees.where(trees.instances.follows.astype(float) >= RunConfig().follows_floor)
+
+
 def not_followed(trees: Trees) -> Trees:
-    """Return the trees of backbones that follow prompts less than the default rule asks for."""
+    """Return the trees of backbones that follow prompts less than that."""
     return trees.where(trees.instances.follows.astype(float) < RunConfig().follows_floor)
 
 
@@ -191,13 +196,14 @@ def of_real_tasks(trees: Trees) -> Trees:
 KINDS = {
     facts_alone: "trees of facts alone",
     style_alone: "trees of style alone",
+    followed: "trees of backbones that follow prompts",
     not_followed: "trees of backbones that do not follow prompts",
     of_real_tasks: "trees of real tasks",
 }
 
 
 def against_fixed(records: Records) -> list[Comparison]:
-    """Compare neurosymbolic with every schedule of full depth that is fixed in advance."""
+    """Compare neurosymbolic, where prompts are followed, with every schedule of full depth that is fixed in advance."""
     depths = confirmed(records.trees).instances.depth
     depth = int(depths.max()) if len(depths) else 1
     return [against(schedule) for schedule in schedules(depth) if len(schedule) == depth]
@@ -205,10 +211,11 @@ def against_fixed(records: Records) -> list[Comparison]:
 
 def against(schedule: str) -> Comparison:
     """Compare neurosymbolic with one fixed schedule."""
-    words = f"test success on trees: neurosymbolic - {schedule}"
+    words = f"test success on {KINDS[followed]}: neurosymbolic - {schedule}"
 
     def as_deep(trees: Trees) -> Trees:
-        return trees.where(trees.instances.depth == len(schedule))
+        here = followed(trees)
+        return here.where(here.instances.depth == len(schedule))
 
     return on_trees(words, lambda trees: beyond(trees, schedule), among=as_deep)
 
@@ -262,11 +269,15 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
         [routers("prompts only", "weights only", among=style_alone)],
     ),
     "beats-both": (
-        "Deciding between both moves beats weights alone and prompts alone, all with the same targets.",
-        [routers("neurosymbolic", "weights only"), routers("neurosymbolic", "prompts only")],
+        "Deciding beats prompts alone and, where prompts are followed, weights alone, all with the same targets.",
+        [
+            # else it is weights alone
+            routers("neurosymbolic", "weights only", among=followed),
+            routers("neurosymbolic", "prompts only"),
+        ],
     ),
     "beats-fixed": (
-        "Deciding beats every schedule that is fixed in advance.",
+        "Where prompts are followed, deciding beats every schedule that is fixed in advance.",
         against_fixed,
     ),
     "prompt-first": (
@@ -288,16 +299,18 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
         [routers("neurosymbolic", "best fixed")],
     ),
     "signal-adds": (
-        "The monitoring signal adds to what the default rule decides without it, and to the number of the move.",
+        "Where prompts are followed, the default rule gains by the monitoring signal; and the signal alone adds to the "
+        "number of the move.",
         [
-            routers("neurosymbolic", "neurosymbolic, no signal"),
+            routers("neurosymbolic", "neurosymbolic, no signal", among=followed),
             routers("monitor, tuned", "best fixed"),
         ],
     ),
     "needs-add": (
-        "Estimated needs add to what the default rule decides without them, and to the number of the move.",
+        "Where prompts are followed, the default rule gains by estimated needs; and needs alone add to the number of "
+        "the move.",
         [
-            routers("neurosymbolic", "neurosymbolic, no needs"),
+            routers("neurosymbolic", "neurosymbolic, no needs", among=followed),
             routers("needs-only", "best fixed"),
         ],
     ),

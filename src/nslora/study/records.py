@@ -138,14 +138,41 @@ def load(results: Path) -> Records:
 
 
 def registered(results: Path) -> dict[str, list[str]]:
-    """Return the names of runs and trees that the pre-registration lists for a results folder; none without one.
+    """Return the names of runs and trees that the pre-registration asks for, without those that were abandoned.
 
-    Whether it is as it was written is for `nslora verify` to say.
+    Runs are those of a results folder, while every folder beside the trees shares them. Raises UserError where a file
+    is damaged; whether it is as it was written is for `nslora verify` to say.
     """
     path = results.parent / "preregistration.toml"
-    content = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    bound = content.get("results") == f"{results.parent.name}/{results.name}"
-    return {kind: content[kind] if bound else [] for kind in ("runs", "trees")}
+    if not path.exists():
+        return {"runs": [], "trees": []}
+    abandoned = {row.get("abandoned") for row in amendments(results.parent)}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        bound = (path.parents[1] / content["results"]).resolve() == results.resolve()
+        listed = {"runs": content["runs"] if bound else [], "trees": content["trees"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
+    return {kind: [name for name in listed[kind] if name not in abandoned] for kind in listed}
+
+
+def amendments(folder: Path) -> list[dict[str, str]]:
+    """Return what was changed after a study was registered: rows of `date`, `why`, and `judge` or `abandoned`.
+
+    `judge` is the hash of mended code that judges, `abandoned` a run or a tree that cannot be made. Raises UserError
+    where the file is malformed.
+    """
+    path = folder / "amendments.toml"
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        rows = tomllib.loads(text).get("amendments", [])
+        for row in rows:
+            _ = row["date"], row["why"]
+            if not {"judge", "abandoned"} & row.keys():
+                raise ValueError("a row without judge or abandoned")
+        return rows
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
 
 
 def read(folders: Sequence[Path]) -> Records:

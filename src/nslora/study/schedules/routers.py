@@ -184,11 +184,12 @@ def method(trees: Trees, name: str) -> pd.DataFrame:
 
 
 def without_signal(trees: Trees) -> pd.DataFrame:
-    """Return ends of `neurosymbolic` where no phase is ever saturated or exhausted."""
+    """Return ends of `neurosymbolic` where weights are never saturated, and no edit's gain is too small."""
     row = METHODS["neurosymbolic"]
     depth = int(trees.instances.depth.max())
     # so many small signals in a row there never are
-    return decided(DECISIONS[row.decision], trees, row.needs, patience=depth + 1)
+    blind = {"patience": depth + 1, "gain_eps": 0.0}
+    return decided(DECISIONS[row.decision], trees, row.needs, **blind)
 
 
 def without_following(trees: Trees) -> pd.DataFrame:

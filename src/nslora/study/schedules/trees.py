@@ -110,6 +110,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         instance = read_json(folder / "instance.json")
         if instance["schema"] != SCHEMA:
             raise UserError(f"the tree {folder} has schema {instance['schema']}, not {SCHEMA}.")
+        if instance["instance"] != folder.name:
+            raise UserError(f"the tree {folder} is of {instance['instance']}: one folder per tree.")
         path = folder / "nodes.jsonl"
         nodes = read_jsonl(path) if path.exists() else []
         # trees of before have no checksums at all
