@@ -55,7 +55,7 @@ def refused(capsys, *argv: str) -> str:
         (("run", "--task", "poetry"), "setting task = 'poetry': unknown; choose from facts"),
         (("run", "--method", "magic"), "unknown method 'magic'"),
         (("run", "--method", "fixed:SNX"), "as in fixed:SNNN"),
-        (("run", "--method", "fixed:SNNN", "--set", "moves=3"), "more moves than moves = 3"),
+        (("run", "--method", "fixed:SNNN", "--set", "moves=3"), "more moves than its budget, 3"),
         (("run", "--set", "rank"), "KEY=VALUE"),
         (("schedules", "--profile", "smoke"), "profile 'smoke' has no schedules"),
         (("schedules", "--profile", "tuning", "--jobs", "0"), "--jobs must be at least 1"),
