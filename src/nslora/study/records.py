@@ -76,7 +76,7 @@ class Records:
         runs = self.runs[chosen.astype(bool)]
         steps = self.steps[self.steps.run_id.isin(runs.run_id)]
         scores = self.scores[self.scores.run_id.isin(runs.run_id)]
-        return Records(runs, steps, scores, self.settings, self.trees, self.missing)
+        return replace(self, runs=runs, steps=steps, scores=scores)
 
     def with_settings(self, frame: DataFrame, *names: str) -> DataFrame:
         """Return steps or scores with settings of their runs as further columns."""

@@ -174,28 +174,20 @@ def tuned_plateau(trees: Trees) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------- of the algorithm
 
 
-def method(trees: Trees, name: str) -> pd.DataFrame:
-    """Return ends of a method of `config.METHODS`: its decision under the needs that it sees.
+def method(trees: Trees, name: str, **settings: Any) -> pd.DataFrame:
+    """Return ends of a method of `config.METHODS`, with changed `settings`: its decision under the needs that it sees.
 
     Its moves are those of the tree, with the targets and inputs of the instance's settings.
     """
     row = METHODS[name]
-    return decided(DECISIONS[row.decision], trees, row.needs)
+    return decided(DECISIONS[row.decision], trees, row.needs, **settings)
 
 
 def without_signal(trees: Trees) -> pd.DataFrame:
     """Return ends of `neurosymbolic` where weights are never saturated, and no edit's gain is too small."""
-    row = METHODS["neurosymbolic"]
     depth = int(trees.instances.depth.max())
     # so many small signals in a row there never are
-    blind = {"patience": depth + 1, "gain_eps": 0.0}
-    return decided(DECISIONS[row.decision], trees, row.needs, **blind)
-
-
-def without_following(trees: Trees) -> pd.DataFrame:
-    """Return ends of `neurosymbolic` where every backbone counts as one that follows prompts."""
-    row = METHODS["neurosymbolic"]
-    return decided(DECISIONS[row.decision], trees, row.needs, follows_floor=0.0)
+    return method(trees, "neurosymbolic", patience=depth + 1, gain_eps=0.0)
 
 
 def without_needs(trees: Trees) -> pd.DataFrame:
@@ -356,7 +348,8 @@ ROUTERS: dict[str, Callable[[Trees], pd.DataFrame]] = {
     "neurosymbolic": partial(method, name="neurosymbolic"),
     "neurosymbolic, no signal": without_signal,
     "neurosymbolic, no needs": without_needs,
-    "neurosymbolic, no following": without_following,
+    # every backbone counts as one that follows
+    "neurosymbolic, no following": partial(method, name="neurosymbolic", follows_floor=0.0),
     "learned": learned,
     "oracle needs": partial(method, name="oracle"),
     "lookahead": lookahead,
