@@ -119,18 +119,22 @@ def test_losses_are_those_of_the_tasks_own_pairs_without_replay(opened, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("scaled", "scale"),
+    ("whole", "scaled", "scale"),
     [
-        ([1, 1, 1, 1, 0, 0], 0.8),
-        ([1, 1, 1, 1, 1, 0], 0.8),
-        ([1, 1, 1, 0, 0, 0], 1.0),
-        ([1, 1, 0, 0, 0, 0], 1.0),
+        ([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], 0.8),
+        ([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], 0.8),
+        ([1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0], 1.0),
+        ([1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], 1.0),
         # others right than before, as many
-        ([0, 0, 1, 1, 1, 1], 0.8),
+        ([1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], 0.8),
+        # too few are right for a tie to tell anything
+        ([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], 1.0),
+        ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], 1.0),
     ],
 )
-def test_an_adapter_is_scaled_down_unless_dev_loses(scaled: list[float], scale: float) -> None:
-    """Four of six dev items are right with the whole of it."""
+def test_an_adapter_is_scaled_down_where_most_of_dev_is_right_and_none_is_lost(
+    whole: list[float], scaled: list[float], scale: float
+) -> None:
 
     class Run:
         """A session whose dev rewards depend on the share in place."""
@@ -149,7 +153,7 @@ def test_an_adapter_is_scaled_down_unless_dev_loses(scaled: list[float], scale: 
         def score(self, prompt: Prompt, dev: object) -> list[SimpleNamespace]:
             known = self.replies.setdefault(self.adapter, {})
             known["?"] = known.get("?", f"at {self.place}")
-            values = [1, 1, 1, 1, 0, 0] if self.place == 1.0 else scaled
+            values = whole if self.place == 1.0 else scaled
             return [SimpleNamespace(reward=Reward(value)) for value in values]
 
     run = Run()
@@ -159,14 +163,15 @@ def test_an_adapter_is_scaled_down_unless_dev_loses(scaled: list[float], scale: 
     assert run.replies == {"adapter-01": {"?": f"at {scale}"}}
 
 
-def test_a_move_says_how_far_its_adapter_was_scaled_down(opened) -> None:
+def test_a_move_says_how_far_its_adapter_was_scaled_down(opened, monkeypatch) -> None:
     run = opened(targets="gold", shrink=False)
     assert moved(run, begun(run)).evidence["scale"] == 1.0 == run.learner.share
-    run = opened(targets="gold")
-    outcome = moved(run, begun(run))
-    assert outcome.evidence["scale"] == run.learner.share
     # a random model gets nothing right, scaled or not
-    assert run.learner.share == numerical.SCALE
+    run = opened(targets="gold")
+    assert moved(run, begun(run)).evidence["scale"] == 1.0 == run.learner.share
+    monkeypatch.setattr(numerical, "MOST", -1.0)
+    run = opened(targets="gold")
+    assert moved(run, begun(run)).evidence["scale"] == run.learner.share == numerical.SCALE
 
 
 def test_a_move_of_several_passes_counts_all_of_them_and_trains_further(opened) -> None:

@@ -28,6 +28,8 @@ from nslora.types import Candidate, Example, Move, Pair, Prompt
 T = TypeVar("T")
 # of a tuned adapter that is used where dev allows it; less loses what was learned (LOG, 2026-11-28)
 SCALE = 0.8
+# mean dev reward above which most of dev is right
+MOST = 0.5
 
 
 def numerical(run: Session, state: State, needs: Needs) -> Outcome:
@@ -72,14 +74,17 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
 
 
 def shrink(run: Session, prompt: Prompt) -> float:
-    """Scale the tuned adapter to SCALE, unless dev reward loses by it; return the scale.
+    """Scale the tuned adapter to SCALE where most of dev is right and loses nothing by it; return the scale.
 
     Weights between the frozen and the tuned ones keep more of what the backbone knew (WiSE-FT, Wortsman et al., 2022).
     The next numerical move trains on from all of it.
     """
     adapter, dev = run.adapter, run.task.dev
-    tuned = [b.clone() for b in run.learner.products]
     whole = run.score(prompt, dev)
+    # where little is learned yet, two adapters tie on dev however much one of them lost
+    if monitor.mean_value(whole) <= MOST:
+        return 1.0
+    tuned = [b.clone() for b in run.learner.products]
     # the scaled one has replies of its own
     replies = run.replies.pop(adapter, {})
     run.learner.scale(tuned, SCALE)
