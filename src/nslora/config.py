@@ -151,7 +151,7 @@ class RunConfig(BaseModel):
     epochs: PositiveInt = 1  # passes over the pairs per move
     targets: Targets = "method"  # what weights train on: the method's own policy, or another
     inputs: Literal["method", "all", "needed"] = "method"  # which examples: all, or as needs say
-    shrink: bool = True  # use four fifths of an adapter where most of dev is right, none lost
+    shrink: bool = True  # use four fifths of an adapter where dev is mostly right and loses nothing
     bake: bool = False  # train under the initial prompt what the refined one brought
     replay: NonNegativeFloat = 1.0  # replay pairs per training pair
     replay_pool: PositiveInt = 128  # replay questions of each kind, from which each epoch draws

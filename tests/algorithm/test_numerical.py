@@ -130,6 +130,8 @@ def test_losses_are_those_of_the_tasks_own_pairs_without_replay(opened, monkeypa
         # too few are right for a tie to tell anything
         ([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], 1.0),
         ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], 1.0),
+        # half a reward is no right reply
+        ([0.9, 0.9, 0.9, 0.9, 0.9, 1], [0.9, 0.9, 0.9, 0.9, 0.9, 1], 1.0),
     ],
 )
 def test_an_adapter_is_scaled_down_where_most_of_dev_is_right_and_none_is_lost(

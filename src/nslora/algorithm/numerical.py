@@ -28,7 +28,7 @@ from nslora.types import Candidate, Example, Move, Pair, Prompt
 T = TypeVar("T")
 # of a tuned adapter that is used where dev allows it; less loses what was learned (LOG, 2026-11-28)
 SCALE = 0.8
-# mean dev reward above which most of dev is right
+# share of right dev items above which they may tell that nothing is lost
 MOST = 0.5
 
 
@@ -74,7 +74,7 @@ def numerical(run: Session, state: State, needs: Needs) -> Outcome:
 
 
 def shrink(run: Session, prompt: Prompt) -> float:
-    """Scale the tuned adapter to SCALE where most of dev is right and loses nothing by it; return the scale.
+    """Scale the tuned adapter to SCALE where most of dev is right and its mean reward does not fall; return the scale.
 
     Weights between the frozen and the tuned ones keep more of what the backbone knew (WiSE-FT, Wortsman et al., 2022).
     The next numerical move trains on from all of it.
@@ -82,7 +82,7 @@ def shrink(run: Session, prompt: Prompt) -> float:
     adapter, dev = run.adapter, run.task.dev
     whole = run.score(prompt, dev)
     # where little is learned yet, two adapters tie on dev however much one of them lost
-    if monitor.mean_value(whole) <= MOST:
+    if monitor.summary(whole)["success"] <= MOST:
         return 1.0
     tuned = [b.clone() for b in run.learner.products]
     # the scaled one has replies of its own
