@@ -26,6 +26,7 @@ from nslora.editor.client import Editor, Request
 from nslora.editor.local import EditorError, LocalServer
 from nslora.model import checkpoints
 from nslora.runs import preflight
+from nslora.types import UserError
 
 PARENT = """
 import os, sys, time
@@ -136,10 +137,10 @@ def test_the_server_never_outlives_its_parent(gguf, way):
         assert len(others) == (way == "fork")
 
 
-def test_a_server_that_cannot_start_is_an_editor_error_with_its_last_words(tmp_path):
+def test_a_server_that_cannot_start_ends_the_run_with_its_last_words(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     server = LocalServer(lambda: tmp_path / "broken.gguf", threads=1)
-    with pytest.raises(EditorError, match=r"did not start: \w+"), server.session():
+    with pytest.raises(UserError, match=r"did not start: \w+"), server.session():
         pass
     assert not server.running
     assert not servers_of(os.getpid())
@@ -213,6 +214,30 @@ def test_an_engine_that_is_killed_at_work_is_started_again(own: Editor) -> None:
     before = replace(own.ledger)
     assert own.complete(ask) == wanted
     assert (own.ledger - before).lost == 0
+
+
+@pytest.mark.parametrize("engine", ["own", "llama.cpp"])
+def test_a_server_that_is_killed_twice_is_no_lost_edit(engine, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("nslora.editor.attempt.PAUSE_S", 0.0)
+    ask = Request("Be brief.", "Say a.", 1, 0.7, 8)
+    with Editor("smollm2-135m", recordings=tmp_path, threads=1, engine=engine) as editor:
+        server = editor._server
+        assert server is not None
+        start = server._start
+
+        def start_and_kill() -> None:
+            start()
+            assert server._process is not None
+            server._process.kill()
+            server._process.wait()
+
+        monkeypatch.setattr(server, "_start", start_and_kill)
+        with pytest.raises(UserError, match="the local editor does not answer: .*reached"):
+            editor.complete(ask)
+        # nothing is recorded: whoever goes on asks again
+        monkeypatch.setattr(server, "_start", start)
+        assert editor.complete(ask)
+        assert editor.ledger.lost == 0
 
 
 def test_parallel_jobs_ask_one_engine_whatever_memory_is_left(monkeypatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 from scripted import Scripted, lowercase
@@ -246,6 +246,20 @@ def test_frozen_weights_have_forgotten_nothing(whole: Grown) -> None:
     assert start["promptability"] == 1.0
     # a random model knows nothing that it could forget
     assert start["locality"] in (None, 1.0)
+
+
+def test_frozen_weights_say_once_what_they_know(tiny, tmp_path: Path, monkeypatch) -> None:
+    """In another batch the same weights may give other bits, and seem to have forgotten something."""
+    decode = Session._decode
+    asked: list[str] = []
+
+    def noted(run: Session, texts: list[str], temperature: float = 0.0, seed: int = 0) -> Any:
+        asked.extend(text for text in texts if not run.adapter and not temperature)
+        return decode(run, texts, temperature, seed)
+
+    monkeypatch.setattr(Session, "_decode", noted)
+    grow(tiny, tmp_path, reply=lambda request: "no edit", moves=1)
+    assert asked and len(set(asked)) == len(asked)
 
 
 def test_an_instance_says_what_it_is(whole: Grown) -> None:

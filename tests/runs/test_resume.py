@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted import Scripted, lowercase
@@ -128,6 +129,20 @@ def test_a_damaged_state_is_named_and_the_run_begins_anew(
         record = make(tiny, tmp_path, rest, **MOVES)
     assert contents(record) == undisturbed["moves"]
     assert rest.steps == 6
+
+
+def test_a_stream_with_damaged_weights_begins_in_its_first_phase(tiny, tmp_path) -> None:
+    settings: dict[str, Any] = STREAM | {"method": "lora", "returned": "tuned"}
+    undisturbed = contents(make(tiny, tmp_path / "undisturbed", **settings))
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny, tmp_path, Plug(5), **settings)
+    (path,) = (tmp_path / "runs").rglob(STATE)
+    state = json.loads(path.read_text())["state"]
+    assert state["phase"] and state["candidate"]["adapter"]
+    damage(path.parent / state["candidate"]["adapter"] / "adapter_model.safetensors")
+    with pytest.warns(UserWarning, match="begins anew"):
+        record = make(tiny, tmp_path, **settings)
+    assert contents(record) == undisturbed
 
 
 def test_other_code_does_not_go_on(undisturbed, tiny, tmp_path, monkeypatch) -> None:

@@ -366,6 +366,15 @@ def test_a_stream_brings_more_facts_then_another_rule() -> None:
         assert not train & dev and not test & (train | dev)
 
 
+def test_no_phase_of_a_stream_tests_what_another_chose_on() -> None:
+    """With few facts at first, dev needs a second wording of each."""
+    cfg = RunConfig(task="stream", rule="json", items=3, dev_items=6, test_items=9)
+    tasks = [build(cfg, phase) for phase in range(3)]
+    seen = {e.question for task in tasks for e in (*task.train, *task.dev)}
+    assert all(len(task.dev) == 12 for task in tasks)
+    assert not seen & {e.question for task in tasks for e in task.test}
+
+
 def test_a_stream_that_starts_with_the_second_rule_changes_to_another() -> None:
     cfg = RunConfig(task="stream", rule="bullet", items=3, test_items=6)
     assert rule_names(build(cfg, 2)) == {"end_phrase"}

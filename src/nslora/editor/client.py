@@ -1,8 +1,9 @@
 """Ask the external LLM that makes symbolic edits, and keep what it answered and what it cost.
 
 Any OpenAI-compatible endpoint will do, or a server of our own. A request that gets no usable reply
-is an `EditorError`: it is counted, said in one line, and costs an edit, never the run. Every
-request is recorded in a file of its own, so that a run can be replayed without a model.
+is an `EditorError`: it is counted, said in one line, and costs an edit, never the run. A server of
+our own that does not work says nothing of the editor: that is a `UserError`. Every request is
+recorded in a file of its own, so that a run can be replayed without a model.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import psutil
 
 from nslora.editor.attempt import Answer, Keep, as_reply, post
 from nslora.editor.completion import Dialect, judge
-from nslora.editor.local import IDLE_S, EditorError, LocalServer, read_key_and_watch
+from nslora.editor.local import IDLE_S, LocalServer, read_key_and_watch
 from nslora.editor.replay import Request
 from nslora.model import checkpoints
 from nslora.types import SLOT, Json, Prompt, UserError
@@ -48,7 +48,7 @@ class EngineServer(LocalServer):
         return [*module, self.model, str(self.threads)]
 
     async def answer(self, requests: list[Request], keep: Keep) -> None:
-        """Answer all requests in one batch."""
+        """Answer all requests in one batch; raises UserError when it fails twice."""
         batch = await self._ask_together(requests)
         # one that was killed is started again
         if batch.error and not self.running:
@@ -56,6 +56,8 @@ class EngineServer(LocalServer):
         if batch.error:
             # it would go on with a batch that nobody waits for
             self.stop()
+            # not the editor's fault: as lost edits they would say that prompts do not help
+            raise UserError(f"the local editor does not answer: {batch.error}")
         answers = [batch] * len(requests)
         if batch.status == 200:
             contents = json.loads(batch.data)["replies"]
@@ -67,12 +69,9 @@ class EngineServer(LocalServer):
         bodies = [Dialect().body(self.model, request) for request in requests]
         # four requests of a batch share the time of one
         limit_s = self.attempt_s * max(1, len(requests) / 4)
-        try:
-            with self.session() as url:
-                async with self.connect() as http:
-                    return await post(http, f"{url}/batch", {"requests": bodies}, limit_s)
-        except EditorError as failure:
-            return Answer(error=str(failure))
+        with self.session() as url:
+            async with self.connect() as http:
+                return await post(http, f"{url}/batch", {"requests": bodies}, limit_s)
 
 
 def choose(model: str, editors: int = 1) -> str:

@@ -27,6 +27,7 @@ import httpx
 from nslora.editor.attempt import Answer, Attempt, Keep, persist, post
 from nslora.editor.completion import Dialect, judge
 from nslora.editor.replay import Request
+from nslora.types import UserError
 
 # longest prompt and reply, in tokens
 CONTEXT = 4096
@@ -85,7 +86,7 @@ class LocalServer:
     def session(self) -> Iterator[str]:
         """Yield the server's base URL, ready to serve, to one caller at a time.
 
-        Raises EditorError when the server cannot start.
+        Raises UserError when the server cannot start.
         """
         with self._turn:
             # `stop` and the timer come from other threads
@@ -107,17 +108,18 @@ class LocalServer:
         return httpx.AsyncClient(headers={"Authorization": f"Bearer {self.key}"}, trust_env=False)
 
     async def answer(self, requests: list[Request], keep: Keep) -> None:
-        """Answer requests one by one, handing on each reply."""
+        """Answer requests one by one, handing on each reply; raises UserError when the server ends, twice."""
         async with self.connect() as http:
             for request in requests:
-                keep({request: await persist(partial(self._attempt, http, request))})
+                reply = await persist(partial(self._attempt, http, request))
+                if reply.error and not self.running:
+                    # not the editor's fault: as a lost edit it would say that prompts do not help
+                    raise UserError(f"the local editor does not answer: {reply.error}")
+                keep({request: reply})
 
     async def _attempt(self, http: httpx.AsyncClient, request: Request, room: int) -> Attempt:
         """Make one call; the server's models need no `room` for reasoning."""
-        try:
-            return judge(await self._ask(http, request), request, room)
-        except EditorError as failure:
-            return Attempt(error=str(failure))
+        return judge(await self._ask(http, request), request, room)
 
     async def _ask(self, http: httpx.AsyncClient, request: Request) -> Answer:
         """Ask the server so that a reply does not depend on what was asked before.
@@ -174,7 +176,7 @@ class LocalServer:
                 log.seek(0)
                 lines = log.read().decode(errors="replace").strip().splitlines()
                 reason = lines[-1] if lines else "it said nothing"
-                raise EditorError(f"the local editor server did not start: {reason}")
+                raise UserError(f"the local editor server did not start: {reason}")
         self._url = json.loads(line)["url"]
 
     def _command(self) -> list[str]:

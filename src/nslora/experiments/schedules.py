@@ -293,7 +293,8 @@ class Tree:
     def _begin(self) -> State:
         run = self.session
         run.use(Candidate(run.task.initial_prompt))
-        run.recall({})
+        # by these the frozen weights know what they know: in another batch the same weights may say it otherwise
+        run.recall({"": run.replies.get("", {})})
         return loop.begin(run, State(Candidate(run.task.initial_prompt)))
 
     def _move(self, schedule: str) -> State:

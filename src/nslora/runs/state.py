@@ -81,9 +81,10 @@ def restore(path: Path, run: Session) -> tuple[State, dict[str, Any]]:
         raise UserError(f"the saved state {path} is missing or damaged: {reason}") from error
     if saved.maker != (code(), run.backbone.identity):
         raise UserError(f"the saved state {path} is of other code or other weights.")
+    # first what may be damaged: a run that then begins anew is still in its first phase
+    run.use(saved.state.candidate)
     if saved.state.phase:
         run.enter(build(run.cfg, saved.state.phase))
-    run.use(saved.state.candidate)
     run.recall(saved.replies)
     memory = replace(saved.state.memory, losses=_losses(saved.losses))
     return replace(saved.state, memory=memory), saved.spent

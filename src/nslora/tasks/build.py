@@ -202,11 +202,14 @@ def _facts(cfg: RunConfig) -> Splits:
     return _fact_splits(cfg, facts)
 
 
-def _fact_splits(cfg: RunConfig, facts: list[Fact], asked: tuple[Rule, ...] = ()) -> Splits:
-    """Ask about facts in wordings that no two splits share."""
+def _fact_splits(
+    cfg: RunConfig, facts: list[Fact], asked: tuple[Rule, ...] = (), fewest: int = 0
+) -> Splits:
+    """Ask about facts in wordings that no two splits share, in no phase of a stream of which one has `fewest` facts."""
     dev_items = cfg.dev_items or len(facts)
+    fewest = fewest or len(facts)
     # dev asks about every fact once before it asks about one again
-    dev_wordings = math.ceil(dev_items / len(facts))
+    dev_wordings = math.ceil((cfg.dev_items or fewest) / fewest)
     test_wordings = WORDINGS - TRAIN_WORDINGS - dev_wordings
     if cfg.test_items > test_wordings * len(facts):
         raise UserError(
@@ -360,7 +363,8 @@ def _stream(cfg: RunConfig, phase: int) -> Splits:
     # all batches are drawn in each phase, so that the first stays the same
     invented = world.invent(cfg.rng("facts"), (cfg.items, cfg.items))
     facts = [fact for batch in invented[:batches] for fact in batch]
-    return _shuffled(cfg, _style(cfg), _fact_splits(cfg, facts, (rules.make(cfg.rule),)))
+    asked = (rules.make(cfg.rule),)
+    return _shuffled(cfg, _style(cfg), _fact_splits(cfg, facts, asked, fewest=cfg.items))
 
 
 def _math(cfg: RunConfig) -> Splits:
