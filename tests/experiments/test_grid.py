@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from toy import RUNS, edit, finish, make, notebook
 
+from nslora.config import RunConfig
 from nslora.disk import write_sums
 from nslora.experiments import grid
 from nslora.runs.store import write_json, write_text
@@ -147,6 +148,23 @@ def test_every_task_of_the_committed_profiles_can_be_built():
                 task = build(cfg, phase)
                 sizes = cfg.shares if cfg.task == "mixed" else (1,)
                 assert len(task.test) >= sum(sizes) * cfg.test_items
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick", "full"])
+def test_what_is_changed_in_a_run_has_the_unchanged_run_beside_it(name: str):
+    """Else the tables of ablations, controls and baking leave it out."""
+    runs = grid.load(name, ROOT).runs
+    # a baked style prompt stands beside the prompt alone, and nothing
+    alone = {"baking": ("textgrad", "frozen")}
+    main = {(*where(cfg), cfg.method) for cfg in runs if cfg.study == "main"}
+    for cfg in runs:
+        if cfg.study in ("ablations", "controls", "baking"):
+            for method in alone.get(cfg.study, (cfg.method,)):
+                assert (*where(cfg), method) in main, cfg.run_id
+
+
+def where(cfg: RunConfig) -> tuple[str, str, str, int]:
+    return cfg.task, cfg.rule, cfg.backbone, cfg.seed
 
 
 def test_no_family_of_the_confirmatory_trees_shares_a_seed_with_another():

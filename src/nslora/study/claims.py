@@ -299,16 +299,16 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
         [routers("neurosymbolic", "best fixed")],
     ),
     "signal-adds": (
-        "Where prompts are followed, the default rule gains by the monitoring signal; and the signal alone adds to the "
-        "number of the move.",
+        "Where prompts are followed, the default rule gains by the monitoring signal; and the signal alone beats the "
+        "best fixed schedule.",
         [
             routers("neurosymbolic", "neurosymbolic, no signal", among=followed),
             routers("monitor, tuned", "best fixed"),
         ],
     ),
     "needs-add": (
-        "Where prompts are followed, the default rule gains by estimated needs; and needs alone add to the number of "
-        "the move.",
+        "Where prompts are followed, the default rule gains by estimated needs; and needs alone beat the best fixed "
+        "schedule.",
         [
             routers("neurosymbolic", "neurosymbolic, no needs", among=followed),
             routers("needs-only", "best fixed"),
@@ -376,7 +376,8 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
         ],
     ),
     "adaptability": (
-        "When facts arrive and the style changes, both moves together lose less than either alone.",
+        "Where prompts are followed, both moves together lose less than either alone when facts arrive and the style "
+        "changes.",
         # which know as little of the phases to come
         [regret_saved("lora-remade"), regret_saved("textgrad")],
     ),
