@@ -276,7 +276,7 @@ def test_a_claim_that_holds_holds_on_each_backbone(judged: dict[str, Any]) -> No
 def test_a_notebook_is_shown_verdicts_with_what_they_rest_on(place: Path) -> None:
     write_trees(place, weights_or_prompts(0.9, 0.1), style=0.0)
     loaded = records.load(place)
-    table = claims.table(loaded, "facts-numerical", "deciding-pays")
+    table = claims.table(loaded, "facts-numerical", "adaptivity-pays")
     assert table.index.names[0] == "sentence"
     first = claims.judged(loaded)["claims"][0]
     assert table.iloc[0][claims.SHOWN] == claims.points(first["comparisons"][0])

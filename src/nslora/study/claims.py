@@ -295,15 +295,16 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
         [on_trees("V: test success of the schedule chosen on dev - best fixed", adaptivity)],
     ),
     "deciding-pays": (
-        "Deciding has less regret than the best fixed schedule.",
-        [routers("neurosymbolic", "best fixed")],
+        "Where prompts are followed, deciding has less regret than the best fixed schedule.",
+        # else the rule is a fixed schedule, weights alone
+        [routers("neurosymbolic", "best fixed", among=followed)],
     ),
     "signal-adds": (
         "Where prompts are followed, the default rule gains by the monitoring signal; and the signal alone beats the "
         "best fixed schedule.",
         [
             routers("neurosymbolic", "neurosymbolic, no signal", among=followed),
-            routers("monitor, tuned", "best fixed"),
+            routers("monitor, tuned", "best fixed", among=followed),
         ],
     ),
     "needs-add": (
@@ -311,7 +312,7 @@ CLAIMS: dict[str, tuple[str, list[Comparison] | Callable[[Records], list[Compari
         "schedule.",
         [
             routers("neurosymbolic", "neurosymbolic, no needs", among=followed),
-            routers("needs-only", "best fixed"),
+            routers("needs-only", "best fixed", among=followed),
         ],
     ),
     "following-adds": (
