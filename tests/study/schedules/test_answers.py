@@ -217,13 +217,22 @@ def test_claims_are_judged_on_the_test_instances(results: Path) -> None:
     assert row["low"] > 0
     # both kinds occur in each family, and half of them want the prompt first
     assert judged["prompt-first"]["verdict"] == "undecided"
-    # no backbone here follows prompts, so that nobody asks the rule what its needs bring there
-    unasked, *estimates = [row["estimate"] for row in judged["needs-add"]["comparisons"]]
-    assert unasked is None and estimates == pytest.approx([0.4, 0.4, 0.4])
-    assert judged["needs-add"]["verdict"] == "undecided"
+    # no backbone here follows prompts, so that nobody asks what needs bring there
+    assert {row["estimate"] for row in judged["needs-add"]["comparisons"]} == {None}
+    assert judged["needs-add"]["verdict"] == judged["deciding-pays"]["verdict"] == "not run"
+    assert judged["facts-numerical"]["verdict"] == "not run"
+
+
+def test_needs_and_signal_are_judged_where_prompts_are_followed(tmp_path: Path) -> None:
+    for seeds in (range(100, 103), range(10, 16)):
+        two_kinds(tmp_path / "schedules", seeds, follows=0.9)
+    judged = {c["key"]: c for c in claims.judged(records.load(tmp_path / "quick"))["claims"]}
+    # the second comparison: needs alone against the best fixed schedule, on the backbone and on all
+    assert [row["estimate"] for row in judged["needs-add"]["comparisons"][2:]] == pytest.approx(
+        [0.4, 0.4]
+    )
     # the signal of these trees says nothing
     assert judged["signal-adds"]["verdict"] in ("fails", "undecided")
-    assert judged["facts-numerical"]["verdict"] == "not run"
 
 
 def test_prompt_first_averages_schedules_of_one_length(tmp_path: Path) -> None:
@@ -242,6 +251,6 @@ def test_tuning_instances_decide_no_claim(tmp_path: Path) -> None:
 
 
 def test_two_instances_leave_it_undecided(tmp_path: Path) -> None:
-    two_kinds(tmp_path / "schedules", range(10, 11))
+    two_kinds(tmp_path / "schedules", range(10, 11), follows=0.9)
     judged = {c["key"]: c for c in claims.judged(records.load(tmp_path / "quick"))["claims"]}
     assert judged["prompt-first"]["verdict"] == judged["deciding-pays"]["verdict"] == "undecided"
