@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,16 @@ def refused(capsys, *argv: str) -> str:
 )
 def test_wrong_input_gets_one_sentence_and_status_2(capsys, argv, words):
     assert words in refused(capsys, *argv)
+
+
+def test_a_deprecation_between_libraries_is_not_shown_to_users(capsys):
+    said = "`is_gradient_checkpointing` is deprecated and will be removed in v6."
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        cli.main(["schedules", "--profile", "nobody"])
+        warnings.warn(said, FutureWarning, stacklevel=1)
+        warnings.warn("something else", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["something else"]
 
 
 @pytest.mark.parametrize("command", ["run", "adapt"])

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from nslora import __version__
 from nslora.config import TASKS, RunConfig, sentence
 from nslora.editor.ledger import price
-from nslora.experiments.grid import Profile, jobs, load
+from nslora.experiments.grid import NOISE, Profile, jobs, load
 from nslora.model import checkpoints
 from nslora.model.gguf import QUANTISATIONS
 from nslora.runs import evaluate, lengths, preflight
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done, 1: something failed, 2: wrong input, 3: what was adapted is not shown to be better, 130:
     interrupted.
     """
+    warnings.filterwarnings("ignore", NOISE)
     # a scheduler or `timeout` must not leave processes behind
     signal.signal(signal.SIGTERM, interrupt)
     args = parser().parse_args(argv)

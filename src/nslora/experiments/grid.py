@@ -37,6 +37,8 @@ STUDIES = (
 REQUIRED = {"study", "backbones", "tasks", "methods", "seeds"}
 OPTIONAL = {"rules", "settings", "variants"}
 Settings = dict[str, Any]
+# warnings of libraries to each other, about which a reader can do nothing
+NOISE = "IProgress not found|`is_gradient_checkpointing` is deprecated"
 
 
 class Block(BaseModel):
@@ -356,10 +358,7 @@ def run_all(profile: str, notebook: str, backbone: str, seed: int) -> list[Path]
 
 def _run_group(runs: list[RunConfig], job: Job) -> None:
     """Make runs that share a backbone and an editor."""
-    # noise in a notebook
-    warnings.filterwarnings(
-        "ignore", "IProgress not found|`is_gradient_checkpointing` is deprecated"
-    )
+    warnings.filterwarnings("ignore", NOISE)
     from nslora.model.backbone import load as load_backbone
     from nslora.runs.run import make_run, open_editor
 
