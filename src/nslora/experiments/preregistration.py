@@ -55,7 +55,7 @@ STATISTICS = (
     "A claim holds on a backbone if each of its comparisons does, and altogether if it holds on every backbone "
     "(intersection-union). A comparison is a Student's t interval of 95% over seed or instance means, its variance "
     "floored by the sampling variance of the items, which are clustered by fact. P-values are adjusted by Holm over "
-    "all claims. All seeds count."
+    "all claims, of which those that are not wholly made count as lost. All seeds count."
 )
 
 

@@ -12,7 +12,7 @@ from pandas import DataFrame, Series
 
 from nslora.config import RunConfig
 from nslora.study import classifier, stats, stream
-from nslora.study.records import Records, estimate, paired
+from nslora.study.records import SCHEDULES, Records, estimate, paired
 from nslora.study.schedules import Trees, answers
 from nslora.study.schedules.routers import begun, ends_by, ends_of
 from nslora.study.schedules.trees import NODE, difference, schedules, scored
@@ -23,10 +23,8 @@ from nslora.types import Json
 # Numbers by `backbone` and `seed`: the column `value`, and what `records.estimate` needs for its floor.
 Values = Callable[[Records], DataFrame]
 SHOWN = "points [interval]"
-# the study whose instances are trees instead of runs
-SCHEDULES = "schedules"
 NOT_RUN, UNDECIDED, HOLDS, FAILS = "not run", "undecided", "holds", "fails"
-# of a registered study of which runs or trees are missing: what is shown is no verdict
+# runs or trees that were registered for it are missing: what is shown is no verdict
 INCOMPLETE = "incomplete"
 
 
@@ -446,27 +444,32 @@ def judged(records: Records) -> Json:
     On a backbone a claim's p-value is the largest of its comparisons, over all backbones the largest of theirs
     (intersection-union); both are adjusted for the number of claims, run or not (Holm). A claim `holds` below ALPHA,
     so that every 95% interval lies above its bound, and `fails` where one lies below it. Pooled rows decide nothing.
-    Until a registered study is whole, what was run of it is `incomplete`.
+    Of a registered study a claim is `incomplete` until every run (or tree) is made of the blocks that it compares.
+    Others may come later: whatever they say, Holm's adjustment then is no stricter, so that what holds holds.
     """
-    rows = {}
+    lacking = {study for study, _ in records.missing}
+    rows, whole = {}, {}
     for key, (_, listed) in CLAIMS.items():
         due = listed(records) if callable(listed) else listed
+        whole[key] = lacking.isdisjoint(comparison.study for comparison in due)
         rows[key] = [row for comparison in due for row in compare(comparison, records)]
     backbones = sorted({row["backbone"] for own in rows.values() for row in own} - {"all"})
     # "all" first: each claim by its worst backbone, adjusted among claims; then the same within each backbone
     adjusted = {}
     for backbone in ["all", *backbones]:
-        of_it = {key: own for key, own in rows.items() if is_due(own, backbone)}
-        adjusted[backbone] = stats.holm({key: p_value(own, backbone) for key, own in of_it.items()})
-    whole = not records.missing
+        # what half a study says must not help the others
+        tested = {
+            key: p_value(own, backbone) if whole[key] else np.nan for key, own in rows.items()
+        }
+        adjusted[backbone] = stats.holm(tested)
     claims = []
     for key, (text, _) in CLAIMS.items():
         own, p = on_backbones(rows[key]), adjusted["all"][key]
         verdicts = {}
         for name in backbones:
             if due := [row for row in own if row["backbone"] == name]:
-                verdicts[name] = verdict(due, adjusted[name][key], whole)
-        claim = {"key": key, "claim": text, "verdict": verdict(own, p, whole), "p": rounded(p)}
+                verdicts[name] = verdict(due, adjusted[name][key], whole[key])
+        claim = {"key": key, "claim": text, "verdict": verdict(own, p, whole[key]), "p": rounded(p)}
         claims.append({**claim, "backbones": verdicts, "comparisons": rows[key]})
     return {"level": stats.LEVEL, "alpha": stats.ALPHA, "claims": claims}
 
@@ -506,11 +509,6 @@ def pooled(claim: Json) -> list[Json]:
 def on_backbones(rows: list[Json]) -> list[Json]:
     """Return the rows that decide: all but the pooled ones."""
     return [row for row in rows if row["backbone"] != "all"]
-
-
-def is_due(rows: list[Json], backbone: str) -> bool:
-    """Tell whether a claim is due on a backbone; on all of them ("all") every claim is."""
-    return backbone == "all" or any(row["backbone"] == backbone for row in rows)
 
 
 def p_value(rows: list[Json], backbone: str) -> float:

@@ -20,6 +20,8 @@ from nslora.study.schedules import Trees
 from nslora.study.stats import SHARE, Bounds
 from nslora.types import Json, UserError
 
+# The study whose instances are trees instead of runs.
+SCHEDULES = "schedules"
 # What helps where a record cannot be used.
 REMEDY = "make its run again with `make reproduce`, or delete the folder to go on without it"
 # The columns that every frame has. `instance` numbers what is the same task under the same settings: two methods of one
@@ -57,7 +59,7 @@ class Records:
         scores: one row per final item of every split.
         settings: names of the columns of `runs` that are settings.
         trees: all schedules of instances, which every results folder shares.
-        missing: names of runs and trees that are registered for this folder and not made yet.
+        missing: study and name of each run and tree that is registered for this folder and not made yet.
     """
 
     runs: DataFrame
@@ -65,7 +67,7 @@ class Records:
     scores: DataFrame
     settings: tuple[str, ...] = ()
     trees: Trees = field(default_factory=Trees)
-    missing: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
 
     def of(self, study: str) -> Records:
         """Return the records of one study, such as "main"."""
@@ -131,29 +133,31 @@ def load(results: Path) -> Records:
     folders = sorted(path for path in results.glob("records/*/") if path.suffix != ".part")
     records = read([folder for folder in folders if any(folder.iterdir())])
     trees = schedules.load(results.parent / "schedules")
-    made = {"runs": set(records.runs.run_id), "trees": set(trees.instances.index)}
-    listed = registered(results)
-    missing = [name for kind in made for name in listed[kind] if name not in made[kind]]
-    return replace(records, trees=trees, missing=tuple(missing))
+    made = {*zip(records.runs.study, records.runs.run_id, strict=True)}
+    made |= {(SCHEDULES, name) for name in trees.instances.index}
+    missing = tuple(place for place in registered(results) if place not in made)
+    return replace(records, trees=trees, missing=missing)
 
 
-def registered(results: Path) -> dict[str, list[str]]:
-    """Return the names of runs and trees that the pre-registration asks for, without those that were abandoned.
+def registered(results: Path) -> list[tuple[str, str]]:
+    """Return study and name of each run and tree that the pre-registration asks for, without those that were abandoned.
 
     Runs are those of a results folder, while every folder beside the trees shares them. Raises UserError where a file
     is damaged; whether it is as it was written is for `nslora verify` to say.
     """
     path = results.parent / "preregistration.toml"
     if not path.exists():
-        return {"runs": [], "trees": []}
+        return []
     abandoned = {row.get("abandoned") for row in amendments(results.parent)}
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         bound = (path.parents[1] / content["results"]).resolve() == results.resolve()
-        listed = {"runs": content["runs"] if bound else [], "trees": content["trees"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        runs = [line.split() for line in content["studies"]] if bound else []
+        places = [(study, name) for study, name in runs]
+        places += [(SCHEDULES, name) for name in content["trees"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
-    return {kind: [name for name in listed[kind] if name not in abandoned] for kind in listed}
+    return [(study, name) for study, name in places if name not in abandoned]
 
 
 def amendments(folder: Path) -> list[dict[str, str]]:
