@@ -435,7 +435,10 @@ def verify(args: Namespace) -> int:
     profile = load(args.profile)
     warn_of_unnamed(profile)
     differences = report.verify(profile.results) + preregistration.disagreements(profile)
-    print("\n".join(differences) or "claims and tables agree with the records")
+    agreed = "claims and tables agree with the records"
+    if not profile.results.exists():
+        agreed = f"no claims and tables are there yet: {profile.results} is to come."
+    print("\n".join(differences) or agreed)
     if made := preregistration.progress(profile):
         print(made)
     return int(bool(differences))

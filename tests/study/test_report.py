@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from grown import write_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -178,6 +179,15 @@ def test_verify_sees_whatever_was_changed(tmp_path: Path) -> None:
         "figures/success.csv is missing.",
         "tables/extra.md is stored but does not follow from the records.",
     ]
+
+
+def test_of_a_study_that_has_not_begun_only_its_trees_are_verified(tmp_path: Path) -> None:
+    folder = write_tree(tmp_path / "schedules", seed=10)
+    assert report.verify(tmp_path / "full") == []
+    nodes = folder / "nodes.jsonl"
+    nodes.write_text(nodes.read_text().replace('"test_items": "1', '"test_items": "0', 1))
+    (said,) = report.verify(tmp_path / "full")
+    assert "test items disagree" in said
 
 
 @pytest.mark.parametrize("method", ["neurosymbolic", "frozen"])

@@ -537,6 +537,9 @@ def disagreements(all_records: Records) -> list[str]:
 def verify(results: Path) -> list[str]:
     """Return where stored files differ from what the records give, one sentence each; images are not compared."""
     differences = disagreements(load(results))
+    if not results.exists():
+        # of what has not begun nothing is stored
+        return differences
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         fresh = {path.relative_to(made) for path in build(results, made, images=False)}
