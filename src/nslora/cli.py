@@ -436,8 +436,8 @@ def verify(args: Namespace) -> int:
     warn_of_unnamed(profile)
     differences = report.verify(profile.results) + preregistration.disagreements(profile)
     agreed = "claims and tables agree with the records"
-    if not profile.results.exists():
-        agreed = f"no claims and tables are there yet: {profile.results} is to come."
+    if not report.begun(profile.results):
+        agreed = f"{profile.results} has no records and no tables yet"
     print("\n".join(differences) or agreed)
     if made := preregistration.progress(profile):
         print(made)

@@ -183,11 +183,15 @@ def test_verify_sees_whatever_was_changed(tmp_path: Path) -> None:
 
 def test_of_a_study_that_has_not_begun_only_its_trees_are_verified(tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "schedules", seed=10)
+    # replies for the trees are kept there
+    (tmp_path / "full" / "recordings").mkdir(parents=True)
     assert report.verify(tmp_path / "full") == []
     nodes = folder / "nodes.jsonl"
     nodes.write_text(nodes.read_text().replace('"test_items": "1', '"test_items": "0', 1))
     (said,) = report.verify(tmp_path / "full")
     assert "test items disagree" in said
+    (tmp_path / "full" / "claims.json").write_text("{}")
+    assert "claims.json differs from what the records give." in report.verify(tmp_path / "full")
 
 
 @pytest.mark.parametrize("method", ["neurosymbolic", "frozen"])

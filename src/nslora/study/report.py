@@ -534,11 +534,16 @@ def disagreements(all_records: Records) -> list[str]:
     return said
 
 
+def begun(results: Path) -> bool:
+    """Tell whether a folder of results holds a record, or anything that is made from records."""
+    patterns = ("claims.json", *(f"{name}/*" for name in ("records", *MADE)))
+    return any(path for pattern in patterns for path in results.glob(pattern))
+
+
 def verify(results: Path) -> list[str]:
     """Return where stored files differ from what the records give, one sentence each; images are not compared."""
     differences = disagreements(load(results))
-    if not results.exists():
-        # of what has not begun nothing is stored
+    if not begun(results):
         return differences
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
