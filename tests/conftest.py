@@ -12,7 +12,7 @@ from hypothesis import settings
 
 # The first files, of minutes each: started last, one would run alone. xdist deals each worker two in turn, so the third
 # waits for the first, and is a short one.
-FIRST = ("test_notebooks.py", "test_golden.py", "test_architecture.py", "test_jobs.py")
+FIRST = ("test_smoke.py", "test_notebooks.py", "test_architecture.py", "test_jobs.py")
 
 # Files are tested side by side: a thread that spins while it waits takes the core that another one computes on.
 # It is read when torch is first imported, here and in child processes.

@@ -1,7 +1,7 @@
-"""The notebooks: clean sources, honest parameters, and all of them executed at toy size.
+"""The notebooks: clean sources, honest parameters, and every cell executed.
 
-Every cell runs here in this process, on made-up records and without a language model of any size;
-the runner's own way, in kernels and with real models, is that of the smoke profile at the end.
+They run in this process, on made-up records and without a language model of any size; test_smoke.py runs them in
+kernels and with real models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from ipywidgets import interactive
 from matplotlib.figure import Figure
 from scripted import Scripted, lowercase
 from synthetic import write_lines, write_record
+from toy import copy_project
 
 from nslora.experiments import grid
 
@@ -115,13 +115,6 @@ def test_every_notebook_is_in_the_profile(name: str) -> None:
 
 
 # ---- executed in this process
-
-
-def copy_project(root: Path) -> Path:
-    """Copy what the runner needs: the notebooks and the grid."""
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    shutil.copy(ROOT / "experiments.toml", root)
-    return root
 
 
 def write_runs(profile: grid.Profile) -> None:
@@ -336,51 +329,3 @@ def test_own_data_become_a_bundle_and_what_others_load(
     assert any("tuned weights" in text for text in texts), "the 2 x 2"
     assert any("model.safetensors" in text for text in texts), "the export"
     assert any("Sleeper to Zurich" in text for text in texts), "the chat"
-
-
-# ---- executed by the runner
-
-
-def reproduce(root: Path, *more: str) -> grid.Profile:
-    """Make the smoke profile of a project folder, every job done."""
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "nslora.cli", "reproduce", "--profile", "smoke", *more]
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    profile = grid.load("smoke", root)
-    assert all(job.done() for job in grid.jobs(profile))
-    return profile
-
-
-def test_the_runner_reuses_the_records_of_a_clone(tmp_path: Path) -> None:
-    """One notebook with runs in a kernel of its own; no model is loaded."""
-    project = copy_project(tmp_path)
-    text = (project / "experiments.toml").read_text(encoding="utf-8")
-    head, smoke = text.split("[profiles.smoke]")
-    settings, *blocks = smoke.split("\n[[")
-    kept = [block for block in blocks if "07_ablations" in block]
-    reports = re.sub(r"^reports = .*$", "reports = []", head.split("[profiles.")[0], flags=re.M)
-    (project / "experiments.toml").write_text(
-        "\n[[".join([f"{reports}[profiles.smoke]{settings}", *kept]), encoding="utf-8"
-    )
-    profile = grid.load("smoke", project)
-    (cfg,) = profile.notebooks["07_ablations"]
-    write_record(profile.results, run_id=cfg.run_id, **cfg.settings)
-    reproduce(project, "--reuse")
-    assert not profile.finished, "no run was to be made"
-    (job,) = grid.jobs(profile)
-    assert "undecided" in json.dumps(read(job.executed))
-
-
-def test_all_notebooks_run_at_toy_size(tmp_path: Path) -> None:
-    """The smoke profile with real models: records, executed notebooks, figures and claims."""
-    profile = reproduce(copy_project(tmp_path))
-    runs = {cfg.run_id for runs in profile.notebooks.values() for cfg in runs}
-    records = {path.name for path in profile.results.glob("records/*")}
-    assert records == runs == {entry["run"] for entry in profile.finished}
-    shown = {job.notebook: json.dumps(read(job.executed)) for job in grid.jobs(profile)}
-    assert {name for name in shown if "image/png" in shown[name]} == set(NAMES)
-    assert not [name for name in shown if '"stream", "name": "stderr"' in shown[name]]
-    figure = profile.results / "figures" / "success.png"
-    assert figure.stat().st_size > 1000
-    assert len(json.loads((profile.results / "claims.json").read_text())["claims"]) >= 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from nslora.config import RunConfig
@@ -94,6 +95,14 @@ def make(root: Path, report: bool = True, **notebooks: tuple[str, ...]) -> None:
         filled = [cell.replace("NAME", repr(name)).replace("TESTS", tests) for cell in cells]
         notebook(root, name, *filled)
     notebook(root, "09_paper", COUNT, parameters='profile: str = "t"')
+
+
+def copy_project(root: Path) -> Path:
+    """Copy what the runner needs of this project into a folder: its notebooks and its grid."""
+    project = Path(__file__).parents[1]
+    shutil.copytree(project / "notebooks", root / "notebooks")
+    shutil.copy(project / "experiments.toml", root)
+    return root
 
 
 def edit(root: Path, old: str, new: str) -> None:

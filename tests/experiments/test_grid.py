@@ -129,7 +129,7 @@ def test_the_committed_profiles_have_what_their_comments_say():
     quick, full, smoke = (grid.load(name, ROOT) for name in ("quick", "full", "smoke"))
     made = {c.method for runs in smoke.notebooks.values() for c in runs}
     # one of each kind; every decision is tested on a tiny model
-    assert {"frozen", "lora", "textgrad", "fixed:SN", "neurosymbolic"} <= made
+    assert {"frozen", "lora", "textgrad", "neurosymbolic"} <= made
     assert {c.backbone for runs in smoke.notebooks.values() for c in runs} == {BACKBONE}
     assert len({c.run_id for runs in quick.notebooks.values() for c in runs}) <= 25
     assert min(c.seed for runs in full.notebooks.values() for c in runs) == 10
