@@ -25,7 +25,7 @@ from nslora.types import Prompt, Signal, StepRecord
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAPER = (ROOT / "paper" / "main.tex").read_text(encoding="utf-8")
-FOLDERS = [path.parent for path in sorted(ROOT.glob("results/**/records"))]
+FOLDERS = [path.parent for path in sorted(ROOT.glob("results/*/claims.json"))]
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -38,16 +38,21 @@ def between(text: str, mark: str) -> str:
 
 @each_folder
 def test_tables_and_claims_follow_from_the_records(folder: Path) -> None:
-    assert list((folder / "records").glob("*/run.json"))
+    assert report.begun(folder)
     assert report.verify(folder) == []
 
 
+def test_the_study_and_the_quick_profile_are_among_them() -> None:
+    assert {"full", "quick"} <= {folder.name for folder in FOLDERS}
+    assert list((ROOT / "results/quick/records").glob("*/run.json"))
+
+
 def test_the_readme_shows_what_the_records_say() -> None:
-    quick = ROOT / "results" / "quick"
+    quick, full = ROOT / "results" / "quick", ROOT / "results" / "full"
     assert between(README, "main-table") == str(report.show_table(quick)).strip()
     profiles = [grid.load(name, ROOT) for name in ("smoke", "quick", "full")]
     assert between(README, "sizes") == forecast.sizes(profiles).strip()
-    assert between(README, "claims-table") == str(report.readme_claims(quick)).strip()
+    assert between(README, "claims-table") == str(report.readme_claims(full)).strip()
     sys.path.append(str(ROOT / "tests" / "torture"))
     from harness import table  # pyright: ignore[reportMissingImports]
 
@@ -118,12 +123,20 @@ def test_no_weights_and_no_large_files_are_committed() -> None:
 def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
     paper = ROOT / "paper"
     for kind, name in re.findall(r"\\(input|includegraphics)(?:\[[^]]*\])?\{([^}]+)\}", PAPER):
+        if "#1" in name:  # of the study, where it is made
+            continue
         suffix = ".tex" if kind == "input" else ".pdf"
         assert (paper / name).with_suffix(suffix).exists(), name
     exploratory = (paper / "exploratory.tex").read_text(encoding="utf-8")
     defined = set(re.findall(r"\\newcommand\{\\(\w+)\}", exploratory))
     assert set(re.findall(r"\\(expl[A-Z]\w*)", PAPER)) == defined
     results = PAPER.split(r"\section{Results}")[1].split(r"\section{Limits}")[0]
+    full = (ROOT / "results" / "full" / "numbers.tex").read_text(encoding="utf-8")
+    known = set(re.findall(r"\\newcommand\{\\(\w+)\}", full))
+    # those of a claim, and of it on one backbone
+    stems = {re.sub(r"(Estimate|Low|High)(?=[A-Z]|$).*", "", name) for name in known}
+    named = set(re.findall(r"\\points\{(\w+)\}", results))
+    assert named and named <= stems
     body = re.sub(r"\[[^]]*\]|\d+\\%", "", results)
     assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"
 

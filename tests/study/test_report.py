@@ -34,7 +34,7 @@ def test_build_writes_every_kind_of_file(small: Path) -> None:
     kinds = ("success", "interaction", "cost_curves", "signal_traces", "ablations")
     kinds += ("threshold_sensitivity", "need_roc", "cost_parts")
     assert {f"{kind}.{end}" for kind in kinds for end in ("pdf", "png", "csv", "json")} <= names
-    tables = ("main", "claims", "factorial", "needs", "decided", "cost")
+    tables = ("main", "claims", "verdicts", "factorial", "needs", "decided", "cost")
     assert {f"{kind}.{end}" for kind in tables for end in ("md", "tex", "csv")} <= names
     assert {"claims.json", "numbers.tex"} <= names
     assert report.verify(small) == []
@@ -43,7 +43,7 @@ def test_build_writes_every_kind_of_file(small: Path) -> None:
 def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     made = {path.name for path in report.build(tmp_path)}
     assert made == {
-        f"{name}.{end}" for name in ("main", "claims") for end in ("md", "tex", "csv")
+        f"{name}.{end}" for name in ("main", "claims", "verdicts") for end in ("md", "tex", "csv")
     } | {
         "claims.json",
         "numbers.tex",

@@ -60,6 +60,12 @@ TREE_TABLES = {
     "first_moves": "Test success of beginning with the prompt minus that of beginning with the weights, points, each "
     "continued as is best on dev.",
 }
+JUDGED = (
+    "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
+    f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
+    f"intervals ({stats.KIND}; on trees an instance is a seed), of the comparison that is least above its bound; they "
+    "decide nothing."
+)
 TRACED = "one neurosymbolic run per backbone (its lowest seed), no interval"
 
 
@@ -138,19 +144,22 @@ def markdown(table: DataFrame) -> str:
 
 
 def latex(table: DataFrame) -> str:
-    """Return a display table as a booktabs tabular."""
+    """Return a display table as a booktabs tabular; an index of sentences is broken into lines."""
     bare = table.rename_axis(index=None, columns=[None] * table.columns.nlevels)
     if bare.columns.nlevels == 1:
         bare.columns = bare.columns.get_level_values(0)
-    style = {"multicolumn_format": "c", "column_format": "l" + "r" * table.shape[1]}
+    head = "p{9cm}" if table.index.str.endswith(".").any() else "l"
+    style = {"multicolumn_format": "c", "column_format": head + "r" * table.shape[1]}
     return bare.to_latex(escape=True, **style)
 
 
-def save_table(table: DataFrame, frame: DataFrame, stem: Path, text: str) -> list[Path]:
-    """Write `stem`.md and .tex (display) and .csv (the numbers); returns the paths."""
+def save_table(
+    table: DataFrame, frame: DataFrame, stem: Path, text: str, printed: DataFrame | None = None
+) -> list[Path]:
+    """Write `stem`.md and .tex (display; on paper `printed`, if given) and .csv (the numbers); returns the paths."""
     texts = {
         stem.with_suffix(".md"): f"{markdown(table)}\n{text}\n",
-        stem.with_suffix(".tex"): latex(table),
+        stem.with_suffix(".tex"): latex(table if printed is None else printed),
         stem.with_suffix(".csv"): frame.to_csv(**figures.CSV),
     }
     for path, content in texts.items():
@@ -180,21 +189,28 @@ def show_table(results: Path) -> Markdown:
     return Markdown(f"{markdown(main_table(all_records))}\n{note}\n")
 
 
-def readme_claims(results: Path) -> Markdown:
-    """Return Markdown of the claims for the README: verdict, that on each backbone, pooled estimate with interval."""
-    judged = claims.judged(load(results))
+def verdicts(judged: Json) -> DataFrame:
+    """Return the claims as text cells: verdict, that on each backbone, and the pooled estimate nearest to its bound."""
     rows = DataFrame(judged["claims"]).set_index("claim")
-    verdicts = DataFrame(rows.backbones.tolist(), rows.index).sort_index(axis=1)
-    table = rows[["verdict"]].join(verdicts).fillna(MISSING)
+    each = DataFrame(rows.backbones.tolist(), rows.index).sort_index(axis=1)
+    table = rows[["verdict"]].join(each).fillna(MISSING)
     for claim in judged["claims"]:
-        ran = [claims.points(row) for row in claims.pooled(claim) if row["n"]]
-        table.loc[claim["claim"], "pooled estimates"] = "; ".join(ran) or MISSING
-    said = (
-        "A claim holds if all its comparisons do on every backbone where they were run (intersection-union; one-sided "
-        f"tests at {stats.ALPHA:.1%}, Holm over the claims). Pooled estimates in points, with {stats.LEVEL:.0%} "
-        f"intervals ({stats.KIND}; on trees an instance is a seed); they decide nothing."
-    )
-    return Markdown(f"{markdown(table)}\n{said}\n")
+        table.loc[claim["claim"], "pooled estimate"] = least(claims.pooled(claim))
+    return table
+
+
+def least(rows: list[Json]) -> str:
+    """Return the estimate of the comparison that is least above its bound, and of how many it is."""
+    ran = [row for row in rows if row["n"]]
+    if not ran:
+        return MISSING
+    text = claims.points(min(ran, key=lambda row: row["estimate"] - row["bound"]))
+    return text if len(ran) == 1 else f"{text}, least of {len(ran)}"
+
+
+def readme_claims(results: Path) -> Markdown:
+    """Return Markdown of the claims and how they are judged, for the README."""
+    return Markdown(f"{markdown(verdicts(claims.judged(load(results))))}\n{JUDGED}\n")
 
 
 def plain(frame: DataFrame, index: str) -> DataFrame:
@@ -220,6 +236,8 @@ def build_tables(all_records: Records, judged: Json, out: Path) -> list[Path]:
     said = f"Points, {stats.LEVEL:.0%} intervals ({stats.KIND}), one-sided p before Holm."
     numbers = compared.drop(columns=[claims.SHOWN, "sentence"])
     paths += save_table(plain(shown, "claim"), numbers, out / "claims", said)
+    table = verdicts(judged)
+    paths += save_table(table, table.reset_index(), out / "verdicts", JUDGED)
     # name: frame, its columns across, its index
     grids = {
         "rules": (records.by_rule(all_records), ["backbone", "rule"], "method"),
@@ -264,7 +282,9 @@ def tree_tables(grown: Trees, out: Path) -> list[Path]:
         shown = numbers if rows is ... else numbers[rows]
         if len(shown):
             said = f"{TREE_TABLES[name]} {ON_TREES}"
-            paths += save_table(grid(shown, across, index), numbers, out / name, said)
+            table = grid(shown, across, index)
+            # the paper tells what tuning has not seen
+            paths += save_table(table, numbers, out / name, said, table.get("test"))
     spending = answers.spending(grown)
     shown = plain(spending[spending.backbone == answers.ALL], "router")
     said = "Means of a run, and what it spends: moves, tokens (trained, generated, the editor's), seconds."
@@ -479,23 +499,34 @@ def macro(*words: object) -> str:
 
 
 def numbers(all_records: Records, judged: Json) -> str:
-    """Return one \\newcommand per number: percentages of the main table, and verdicts and estimates of every claim."""
-    values: dict[str, str] = {"runs": str(len(all_records.runs))}
+    """Return one \\newcommand per number.
+
+    They are what is made of a study, percentages of the main table, and verdicts and estimates of every claim.
+    """
+    trees_left = sum(study == claims.SCHEDULES for study, _ in all_records.missing)
+    values: dict[str, str] = {
+        "runs": str(len(all_records.runs)),
+        "runsLeft": str(len(all_records.missing) - trees_left),
+        "trees": str(sum(all_records.trees.instances.split == "test")),
+        "treesLeft": str(trees_left),
+        "treesTuning": str(sum(all_records.trees.instances.split == "tuning")),
+    }
     for row in records.success(all_records).itertuples():
         name = macro("success", row.task, row.backbone, row.method)
         ends = {"": row.mean, "Low": row.low, "High": row.high}
         values |= {name + end: percent(value) for end, value in ends.items()}
     for claim in judged["claims"]:
         # over all backbones, then on each
-        verdicts = {"": claim["verdict"], **claim["backbones"]}
-        for backbone, said in verdicts.items():
-            values[macro("claim", claim["key"], "verdict", backbone)] = said
-        pooled = claims.pooled(claim)
-        for i, row in enumerate(pooled, 1):
-            name = macro("claim", claim["key"], i if len(pooled) > 1 else "")
+        said = {"": claim["verdict"], **claim["backbones"]}
+        for backbone, verdict in said.items():
+            values[macro("claim", claim["key"], "verdict", backbone)] = verdict
+        words = list(dict.fromkeys(row["comparison"] for row in claim["comparisons"]))
+        for row in claim["comparisons"]:
+            i = words.index(row["comparison"]) + 1 if len(words) > 1 else ""
+            where = "" if row["backbone"] == "all" else row["backbone"]
             for part in ("estimate", "low", "high"):
-                values[name + part.capitalize()] = percent(row[part])
-            values[f"{name}Seeds"] = str(row["n"])
+                values[macro("claim", claim["key"], i, part, where)] = percent(row[part])
+            values[macro("claim", claim["key"], i, "seeds", where)] = str(row["n"])
     return "".join(f"\\newcommand{{\\{name}}}{{{value}}}\n" for name, value in values.items())
 
 
