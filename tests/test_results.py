@@ -130,13 +130,11 @@ def test_the_paper_reads_what_exists_and_uses_only_generated_numbers() -> None:
     exploratory = (paper / "exploratory.tex").read_text(encoding="utf-8")
     defined = set(re.findall(r"\\newcommand\{\\(\w+)\}", exploratory))
     assert set(re.findall(r"\\(expl[A-Z]\w*)", PAPER)) == defined
-    results = PAPER.split(r"\section{Results}")[1].split(r"\section{Limits}")[0]
+    results = PAPER.split(r"\section{Results}")[1].split(r"\section{Threats")[0]
     full = (ROOT / "results" / "full" / "numbers.tex").read_text(encoding="utf-8")
-    known = set(re.findall(r"\\newcommand\{\\(\w+)\}", full))
-    # those of a claim, and of it on one backbone
-    stems = {re.sub(r"(Estimate|Low|High)(?=[A-Z]|$).*", "", name) for name in known}
-    named = set(re.findall(r"\\points\{(\w+)\}", results))
-    assert named and named <= stems
+    # of a claim on one backbone
+    named = set(re.findall(r"\\oneach\{(\w+)\}", PAPER))
+    assert named and all(f"\\{name}EstimateSmollmTwoOneThreeFiveM}}" in full for name in named)
     body = re.sub(r"\[[^]]*\]|\d+\\%", "", results)
     assert not re.search(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", body), "a result is typed by hand"
 
@@ -156,6 +154,18 @@ def test_the_paper_has_the_algorithm_and_the_methods_of_the_code() -> None:
         row = METHODS[name]
         assert (decision, needs) == (row.decision, row.needs)
         assert (targets, inputs) in ((row.targets, row.inputs), ("--", "--"))
+
+
+def test_the_paper_tells_the_settings_and_the_instances_of_the_study() -> None:
+    trees = grid.load("full", ROOT).schedules
+    told = re.findall(r"(?m)^\\SETTING\{(.+?)\}\{(.+?)\}", PAPER)
+    assert len(told) > 10
+    for name, value in told:
+        settings = {cfg.settings[name.replace("\\", "")] for cfg in trees if cfg.task == "mixed"}
+        # a second learning rate is told beside it, and the third is a family
+        assert float(value) in settings and (len(settings) == 1 or name == "lr"), name
+    families = re.findall(r"(?m)^\\FAMILY\{.+\}\{(.+?)\}\{(\d+)\}$", PAPER)
+    assert sum(len(backbones.split(", ")) * int(n) for backbones, n in families) == len(trees)
 
 
 @pytest.mark.parametrize("name", ["LOG.md", "LOG-speed.md"])

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from synthetic import write_record
 
 from nslora.study import claims, records, report
+from nslora.study.schedules import load
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,28 @@ def test_of_a_study_that_has_not_begun_only_its_trees_are_verified(tmp_path: Pat
     assert "test items disagree" in said
     (tmp_path / "full" / "claims.json").write_text("{}")
     assert "claims.json differs from what the records give." in report.verify(tmp_path / "full")
+
+
+def test_edits_and_signals_of_unseen_trees_are_counted(tmp_path: Path) -> None:
+    worth = {"": 0.0, "N": 0.5, "S": 0.25, "NN": 0.5, "NS": 0.25, "SN": 0.75, "SS": 0.75}
+    signals = {"N": {"c2": 1.0}, "NN": {"c1": -0.05, "c2": 0.4}, "SN": {"c1": -0.9, "c2": 0.6}}
+    for seed in (10, 100):  # of these tuning has seen one
+        write_tree(
+            tmp_path, worth.__getitem__, seed=seed, depth=2, signal=lambda s: signals.get(s, {})
+        )
+    assert report.tree_counts(load(tmp_path)) == {
+        "edits": 3,
+        "editsAccepted": 3,
+        "editsLost": 1,  # NS
+        "editsGained": 2,
+        "nodes": 3,
+        "nodesUnequal": 1,  # the start: after N, what N had is returned, and below S either move ends alike
+        "cOneNodes": 2,
+        "cOneSmall": 1,
+        "cTwoNodes": 3,
+        "cTwoSmall": 1,
+    }
+    assert report.tree_counts(load(tmp_path, "tuning")) == {}
 
 
 @pytest.mark.parametrize("method", ["neurosymbolic", "frozen"])

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from nslora.config import RunConfig
 from nslora.runs.store import write_json, write_text
 from nslora.study import (
     ablations,
@@ -39,7 +40,7 @@ MISSING = "-"
 MADE = ("tables", "figures", "remade")
 CAPTION = (
     "Test success (content and style both right), percent: mean [{level:.0%} interval, {kind}]; seeds: {n}. "
-    "`-`: not run; a value without an interval has one seed; where others have more style rules, how many it has."
+    "`-`: not run; a value without an interval has one seed; `k of m rules`: fewer style rules than others have."
 )
 CEILINGS = (
     " A ceiling is what a method reaches by construction at most: items that need the other kind of move are lost to "
@@ -498,6 +499,47 @@ def macro(*words: object) -> str:
     return name[:1].lower() + name[1:]
 
 
+def tree_counts(grown: Trees) -> dict[str, int]:
+    """Count what the nodes of trees that tuning has not seen say of edits and of the signal.
+
+    `edits` are symbolic moves; of the accepted ones, test success is lower (lost) or higher (gained) than before.
+    `nodes` are those that a move follows, unequal where the better move is known. C1 and C2 are small by the default
+    thresholds.
+    """
+    unseen = grown.instances.index[grown.instances.split == "test"]
+    nodes = grown.nodes[grown.nodes.index.isin(unseen, level="instance")]
+    if nodes.empty:
+        return {}
+    after = DataFrame(
+        {
+            "move": nodes.index.get_level_values("schedule").str[-1:],
+            "parent": [(instance, schedule[:-1]) for instance, schedule in nodes.index],
+            # None after a numerical move
+            "accepted": nodes.accepted.eq(True),
+            "success": nodes["test.success"],
+        }
+    )
+    after["change"] = after.success - after.parent.map(after.success)
+    edits = after[after.move == "S"]
+    accepted = edits[edits.accepted]
+    cues = answers.cues_of(grown)
+    inner = cues[(cues.cue == answers.MOVE_NUMBER) & cues.instance.isin(unseen)]
+    numerical, default = nodes[after.move == "N"], RunConfig()
+    c1, c2 = numerical["signal.c1"].dropna(), numerical["signal.c2"].dropna()
+    return {
+        "edits": len(edits),
+        "editsAccepted": len(accepted),
+        "editsLost": sum(accepted.change < 0),
+        "editsGained": sum(accepted.change > 0),
+        "nodes": len(inner),
+        "nodesUnequal": sum(inner.prefers.abs() > 1e-9),
+        "cOneNodes": len(c1),
+        "cOneSmall": sum(c1 > -default.c1_eps),
+        "cTwoNodes": len(c2),
+        "cTwoSmall": sum(c2 < default.c2_eps),
+    }
+
+
 def numbers(all_records: Records, judged: Json) -> str:
     """Return one \\newcommand per number.
 
@@ -510,6 +552,7 @@ def numbers(all_records: Records, judged: Json) -> str:
         "trees": str(sum(all_records.trees.instances.split == "test")),
         "treesLeft": str(trees_left),
         "treesTuning": str(sum(all_records.trees.instances.split == "tuning")),
+        **{name: str(n) for name, n in tree_counts(all_records.trees).items()},
     }
     for row in records.success(all_records).itertuples():
         name = macro("success", row.task, row.backbone, row.method)
