@@ -33,9 +33,12 @@ from nslora.study import (
 )
 from nslora.study.records import Records, load
 from nslora.study.schedules import Trees, answers, trees
+from nslora.study.schedules.routers import inner_nodes
 from nslora.types import Json
 
 MISSING = "-"
+# characters of a row's name that a printed table has on one line
+LINE = 50
 # folders that hold nothing but what is made from the records
 MADE = ("tables", "figures", "remade")
 CAPTION = (
@@ -145,11 +148,11 @@ def markdown(table: DataFrame) -> str:
 
 
 def latex(table: DataFrame) -> str:
-    """Return a display table as a booktabs tabular; an index of sentences is broken into lines."""
+    """Return a display table as a booktabs tabular; long names of rows are broken into lines."""
     bare = table.rename_axis(index=None, columns=[None] * table.columns.nlevels)
     if bare.columns.nlevels == 1:
         bare.columns = bare.columns.get_level_values(0)
-    head = "p{9cm}" if table.index.str.endswith(".").any() else "l"
+    head = "p{9cm}" if max(map(len, table.index), default=0) > LINE else "l"
     style = {"multicolumn_format": "c", "column_format": head + "r" * table.shape[1]}
     return bare.to_latex(escape=True, **style)
 
@@ -522,8 +525,8 @@ def tree_counts(grown: Trees) -> dict[str, int]:
     after["change"] = after.success - after.parent.map(after.success)
     edits = after[after.move == "S"]
     accepted = edits[edits.accepted]
-    cues = answers.cues_of(grown)
-    inner = cues[(cues.cue == answers.MOVE_NUMBER) & cues.instance.isin(unseen)]
+    inner = inner_nodes(grown)
+    inner = inner[inner.instance.isin(unseen)]
     numerical, default = nodes[after.move == "N"], RunConfig()
     c1, c2 = numerical["signal.c1"].dropna(), numerical["signal.c2"].dropna()
     return {
